@@ -1,0 +1,221 @@
+"""What happens around a training step: the average of the weights, checkpoints and stopping, previews, progress, metrics."""
+
+import contextlib
+import csv
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers.logger import Logger
+from torch import Tensor
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from DiffusionModel import DiffusionModel, generator
+
+PREVIEW = 3  # what randomness is for: beside TRAIN, VALIDATE and DROPOUT in DiffusionModel
+
+
+class Ema(pl.Callback):
+    """Exponential moving average of the parameters, appendix B of Ho et al. 2020: what is sampled from.
+
+    The decay is min(0.9999, (1 + n) / (10 + n)) at update n, so that a short run is not an average of its initialization.
+    It is kept beside the live weights, never written into them, and stored under the checkpoint's key "ema".
+    """
+
+    def __init__(self, decay: float = 0.9999):
+        self.decay, self.n = decay, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        live = dict(pl_module.unet.named_parameters())  # type: ignore[union-attr, operator]
+        kept = self.weights or live
+        self.weights = {name: kept[name].detach().clone().to(p.device) for name, p in live.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        decay = min(self.decay, (1 + self.n) / (10 + self.n))
+        torch._foreach_lerp_([*self.weights.values()], [*pl_module.unet.parameters()], 1 - decay)  # type: ignore[union-attr, operator]
+        self.n += 1
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema"] = {"n": self.n, "weights": self.weights}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.n, self.weights = checkpoint["ema"]["n"], checkpoint["ema"]["weights"]
+
+    @contextlib.contextmanager
+    def applied(self, model: DiffusionModel) -> Iterator[None]:
+        """Within the block the model has the averaged weights, in eval mode; after it, its own again, bit for bit."""
+        live, training = {name: p.detach().clone() for name, p in model.unet.named_parameters()}, model.training
+        try:
+            model.unet.load_state_dict(self.weights)
+            model.eval()
+            yield
+        finally:
+            model.unet.load_state_dict(live)
+            model.train(training)
+
+
+class Checkpoints(pl.Callback):
+    """Saves every `every` steps, when training ends, and when it is stopped: by Ctrl-C, SIGTERM, SIGUSR1 or `max_time`.
+
+    A signal only sets a flag; the save is at the next step's end. All saves are here, at one point of Lightning's loop.
+    The newest `keep` are kept. `max_time` (seconds) counts over resumed runs. `stopped_by` is the signal, or None.
+    """
+
+    def __init__(self, folder: Path, every: int, max_time: float | None = None, keep: int = 2):
+        self.folder, self.every, self.max_time, self.keep = folder, every, max_time, keep
+        self.stopped_by: signal.Signals | None = None
+        self.elapsed, self.started = 0.0, time.monotonic()
+        self.saved: Path | None = None
+        self.replaced: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Lightning has set its own by now
+            self.replaced[name] = signal.signal(name, self.remember)
+        self.started = time.monotonic()
+
+    def remember(self, number: int, frame: Any) -> None:
+        self.stopped_by = self.stopped_by or signal.Signals(number)
+
+    def seconds(self) -> float:
+        return self.elapsed + time.monotonic() - self.started
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if self.stopped_by:
+            trainer.limit_val_batches = 0  # out at once: no validation on the way
+        if self.stopped_by or step == trainer.max_steps or (self.max_time and self.seconds() >= self.max_time):
+            trainer.should_stop = True
+        if trainer.should_stop or step % self.every == 0:
+            self.saved = self.folder / f"step_{step:08d}.ckpt"
+            trainer.save_checkpoint(self.saved, weights_only=False)
+            for old in sorted(self.folder.glob("step_*.ckpt"))[:-self.keep]:
+                old.unlink()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for name, handler in self.replaced.items():
+            signal.signal(name, handler)
+        self.replaced = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.elapsed = state_dict["elapsed"]
+
+
+class Preview(pl.Callback):
+    """`folder/step_*.png` after every validation: 36 samples of the averaged weights, always from the same noise.
+
+    They take `steps` strided steps of Algorithm 2 with the small variance, a fraction of the paper's T: a look, not a result.
+    """
+
+    def __init__(self, folder: Path, ema: Ema, count: int = 36, steps: int = 50):
+        self.folder, self.ema, self.count, self.steps = folder, ema, count, steps
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModel)
+        model, net, device = pl_module, pl_module.unet, pl_module.device
+        random = generator(device, model.seed, PREVIEW)
+        shape = (self.count, net.depth, net.size, net.size)
+        times = torch.linspace(model.T, 0, min(self.steps, model.T) + 1).round().long().tolist()
+        x, variance = torch.randn(shape, generator=random, device=device), model.variance
+        with self.ema.applied(model):
+            model.variance = "small"  # the large one is far worse in few steps
+            for t, s in zip(times, times[1:]):
+                z = torch.randn(shape, generator=random, device=device)
+                x = model.denoise_sample(x, *(torch.full((self.count,), u, device=device) for u in (t, s)), z)
+            model.variance = variance
+        write_grid(x, self.folder / f"step_{trainer.global_step:08d}.png")
+
+
+def write_grid(images: Tensor, path: Path) -> None:
+    """Images (N,C,H,W) in [-1,1] as one PNG, in the one fixed value range."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.tmp.{os.getpid()}.png")
+    save_image(images, temporary, nrow=round(len(images) ** 0.5), normalize=True, value_range=(-1, 1))
+    temporary.replace(path)
+
+
+class Progress(pl.Callback):
+    """One line for the whole run: steps, mean loss since the last look, images a second, time left.
+
+    A terminal is refreshed twice a second, a log file gets a line a minute. The loss is read from the device only then.
+    """
+
+    def __init__(self, batch_size: int, checkpoints: Checkpoints):
+        self.batch_size, self.checkpoints = batch_size, checkpoints
+        self.pause = 0.5 if sys.stderr.isatty() else 60.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step",
+                        mininterval=self.pause, maxinterval=self.pause, dynamic_ncols=True,
+                        bar_format="{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} steps{postfix}")
+        self.loss: Tensor | float = 0.0
+        self.steps, self.since = 0, time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        self.loss, self.steps = self.loss + outputs["loss"].detach(), self.steps + 1
+        now = time.monotonic()
+        self.bar.update(1)
+        if now - self.since >= self.pause or trainer.should_stop:
+            rate = self.steps / (now - self.since)
+            left = (trainer.max_steps - trainer.global_step) / rate
+            if self.checkpoints.max_time:
+                left = min(left, self.checkpoints.max_time - self.checkpoints.seconds())
+            self.bar.set_postfix_str(f"loss {float(self.loss) / self.steps:.4f}, {rate * self.batch_size:.0f} images/s, "
+                                     f"{tqdm.format_interval(max(0, left))} left", refresh=sys.stderr.isatty())
+            self.loss, self.steps, self.since = 0.0, 0, now
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.write(f"step {trainer.global_step}: validation loss {float(trainer.callback_metrics['val_loss']):.4f}", sys.stderr)
+        self.steps, self.loss, self.since = 0, 0.0, time.monotonic()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class MetricsCsv(Logger):
+    """`metrics.csv`, a row a logged step, written whole with every checkpoint and validation. What an earlier part of
+    the run wrote is kept up to the step from which it goes on."""
+
+    def __init__(self, path: Path, resumed_step: int):
+        super().__init__()
+        self.path, self.rows = path, dict[int, dict[str, Any]]()
+        if path.is_file():
+            with open(path, newline="") as file:
+                self.rows = {int(row["step"]): row for row in csv.DictReader(file) if int(row["step"]) <= resumed_step}
+
+    name = version = ""
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass  # they are in config.json
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        done = (step or 0) + 1  # Lightning's step counts from 0; a row says how many steps were done
+        row = self.rows.setdefault(done, {"step": done})
+        row.update({name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"})
+        if "val_loss" in metrics:
+            self.save()
+
+    def save(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        temporary = self.path.with_name(f"{self.path.name}.tmp.{os.getpid()}")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns or ["step"])
+            writer.writeheader()
+            writer.writerows(row for _, row in sorted(self.rows.items()))
+        temporary.replace(self.path)
+
+    def finalize(self, status: str) -> None:
+        self.save()

@@ -1,0 +1,264 @@
+"""Images as tensors in [-1, 1], and the order in which batches are served.
+
+    data = DiffSet(train=True, dataset_name="FashionMNIST")      # or "mnist", "cifar10", "shapes", a folder, an .npz file
+    data[0]                                                      # float32 (1,32,32) in [-1, 1]
+    for x, y in Batches(data, batch_size=128, seed=0): ...       # x (128,1,32,32), y (128,)
+
+Every dataset except the procedural `shapes` is decoded once into `<root>/<name>.npz` and read from there afterwards:
+`train_images` uint8 (N,H,W,C), `train_labels` (N,), `test_images`, `test_labels` and optionally `classes`.
+
+Letters in the shape columns: N images, B batch, C channels, H and W height and width.
+"""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+NAMES = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "shapes": "shapes"}
+SHAPES = ("circle", "triangle", "square", "pentagon", "star")
+CLASSES = {
+    "mnist": tuple("0123456789"),
+    "fashionmnist": ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "shapes": SHAPES,
+}
+
+
+class DiffSet(torch.utils.data.Dataset):
+    """One split of a dataset, all of it in memory as uint8.
+
+    dataset_name: MNIST, FashionMNIST, CIFAR10 (downloaded by torchvision), shapes (drawn here), the path of a folder of
+    images (`class/image.png` or flat) or of an `.npz` file. Folders and files without a test split keep every tenth
+    image, 10,000 at most, for testing. image_size: height and width; 28 is padded to 32 with black, all else is resized
+    and centre-cropped.
+
+    .images uint8 (N,C,size,size), .labels int64 (N,), .classes names, .size, .depth (1 or 3), .flip: whether a mirrored
+    image is as good as the original, .name. Raises ValueError or OSError with a one-line message.
+    """
+
+    def __init__(self, train: bool, dataset_name: str, root: str = "data", image_size: int = 32):
+        key = dataset_name.lower()
+        path = Path(dataset_name).expanduser()
+        if key == "shapes":
+            self.images, self.labels = draw_shapes(20_000 if train else 2_000, image_size, seed=0 if train else 1)
+            self.name, self.classes, self.flip = key, SHAPES, False
+        else:
+            if key in NAMES:
+                self.name, file = key, npz_of_known(key, Path(root))
+            elif path.is_dir():
+                self.name, file = path.resolve().name, npz_of_folder(path, Path(root), image_size)
+            elif path.suffix == ".npz" and path.is_file():
+                self.name, file = path.stem, path
+            else:
+                guess = difflib.get_close_matches(key, NAMES, n=1)
+                raise ValueError(f"unknown dataset {dataset_name!r}" + (f", did you mean {guess[0]}?" if guess else "")
+                                 + f" Give {', '.join(NAMES)}, a folder of images or an .npz file")
+            arrays = read_npz(file)
+            images, labels = split(arrays, train, file)
+            self.images = torch.from_numpy(fit(images, image_size).transpose(0, 3, 1, 2).copy())   # (N,C,size,size)
+            self.labels = torch.from_numpy(labels.astype(np.int64))
+            self.classes = CLASSES.get(key) or tuple(map(str, arrays.get("classes", range(int(self.labels.max()) + 1))))
+            self.flip = key not in ("mnist", "fashionmnist")
+        self.size, self.depth = image_size, self.images.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index].float() / 127.5 - 1                            # (C,size,size)
+
+
+class Batches:
+    """Batches of a `DiffSet`, without worker processes: x float32 (B,C,H,W) in [-1,1] and labels y (B,), on `device`.
+
+    For training (`shuffle`), epoch e goes through the images in a permutation seeded by (seed, e) and drops what does
+    not fill a batch; `flip` mirrors each image with probability 1/2, drawn with the permutation. Otherwise the first
+    `limit` images come in their order, the last batch smaller. The images lie on the device as uint8, so a step moves
+    nothing.
+
+    `state_dict` is the position (epoch, batch) behind the last batch served. After `load_state_dict` the next pass
+    goes on from there. Raises ValueError where a training batch does not fit in the dataset.
+    """
+
+    def __init__(self, data: DiffSet, batch_size: int, seed: int = 0, shuffle: bool = True, flip: bool = False,
+                 limit: int | None = None, device: str | torch.device = "cpu"):
+        self.count = min(limit or len(data), len(data))
+        if shuffle and batch_size > self.count:
+            raise ValueError(f"batch size {batch_size} is more than the {self.count} images of {data.name}: "
+                             f"choose a batch size of {self.count} or less")
+        self.images, self.labels = data.images[:self.count].to(device), data.labels[:self.count].to(device)
+        self.batch_size, self.seed, self.shuffle, self.flip = batch_size, seed, shuffle, flip
+        self.epoch = self.batch = 0
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self.count // self.batch_size if self.shuffle else -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, mirror = torch.arange(self.count), torch.zeros(self.count, dtype=torch.bool)
+        if self.shuffle:
+            random = np.random.default_rng((self.seed, self.epoch))
+            order = torch.from_numpy(random.permutation(self.count))             # (N,)
+            mirror = torch.from_numpy(random.random(self.count) < 0.5)           # (N,)
+        order, mirror = order.to(self.images.device), mirror.to(self.images.device)
+        first = self.batch if self.shuffle else 0
+        for batch in range(first, len(self)):
+            chosen = order[batch * self.batch_size:(batch + 1) * self.batch_size]
+            x = self.images[chosen].float().div_(127.5).sub_(1)                  # (B,C,H,W)
+            if self.flip:
+                x = torch.where(mirror[chosen, None, None, None], x.flip(3), x)
+            if self.shuffle:
+                self.epoch, self.batch = (self.epoch, batch + 1) if batch + 1 < len(self) else (self.epoch + 1, 0)
+            yield x, self.labels[chosen]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+
+# ---- from files to <root>/<name>.npz ------------------------------------------------------------------------------
+
+
+def npz_of_known(key: str, root: Path) -> Path:
+    """The .npz of MNIST, FashionMNIST or CIFAR10; where it is missing it is made, from torchvision's verified download."""
+    file = root / f"{key}.npz"
+    if not file.is_file():
+        from torchvision import datasets  # slow to import, and not needed once the file is there
+        try:
+            make = getattr(datasets, NAMES[key])
+            splits = {split: make(root, train=split == "train", download=True) for split in ("train", "test")}
+        except Exception as error:  # torchvision raises whatever its download ran into: URLError, RuntimeError, ...
+            where = "" if key == "cifar10" else f", or the four *-ubyte files in {root / NAMES[key] / 'raw'}"
+            raise OSError(f"cannot download {NAMES[key]} ({one_line(error)}): place {file} there by hand "
+                          f"(train_images uint8 (N,H,W,C), train_labels, test_images, test_labels){where}") from None
+        write_npz(file, {f"{split}_{part}": array for split, data in splits.items() for part, array in {
+            "images": np.asarray(data.data).reshape(len(data), *data.data.shape[1:3], -1),  # (N,H,W,C)
+            "labels": np.asarray(data.targets, dtype=np.int64)}.items()})
+    return file
+
+
+def npz_of_folder(folder: Path, root: Path, image_size: int) -> Path:
+    """The .npz of a folder of images, decoded anew when a file in it was added, removed or changed."""
+    known = Image.registered_extensions()
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known and not p.name.startswith("."))
+    if not paths:
+        raise ValueError(f"no image in {folder}: expected class/image.png or image.png")
+    relative = [p.relative_to(folder) for p in paths]
+    stamp = hashlib.sha256(repr([(str(r), (s := p.stat()).st_size, s.st_mtime_ns) for r, p in zip(relative, paths)]).encode())
+    file = root / f"{folder.resolve().name}-{image_size}-{stamp.hexdigest()[:8]}.npz"
+    if not file.is_file():
+        names = [r.parts[0] if len(r.parts) > 1 else "" for r in relative]
+        classes = sorted(set(names))
+        images = np.stack([decode(p, image_size) for p in tqdm(paths, desc=f"decoding {folder}", unit=" images")])
+        if (images == images[..., :1]).all():
+            images = images[..., :1]                                             # every image is gray: (N,H,W,1)
+        write_npz(file, {"train_images": images, "train_labels": np.array([classes.index(n) for n in names], np.int64),
+                         "classes": np.array(classes)})
+    return file
+
+
+def decode(path: Path, image_size: int) -> np.ndarray:
+    """An image file of any mode and size -> uint8 (image_size, image_size, 3); what is transparent becomes white."""
+    try:
+        image = ImageOps.exif_transpose(Image.open(path))
+        if image.mode.startswith(("I", "F")):                                    # 16 bits and more: full range to 0..255
+            wide = np.asarray(image, dtype=np.float64)
+            image = Image.fromarray((wide * (255 / max(65535.0, wide.max()))).clip(0, 255).round().astype(np.uint8))
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({one_line(error)}): repair or remove it") from None
+
+
+def write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.stem}.tmp.{os.getpid()}.npz")
+    try:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_npz(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise ValueError(f"{file} cannot be read as an .npz file ({one_line(error)}): remove it, or place it anew") from None
+
+
+def split(arrays: dict[str, np.ndarray], train: bool, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N,H,W,C) and labels (N,) of one split, checked."""
+    held_out = "test_images" not in arrays
+    prefix = "train" if train or held_out else "test"
+    images = arrays.get(f"{prefix}_images", arrays.get("arr_0"))
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
+        raise ValueError(f"{file} must hold {prefix}_images, uint8 (N,H,W,1) or (N,H,W,3), and holds "
+                         + (", ".join(f"{k} {v.dtype} {v.shape}" for k, v in arrays.items()) or "nothing"))
+    labels = arrays.get(f"{prefix}_labels", np.zeros(len(images), np.int64))
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ValueError(f"{file}: {prefix}_labels must be {len(images)} whole numbers from 0, not {labels.dtype} {labels.shape}")
+    if held_out and len(images) > 1:
+        every = max(10, -(-len(images) // 10_000))
+        test = np.arange(len(images)) % every == min(every, len(images)) - 1
+        images, labels = (images[~test], labels[~test]) if train else (images[test], labels[test])
+    return images, labels
+
+
+def fit(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (N,H,W,C) -> (N,size,size,C): 28 is padded to 32 with black; other sizes are resized and centre-cropped."""
+    if images.shape[1:3] == (size, size):
+        return images
+    if images.shape[1:3] == (28, 28) and size == 32:
+        return np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    resized = [ImageOps.fit(Image.fromarray(i.squeeze()), (size, size), Image.Resampling.LANCZOS) for i in images]
+    return np.stack([np.asarray(i) for i in resized]).reshape(len(images), size, size, -1)
+
+
+def one_line(error: Any) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+# ---- the procedural dataset -----------------------------------------------------------------------------------------
+
+
+def draw_shapes(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` images of one coloured shape on a darker ground: uint8 (N,3,size,size) and its kind (N,).
+
+    Image i depends on (seed, i) alone. The edge is a function rho of the angle, so that all kinds are drawn at once.
+    """
+    u = np.stack([np.random.default_rng((seed, i)).random(10) for i in range(count)]).astype(np.float32)   # (N,10)
+    kind = (u[:, 0] * len(SHAPES)).astype(np.int64)                              # (N,)
+    radius = 0.18 + 0.14 * u[:, 1]                                               # of the image's side
+    place = radius[:, None] + (1 - 2 * radius[:, None]) * u[:, 2:4]              # (N,2)  all of it inside
+    ink, ground = 0.35 + 0.65 * u[:, 4:7], 0.3 * u[:, 7:10]                      # (N,3)
+    ink[np.arange(count), (u[:, 4] * 7919 % 3).astype(int)] = 1.0                # one channel full: a bright colour
+    turn = 2 * np.pi * (u[:, 1] * 7919 % 1)
+    images = np.empty((count, 3, size, size), np.uint8)
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
+    for part in np.array_split(np.arange(count), -(-count // 1000)):             # a thousand at a time bounds the memory
+        x, y = axis[None, None, :] - place[part, 0, None, None], axis[None, :, None] - place[part, 1, None, None]
+        angle = np.arctan2(y, x) - turn[part, None, None]                        # (n,size,size)
+        k = kind[part, None, None]
+        n = np.choose(k, [3, 3, 4, 5, 5]).astype(np.float32)                                        # corners
+        phi = np.abs((angle + np.pi / n) % (2 * np.pi / n) - np.pi / n)          # angle from the nearest corner
+        polygon = np.cos(np.pi / n) / np.cos(np.pi / n - phi)
+        star = 0.4 * np.sin(np.pi / 5) / (0.4 * np.sin(np.pi / 5 - phi) + np.sin(phi))
+        rho = radius[part, None, None] * np.where(k == 0, 0.85, np.where(k == 4, star, polygon))
+        cover = ((rho - np.hypot(x, y)) * size + 0.5).clip(0, 1)[:, None]        # (n,1,size,size)
+        colour = ink[part, :, None, None] * cover + ground[part, :, None, None] * (1 - cover)
+        images[part] = (colour * 255).round()
+    return torch.from_numpy(images), torch.from_numpy(kind)

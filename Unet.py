@@ -1,0 +1,206 @@
+"""The network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
+
+    x (B,C,H,W), t (B,), y (B,) or None  ->  (B,C,H,W)
+
+It knows nothing about noise: t is a number to embed, counted from 0 so that published weights load. The paper's CIFAR-10
+network is `Unet(depth=3, width=128, mults=(1, 2, 2, 2), attention=(16,), blocks=2, dropout=0.1)`: 35,746,307 parameters.
+
+Letters in the shape columns: B batch, C channels here, H and W height and width here, E = 4 * width the embedding.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def time_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding (Vaswani et al. 2017, section 3.5, as Ho et al. use it): t (B,) -> float32 (B, dim).
+
+    First the dim/2 sines, then the dim/2 cosines, of frequencies from 1 down to 1/10000, both included.
+    """
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
+    angles = t.float()[:, None] * frequencies                                # (B, dim/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)                    # (B, dim)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups as in the paper; where `channels` is no multiple of 32, the largest power of two that divides it."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm-SiLU-conv twice, the embedding added in between, and a shortcut. The last convolution starts at zero.
+
+    With `film` the embedding scales and shifts the second normalization instead of being added
+    (Nichol & Dhariwal 2021, "Improved DDPM", section 3: "scale-shift norm").
+    """
+
+    def __init__(self, in_channels: int, channels: int, embedding: int, dropout: float, film: bool):
+        super().__init__()
+        self.film = film
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.embed = nn.Linear(embedding, 2 * channels if film else channels)
+        self.norm2 = group_norm(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))                                # (B, channels, H, W)
+        e = self.embed(F.silu(embedding))[:, :, None, None]                  # (B, channels or twice that, 1, 1)
+        if self.film:
+            scale, shift = e.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + e)
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention over all H*W places, one head as in the paper; its last projection starts at zero."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        h = self.norm(x).flatten(2).transpose(1, 2)                          # (B, H*W, C)
+        q, k, v = self.qkv(h)[:, None].chunk(3, dim=-1)                      # 3 x (B, 1 head, H*W, C)
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0]                    # (B, H*W, C)
+        return x + self.out(h).transpose(1, 2).reshape(B, C, H, W)
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution; the padding stands right and below only, as TensorFlow's "SAME" gave it to the paper."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))                             # (B, C, H/2, W/2)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))   # (B, C, 2H, 2W)
+
+
+class Stage(nn.Module):
+    """A residual block and, where this resolution is one of the chosen, attention after it."""
+
+    def __init__(self, in_channels: int, channels: int, embedding: int, dropout: float, film: bool, attend: bool):
+        super().__init__()
+        self.block = ResidualBlock(in_channels, channels, embedding, dropout, film)
+        self.attention = Attention(channels) if attend else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
+
+
+class Unet(nn.Module):
+    """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout of 0.1.
+
+    depth: channels of the image. width: channels of the first level; level i has `width * mults[i]`.
+    attention: resolutions (in pixels of the feature map) with self-attention; the middle always has it.
+    blocks: residual blocks a level on the way down (one more on the way up). size: height and width of the image.
+    patch: side of the squares folded into channels at the input and unfolded at the output (space-to-depth); 1 is the
+    paper's, 2 makes everything about 4 times cheaper. film: see `ResidualBlock`. classes: number of labels, 0 for none.
+
+    Raises ValueError where the sizes do not divide.
+    """
+
+    def __init__(self, depth: int = 3, width: int = 128, mults: tuple[int, ...] = (1, 2, 2, 2),
+                 attention: tuple[int, ...] = (16,), blocks: int = 2, dropout: float = 0.0, size: int = 32,
+                 patch: int = 1, film: bool = False, classes: int = 0):
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        self.settings = settings                                             # Unet(**settings) is this network again
+        if size % (patch * 2 ** (len(mults) - 1)):
+            raise ValueError(f"image size {size} is not divisible by {patch * 2 ** (len(mults) - 1)} "
+                             f"(patch {patch}, halved {len(mults) - 1} times): choose another image size, mults or patch")
+        if width % 2 or width < 4:
+            raise ValueError(f"width {width} is not an even number of at least 4 (the time embedding is sines and cosines)")
+        self.depth, self.size, self.width, self.patch, self.classes = depth, size, width, patch, classes
+        E, channels, resolution = 4 * width, width, size // patch
+
+        def stage(in_channels: int, out_channels: int) -> Stage:
+            return Stage(in_channels, out_channels, E, dropout, film, resolution in attention)
+
+        self.time = nn.Sequential(nn.Linear(width, E), nn.SiLU(), nn.Linear(E, E))
+        self.label = nn.Embedding(classes + 1, E) if classes else None       # the last row means "no label"
+        self.conv_in = nn.Conv2d(depth * patch**2, width, 3, padding=1)
+
+        self.down, skips = nn.ModuleList(), [width]
+        for i, mult in enumerate(mults):
+            for _ in range(blocks):
+                self.down.append(stage(channels, width * mult))
+                skips.append(channels := width * mult)
+            if i < len(mults) - 1:
+                self.down.append(Downsample(channels))
+                skips.append(channels)
+                resolution //= 2
+
+        self.middle1 = Stage(channels, channels, E, dropout, film, attend=True)
+        self.middle2 = Stage(channels, channels, E, dropout, film, attend=False)
+
+        self.up = nn.ModuleList()
+        for i, mult in reversed(list(enumerate(mults))):
+            for _ in range(blocks + 1):
+                self.up.append(stage(channels + skips.pop(), width * mult))
+                channels = width * mult
+            if i > 0:
+                self.up.append(Upsample(channels))
+                resolution *= 2
+        assert not skips
+
+        self.norm_out = group_norm(channels)
+        self.conv_out = nn.Conv2d(channels, depth * patch**2, 3, padding=1)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """All initialization: Glorot's uniform and zero biases, as the paper's code has it; the last layer of every
+        residual branch and of the network is zero, so that each block starts as its shortcut and the output as zero.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.zeros_(module.weight)                                # every class starts as "no label"
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+            elif isinstance(module, Attention):
+                nn.init.zeros_(module.out.weight)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x (B, depth, size, size), t (B,) from 0, y (B,) labels or None -> (B, depth, size, size)."""
+        e = self.time(time_embedding(t, self.width))                         # (B, E)
+        if self.label is not None:
+            e = e + self.label(torch.full_like(t, self.classes) if y is None else y)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch))                   # (B, width, size/patch, size/patch)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, e) if isinstance(layer, Stage) else layer(h)
+            skips.append(h)
+        h = self.middle2(self.middle1(h, e), e)                              # (B, C, lowest, lowest)
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], dim=1), e) if isinstance(layer, Stage) else layer(h)
+        assert not skips
+        h = self.conv_out(F.silu(self.norm_out(h)))                          # (B, depth * patch^2, size/patch, ...)
+        return F.pixel_shuffle(h, self.patch)                                # (B, depth, size, size)

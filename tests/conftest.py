@@ -1,0 +1,61 @@
+"""What several tests share: a tiny dataset, a tiny trained run, the real datasets where they lie in data/."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+TINY = ["--width", "8", "--mults", "1,2", "--attention", "4", "--blocks", "1", "--image-size", "8", "--T", "20", "--batch-size", "8",
+        "--lr", "1e-3", "--warmup", "2", "--val-every", "6", "--val-images", "16", "--log-every", "1", "--save-every", "100",
+        "--device", "cpu", "--precision", "32", "--preset", "paper"]
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """60 colour images 8x8 with two labels, as an .npz."""
+    random = np.random.default_rng(0)
+    file = tmp_path_factory.mktemp("data") / "tiny.npz"
+    labels = random.integers(0, 2, 60)
+    images = (random.random((60, 8, 8, 3)) * 60 + 150 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(file, train_images=images, train_labels=labels, test_images=images[:20], test_labels=labels[:20])
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tmp_path_factory) -> Path:
+    """The run directory of 12 steps on `tiny_data`: T = 20, 8x8, three channels."""
+    import train
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    assert train.main(["--dataset", str(tiny_data), "--run-dir", str(run_dir), "--max-steps", "12", *TINY]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def real_root():
+    """A function: name of a real dataset -> the data folder that has it; the test is skipped, saying so, where none has."""
+    def find(name: str) -> str:
+        folder = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "none"}[name]
+        root = ROOT / "data"
+        if not (root / f"{name}.npz").is_file() and not (root / folder / "raw").is_dir():
+            pytest.skip(f"the real {name} is not in {root}")
+        return str(root)
+    return find
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function: run a script's main with arguments that it must refuse, with one line and status 2; -> that line."""
+    def check(main, *argv) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2
+        assert err.count("\n") == 1 and err.endswith("\n") and ": error: " in err, err
+        assert out == ""
+        return err
+    return check

@@ -1,0 +1,210 @@
+"""Datasets: decoded once, the right range, the order of batches."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import Dataset
+from Dataset import Batches, DiffSet
+
+
+def numbered(tmp_path, count=20, size=8) -> DiffSet:
+    """Image i is full of the value i."""
+    file = tmp_path / "numbered.npz"
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, size, size, 1))
+    np.savez(file, train_images=images, train_labels=np.arange(count), test_images=images, test_labels=np.arange(count))
+    return DiffSet(True, str(file), image_size=size)
+
+
+def values(x: torch.Tensor) -> list[int]:
+    return ((x[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+@pytest.mark.parametrize(("name", "depth", "classes"), [("MNIST", 1, "7"), ("FashionMNIST", 1, "sneaker"), ("CIFAR10", 3, "horse")])
+def test_the_real_datasets(real_root, name, depth, classes):
+    root = real_root(name.lower())
+    train, test = DiffSet(True, name, root), DiffSet(False, name.lower(), root)
+    assert (len(train), len(test)) == ((50_000 if name == "CIFAR10" else 60_000), 10_000)
+    assert train.size == 32
+    assert train.depth == depth
+    assert train.classes[7] == classes
+    assert train[5].shape == (depth, 32, 32)
+    assert train[5].dtype == torch.float32
+    assert float(min(train[i].min() for i in range(50))) == -1
+    assert float(max(train[i].max() for i in range(50))) == 1
+    assert set(train.labels.tolist()) == set(range(10))
+    assert train.flip == (name == "CIFAR10")
+    if depth == 1:                                               # padded, not resized
+        assert (train.images[:, :, :2] == 0).all()
+        assert (train.images[:, :, :, -2:] == 0).all()
+        from torchvision import datasets
+        assert torch.equal(train.images[:100, 0, 2:30, 2:30], getattr(datasets, name)(root).data[:100])
+
+
+def test_a_decoded_dataset_is_read_from_its_npz(tmp_path, monkeypatch):
+    """The file alone is enough: torchvision is not asked."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 1), dtype=np.uint8)
+    np.savez(tmp_path / "mnist.npz", train_images=images, train_labels=np.arange(30) % 10, test_images=images[:5], test_labels=np.arange(5))
+    data = DiffSet(True, "MNIST", str(tmp_path))
+    assert np.array_equal(data.images[:, 0, 2:30, 2:30], images[..., 0])
+    assert len(DiffSet(False, "mnist", str(tmp_path))) == 5
+
+
+def test_without_a_network_one_line_says_what_to_place_where(tmp_path, monkeypatch):
+    import urllib.request
+
+    def unreachable(*_, **__):
+        raise urllib.request.URLError("unreachable")
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    for name in ("mnist", "cifar10"):
+        with pytest.raises(OSError, match=rf"place .*{name}\.npz there by hand") as error:
+            DiffSet(True, name, str(tmp_path))
+        assert "\n" not in str(error.value)
+        assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_an_unknown_name_suggests_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match="did you mean fashionmnist"):
+        DiffSet(True, "fashion-mnist", str(tmp_path))
+
+
+def test_shapes_are_a_function_of_index_and_seed():
+    a, labels = Dataset.draw_shapes(40, 32, seed=0)
+    b, _ = Dataset.draw_shapes(10, 32, seed=0)
+    assert torch.equal(a[:10], b)
+    assert not torch.equal(a[:10], Dataset.draw_shapes(10, 32, seed=1)[0])
+    assert set(labels.tolist()) == set(range(5))
+    assert a.dtype == torch.uint8
+    bright = a.amax(dim=1) > 150                                  # the shape, well inside and of some size
+    assert (bright.sum((1, 2)) > 15).all()
+    assert not bright[:, 0].any()
+    assert not bright[:, :, -1].any()
+
+
+MODES = {"L": 90, "RGB": (90, 90, 90), "RGBA": (90, 90, 90, 255), "P": 3, "1": 1, "LA": (90, 255), "CMYK": (0, 0, 0, 100), "I;16": 20_000, "I": 30_000}
+
+
+def test_a_folder_of_any_mode_and_size(tmp_path):
+    for i, (mode, colour) in enumerate(MODES.items()):
+        (tmp_path / "mine" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        image = Image.new(mode, (20 + i, 41 - i), colour)
+        image.save(tmp_path / "mine" / f"class{i % 2}" / f"{i}.{'tiff' if mode in ('CMYK', 'I') else 'png'}")
+    Image.new("RGB", (50, 30), (255, 0, 0)).save(tmp_path / "mine" / "class0" / "red.jpg")
+    (tmp_path / "mine" / "class0" / "notes.txt").write_text("not an image")
+    data = DiffSet(True, str(tmp_path / "mine"), str(tmp_path / "data"), image_size=16)
+    assert data.depth == 3
+    assert data.size == 16
+    assert data.classes == ("class0", "class1")
+    assert len(data) == len(MODES) + 1 - 1                       # one of ten is held out
+    assert len(DiffSet(False, str(tmp_path / "mine"), str(tmp_path / "data"), image_size=16)) == 1
+    assert all(data[i].shape == (3, 16, 16) for i in range(len(data)))
+    before = list((tmp_path / "data").iterdir())
+    assert len(before) == 1
+    Image.new("RGB", (50, 30), (0, 255, 0)).save(tmp_path / "mine" / "class1" / "green.png")
+    assert len(DiffSet(True, str(tmp_path / "mine"), str(tmp_path / "data"), image_size=16)) == len(data) + 1
+
+
+def test_gray_folders_stay_gray_and_the_centre_is_kept(tmp_path):
+    picture = np.zeros((10, 30), np.uint8)
+    picture[:, 10:20] = 200                                      # the centre of a wide picture
+    (tmp_path / "gray").mkdir()
+    for i in range(3):
+        Image.fromarray(picture).save(tmp_path / "gray" / f"{i}.png")
+    data = DiffSet(True, str(tmp_path / "gray"), str(tmp_path / "data"), image_size=10)
+    assert data.depth == 1
+    assert (data.images == 200).all()
+
+
+def test_transparency_becomes_white_and_16_bits_keep_their_range(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (Dataset.decode(tmp_path / "clear.png", 8) == 255).all()
+    Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "wide.png")
+    assert (Dataset.decode(tmp_path / "wide.png", 8) == 128).all()
+
+
+@pytest.mark.parametrize("damage", ["text", "cut"])
+def test_a_corrupt_image_is_named_and_refused(tmp_path, damage):
+    (tmp_path / "mine").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "mine" / "a.png")
+    whole = (tmp_path / "mine" / "a.png").read_bytes()
+    (tmp_path / "mine" / "broken.png").write_bytes(b"no image" if damage == "text" else whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read") as error:
+        DiffSet(True, str(tmp_path / "mine"), str(tmp_path / "data"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("arrays", [{}, {"train_images": np.zeros((3, 8, 8), np.uint8)}, {"train_images": np.zeros((3, 8, 8, 3))},
+                                    {"train_images": np.zeros((3, 8, 8, 3), np.uint8), "train_labels": np.zeros(2, int)},
+                                    {"train_images": np.array([{}], dtype=object)}])
+def test_a_wrong_npz_is_refused_in_one_line(tmp_path, arrays):
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(ValueError, match=r"wrong\.npz") as error:
+        DiffSet(True, str(tmp_path / "wrong.npz"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_npz_is_refused(tmp_path):
+    numbered(tmp_path)
+    whole = (tmp_path / "numbered.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.npz cannot be read"):
+        DiffSet(True, str(tmp_path / "cut.npz"))
+
+
+def test_an_epoch_is_a_permutation_and_the_next_another(tmp_path):
+    batches = Batches(numbered(tmp_path), 4, seed=3)
+    epochs = [[v for x, _ in batches for v in values(x)] for _ in range(3)]
+    assert all(sorted(e) == list(range(20)) for e in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    again = Batches(numbered(tmp_path), 4, seed=3)
+    assert epochs[0] == [v for x, _ in again for v in values(x)]
+    assert epochs[0] != [v for x, _ in Batches(numbered(tmp_path), 4, seed=4) for v in values(x)]
+
+
+@pytest.mark.parametrize("served", [0, 2, 4, 5, 7, 10])
+def test_resume_goes_on_exactly(tmp_path, served):
+    """Also at the end of an epoch, and with flips; the order does not repeat after a resume."""
+    data = numbered(tmp_path)
+    data.images = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+    def stream(batches):
+        while True:
+            yield from batches
+
+    whole = stream(Batches(data, 4, seed=1, flip=True))
+    expected = [next(whole) for _ in range(15)]
+    first = Batches(data, 4, seed=1, flip=True)
+    part = stream(first)
+    for _ in range(served):
+        next(part)
+    second = Batches(data, 4, seed=1, flip=True)
+    second.load_state_dict(first.state_dict())
+    rest = stream(second)
+    for x, y in expected[served:]:
+        again = next(rest)
+        assert torch.equal(x, again[0])
+        assert torch.equal(y, again[1])
+
+
+def test_flips_mirror_about_half_of_the_images(tmp_path):
+    data = numbered(tmp_path)
+    data.images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    data.images[:, :, :, 0] = 255                                 # a left edge
+    right = [float(x[i, 0, 0, -1]) for _ in range(20) for x, _ in Batches(data, 4, seed=_, flip=True) for i in range(4)]
+    assert set(right) == {-1.0, 1.0}
+    assert 140 < right.count(1.0) < 260
+    assert all((x[:, 0, :, 0] == 1).all() for x, _ in Batches(data, 4))
+
+
+def test_validation_keeps_its_order_and_takes_all(tmp_path):
+    batches = Batches(numbered(tmp_path), 8, shuffle=False)
+    assert [values(x) for x, _ in batches] == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+    assert len(batches) == 3
+    assert [values(x) for x, _ in Batches(numbered(tmp_path), 8, shuffle=False, limit=3)] == [[0, 1, 2]]
+
+
+def test_a_batch_larger_than_the_dataset_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="choose a batch size of 20 or less"):
+        Batches(numbered(tmp_path), 21)

@@ -1,0 +1,37 @@
+"""One training on real images: the loss falls below a stated value, samples are closer to the data than noise is."""
+
+import numpy as np
+import torch
+
+import Checkpoint
+import Inference
+import train
+from Dataset import DiffSet
+
+STEPS = 300
+LOSS = 0.25        # PLACEHOLDER
+FACTOR = 2.0       # PLACEHOLDER
+
+
+def distance_to_nearest(images: torch.Tensor, data: torch.Tensor) -> float:
+    """Mean Euclidean distance from each image to the nearest of `data`: uint8 (N,C,H,W) both."""
+    a, b = (x.flatten(1).float() / 127.5 - 1 for x in (images, data))
+    return float(torch.cdist(a, b).amin(dim=1).mean())
+
+
+def test_it_learns_fashionmnist(real_root, tmp_path):
+    root = real_root("fashionmnist")
+    train.main(["--dataset", "fashionmnist", "--data-root", root, "--run-dir", str(tmp_path / "run"), "--preset", "laptop", "--device", "cpu",
+                "--precision", "32", "--max-steps", str(STEPS), "--val-every", str(STEPS), "--val-images", "256"])
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        header, *rows = [line.rstrip("\n").split(",") for line in file]
+    loss = float(rows[-1][header.index("val_loss")])
+    Inference.main(["--ckpt", str(tmp_path / "run"), "--num", "16", "--out", str(tmp_path / "out")])
+    samples = torch.from_numpy(np.load(tmp_path / "out" / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
+    noise = torch.from_numpy(np.load(tmp_path / "out" / "trajectory.npz")["frames"][0]).permute(0, 3, 1, 2)
+    real = DiffSet(True, "fashionmnist", root).images[:5000]
+    near, far = distance_to_nearest(samples, real), distance_to_nearest(noise, real)
+    print(f"validation loss {loss:.4f}; distance of samples {near:.2f}, of noise {far:.2f}, ratio {far / near:.2f}; "
+          f"EMA of {Checkpoint.read(tmp_path / 'run')['ema']['n']} steps")
+    assert loss < LOSS
+    assert far / near > FACTOR

@@ -1,0 +1,54 @@
+"""run.sh: one command from nothing to a GIF, with the interpreter that runs the tests."""
+
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+QUICK = ["--image-size", "8", "--width", "8", "--mults", "1,2", "--T", "40", "--max-steps", "4", "--val-every", "4", "--val-images", "8",
+         "--batch-size", "4"]
+
+
+def run(cwd, *argv, **environment):
+    return subprocess.run(["bash", str(ROOT / "run.sh"), *map(str, argv)], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": sys.executable, **environment})
+
+
+def test_from_nothing_to_a_gif_and_again(tmp_path, tiny_data):
+    for again in (False, True):
+        done = run(tmp_path, tiny_data, "--run-dir", tmp_path / "run", *QUICK)
+        assert done.returncode == 0, done.stderr
+        assert ("already trained" in done.stdout) == again
+    assert {p.name for p in (tmp_path / "run" / "images").iterdir()} == {
+        "trajectory.npz", "samples.npz", *(f"{kind}t{t}.png" for t in ("0000", "0002", "0020", "0040") for kind in ("", "x0_"))}
+    assert (tmp_path / "run" / "denoise.gif").stat().st_size > 1000
+    assert str(tmp_path / "run") in done.stdout.split("== done")[1]
+
+
+def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
+    """With a stand-in for srun; the job's copy of the file lies elsewhere, as SLURM's does."""
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $2"\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    (tmp_path / "slurm_script").write_text((ROOT / "run.sh").read_text())
+    done = subprocess.run(["bash", str(tmp_path / "slurm_script"), str(tiny_data), "--run-dir", str(tmp_path / "run"), *QUICK], cwd=tmp_path,
+                          capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable, "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "bash",
+                                                               "SLURM_SUBMIT_DIR": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("srun ")] == ["srun train.py", "srun Inference.py", "srun make_gif.py"]
+
+
+def test_it_stops_where_training_is_refused(tmp_path):
+    done = run(tmp_path, "nist")
+    assert done.returncode == 2
+    assert "did you mean mnist?" in done.stderr
+    assert "sampling" not in done.stdout
+
+
+def test_setup_and_help(tmp_path):
+    shown = run(tmp_path, "--help")
+    assert "sbatch run.sh cifar10" in shown.stdout
+    assert "SBATCH --" not in shown.stdout
+    ready = run(tmp_path, "setup", "shapes")
+    assert ready.returncode == 0
+    assert "shapes is ready: 20,000 images" in ready.stdout

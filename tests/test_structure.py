@@ -1,0 +1,59 @@
+"""The house: which room may import which, and habits that a machine can check."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+MAY_IMPORT = {
+    "Dataset": set(),
+    "Unet": set(),
+    "DiffusionModel": {"Unet"},
+    "Sampler": set(),
+    "Checkpoint": {"DiffusionModel"},
+    "Callbacks": {"DiffusionModel"},
+    "train": {"Dataset", "DiffusionModel", "Checkpoint", "Callbacks"},
+    "Inference": {"DiffusionModel", "Sampler", "Checkpoint"},
+    "make_gif": set(),
+}
+FILES = sorted(ROOT.glob("*.py"))
+
+
+def test_every_module_has_a_room():
+    assert {file.stem for file in FILES} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_imports_go_one_way(file):
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert imported & MAY_IMPORT.keys() <= MAY_IMPORT[file.stem]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_no_flag_is_true_for_the_word_false_and_no_pickle_is_run(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.keyword):
+            assert not (node.arg == "type" and isinstance(node.value, ast.Name) and node.value.id == "bool")
+            assert not (node.arg == "weights_only" and "load" in file.stem.lower())
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+            options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            assert options.get("weights_only") is True or options.get("allow_pickle") is False, ast.unparse(node)
+
+
+@pytest.mark.parametrize("script", ["train.py", "Inference.py", "make_gif.py"])
+def test_help_and_typing_errors_do_not_wait_for_torch(script):
+    code = ("import sys, runpy; sys.modules['torch'] = None; sys.modules['pytorch_lightning'] = None; "
+            f"sys.argv = ['{script}', sys.argv[1]]; runpy.run_path('{script}', run_name='__main__')")
+    shown = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert f"python {script}" in shown.stdout
+    wrong = subprocess.run([sys.executable, "-c", code, "--no-such-flag"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1

@@ -1,0 +1,281 @@
+"""Training: what a run leaves, exact resume, the average of the weights, signals, refusals."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY
+from PIL import Image
+
+import Callbacks
+import Checkpoint
+import train
+from DiffusionModel import DiffusionModel
+
+
+def fit(data, run_dir, *extra) -> int:
+    return train.main(["--dataset", str(data), "--run-dir", str(run_dir), *TINY, *map(str, extra)])
+
+
+def losses(run_dir) -> dict[int, str]:
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return {int(row["step"]): row["train_loss"] for row in csv.DictReader(file) if row["train_loss"]}
+
+
+def contents(run_dir) -> dict:
+    file = Checkpoint.newest(run_dir)
+    assert file is not None
+    return torch.load(file, weights_only=True)
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_what_it_promises(tiny_run):
+    assert [p.name for p in sorted((tiny_run / "checkpoints").iterdir())] == ["step_00000012.ckpt"]
+    assert {p.name for p in (tiny_run / "samples").iterdir()} == {"real.png", "step_00000006.png", "step_00000012.png"}
+    assert Image.open(tiny_run / "samples" / "step_00000012.png").size == (62, 62)
+    assert list((tiny_run / "tensorboard").glob("events*"))
+    config = json.loads((tiny_run / "config.json").read_text())
+    assert config["settings"]["width"] == 8
+    with open(tiny_run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert all(float(row["train_loss"]) > 0 for row in rows)
+    assert [bool(row["val_loss"]) for row in rows] == [i in (5, 11) for i in range(12)]
+    assert float(rows[5]["val_loss_t19-20"]) > 0
+    assert not list(tiny_run.rglob("*.tmp.*"))
+
+
+@pytest.mark.parametrize(("dropout", "at"), [(0, 5), (0.3, 6), (0, 7), (0.3, 9)])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_data, tmp_path, dropout, at):
+    """Every loss and every weight, the average too, to the last bit; 7 batches an epoch, validation at 6 and 12."""
+    options = ("--dropout", dropout, "--flip")
+    fit(tiny_data, tmp_path / "whole", "--max-steps", 17, *options)
+    fit(tiny_data, tmp_path / "parts", "--max-steps", at, *options)
+    fit(tiny_data, tmp_path / "parts", "--max-steps", 17, *options)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    assert len(losses(tmp_path / "whole")) == 17
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert same(whole["state_dict"], parts["state_dict"])
+    assert whole["ema"]["n"] == parts["ema"]["n"] == 17
+    assert same(whole["ema"]["weights"], parts["ema"]["weights"])
+
+
+def test_validation_and_previews_do_not_disturb_training(tiny_data, tmp_path):
+    fit(tiny_data, tmp_path / "often", "--max-steps", 10, "--val-every", 2, "--dropout", 0.2)
+    fit(tiny_data, tmp_path / "never", "--max-steps", 10, "--val-every", 100, "--dropout", 0.2)
+    assert losses(tmp_path / "often") == losses(tmp_path / "never")
+    assert same(contents(tmp_path / "often")["state_dict"], contents(tmp_path / "never")["state_dict"])
+
+
+def test_validation_draws_the_same_noise_every_time(tiny_data, tmp_path):
+    fit(tiny_data, tmp_path, "--max-steps", 6, "--val-every", 2, "--lr", 0)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        found = {row["val_loss"] for row in csv.DictReader(file) if row["val_loss"]}
+    assert len(found) == 1
+
+
+def test_ema_is_apart_from_the_weights_and_complete(tiny_run):
+    checkpoint = contents(tiny_run)
+    live = {name.removeprefix("unet."): value for name, value in checkpoint["state_dict"].items()}
+    assert checkpoint["ema"]["weights"].keys() == live.keys()
+    assert not same(checkpoint["ema"]["weights"], live)
+    model, raw = Checkpoint.load_model(tiny_run), Checkpoint.load_model(tiny_run, ema=False)
+    assert same(dict(model.unet.named_parameters()), checkpoint["ema"]["weights"])
+    assert same(dict(raw.unet.named_parameters()), live)
+    assert not model.training
+
+
+def test_ema_follows_its_formula_and_forgets_the_initialization():
+    """With weights that jump from 0 to 1 after the start, 5,000 updates leave nothing of the 0; a fixed 0.9999 leaves 61%."""
+    model = DiffusionModel(width=4, mults=(1,), attention=(), blocks=1, size=4, depth=1)
+    for p in model.parameters():
+        torch.nn.init.zeros_(p)
+    ema, reference = Callbacks.Ema(), 0.0
+    ema.on_fit_start(None, model)
+    for p in model.parameters():
+        torch.nn.init.ones_(p)
+    for n in range(5000):
+        ema.on_train_batch_end(None, model)
+        d = min(0.9999, (1 + n) / (10 + n))
+        reference = d * reference + (1 - d)
+    assert all(abs(float(w.mean()) - reference) < 1e-4 for w in ema.weights.values())
+    assert reference > 0.9999
+    assert all((p == 1).all() for p in model.parameters())
+
+
+def test_ema_applied_gives_the_weights_back_also_after_an_error():
+    model = DiffusionModel(width=4, mults=(1,), attention=(), blocks=1, size=4, depth=1)
+    ema = Callbacks.Ema()
+    ema.on_fit_start(None, model)
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
+    live = {name: p.detach().clone() for name, p in model.unet.named_parameters()}
+    with pytest.raises(RuntimeError), ema.applied(model):
+        assert same(dict(model.unet.named_parameters()), ema.weights)
+        assert not model.training
+        raise RuntimeError
+    assert same(dict(model.unet.named_parameters()), live)
+    assert model.training
+
+
+def test_bf16_is_on_when_it_is_asked_for(tiny_data, tmp_path, monkeypatch):
+    seen = set()
+    original = DiffusionModel.forward
+
+    def forward(self, x, t, y=None):
+        out = original(self, x, t, y)
+        if self.training:
+            seen.add(out.dtype)
+        return out
+    monkeypatch.setattr(DiffusionModel, "forward", forward)
+    fit(tiny_data, tmp_path / "bf16", "--max-steps", 2, "--precision", "bf16")
+    assert seen == {torch.bfloat16}
+    seen.clear()
+    fit(tiny_data, tmp_path / "32", "--max-steps", 2)
+    assert seen == {torch.float32}
+    assert all(w.dtype == torch.float32 for w in contents(tmp_path / "bf16")["state_dict"].values())
+
+
+def test_run_again_it_is_done_and_none_starts_anew(tiny_data, tmp_path, capsys):
+    fit(tiny_data, tmp_path / "run", "--max-steps", 3)
+    before = contents(tmp_path / "run")
+    assert fit(tiny_data, tmp_path / "run", "--max-steps", 3) == 0
+    assert "already trained for 3 steps" in capsys.readouterr().out
+    fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--resume", "none")
+    assert "the earlier run is now in" in capsys.readouterr().out
+    assert contents(tmp_path / "run")["global_step"] == 2
+    assert same(contents(tmp_path / "run.1")["state_dict"], before["state_dict"])
+
+
+def test_time_ends_a_run_and_is_counted_over_its_parts(tiny_data, tmp_path):
+    fit(tiny_data, tmp_path, "--max-steps", 100_000, "--max-time", "2s")
+    first = contents(tmp_path)
+    assert 0 < first["global_step"] < 100_000
+    fit(tiny_data, tmp_path, "--max-steps", 100_000, "--max-time", "2s")
+    assert contents(tmp_path)["global_step"] <= first["global_step"] + 1
+
+
+def test_two_checkpoints_are_kept(tiny_data, tmp_path):
+    fit(tiny_data, tmp_path, "--max-steps", 7, "--save-every", 2)
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step_00000006.ckpt", "step_00000007.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_leaves_a_complete_checkpoint_and_a_clear_last_line(tiny_data, tmp_path, name):
+    command = [sys.executable, "train.py", "--dataset", str(tiny_data), "--run-dir", str(tmp_path), "--max-steps", "1000000", *TINY]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "samples").glob("step_*.png")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.Signals[name])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.Signals[name]
+    assert out.splitlines()[-1].startswith(f"stopped by {name} at step ")
+    assert "Traceback" not in err
+    assert Checkpoint.load_model(tmp_path)
+    assert contents(tmp_path)["global_step"] == int(out.splitlines()[-1].split()[5])
+    assert not list(tmp_path.rglob("*.tmp.*"))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    io = Checkpoint.CompleteCheckpointIO()
+    io.save_checkpoint({"a": 1}, tmp_path / "x.ckpt")
+
+    def torn(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="No space"):
+        io.save_checkpoint({"a": 2}, tmp_path / "x.ckpt")
+    assert io.load_checkpoint(tmp_path / "x.ckpt") == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_dry_run_prints_what_to_expect_and_leaves_nothing(tiny_data, tmp_path, capsys):
+    assert fit(tiny_data, tmp_path / "none", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("parameters", "GFLOPs an image", "GiB", "images/s", "time"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_papers_preset_is_the_papers():
+    from Unet import Unet
+    args = train.build_parser().parse_args(["--preset", "paper"])
+    assert (args.T, args.beta_small, args.beta_large, args.parameterization, args.variance) == (1000, 1e-4, 0.02, "eps", "large")
+    assert (args.batch_size, args.lr, args.warmup, args.clip, args.ema_decay, args.max_steps) == (128, 2e-4, 5000, 1.0, 0.9999, 800_000)
+    assert (args.width, args.mults, args.attention, args.blocks, args.patch, args.film) == (128, (1, 2, 2, 2), (16,), 2, 1, False)
+    assert train.PRESETS["paper"] == {}
+    assert Unet(width=args.width, mults=args.mults, attention=args.attention, blocks=args.blocks).settings == Unet().settings
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["--dataset", "nist"], "did you mean mnist?"),
+    (["--dataset", "/no/such/folder"], "unknown dataset"),
+    (["--batch-size", "0"], "at least 1"),
+    (["--batch-size", "100000"], "batch size of 60 or less"),
+    (["--mults", "1,x"], "separated by commas"),
+    (["--mults", ""], "mults must be"),
+    (["--width", "1000000000"], "width must be int from 4 to 1024"),
+    (["--image-size", "7"], "divisible"),
+    (["--beta-small", "0.5"], "larger than beta_large"),
+    (["--beta-large", "nan"], "from 0 to 1"),
+    (["--lr", "fast"], "expected a number"),
+    (["--max-time", "soon"], "expected a time"),
+    (["--device", "cuda"], "this machine has none"),
+    (["--resume", "/no/such.ckpt"], "no checkpoint at"),
+    (["--run-dir", "/dev/null/x"], "choose another --run-dir"),
+    (["--no-such-flag"], "unrecognized"),
+])
+def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, said):
+    if argv == ["--device", "cuda"] and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    given = {"--dataset": str(tiny_data), "--run-dir": str(tmp_path / "run")}
+    given |= dict(zip(argv[::2], argv[1::2])) if len(argv) > 1 else {argv[0]: "1"}
+    line = refused(train.main, *TINY, *(part for pair in given.items() for part in pair))
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_than_the_runs_are_refused(refused, tiny_run, tiny_data):
+    line = refused(train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--width", "16")
+    assert "was trained with width 8, not 16" in line
+
+
+def test_precision_auto_finds_bf16_where_the_processor_has_it(monkeypatch):
+    import pathlib
+    for flags, expected in (("fma avx512f avx512_bf16 amx_tile", "bf16-mixed"), ("fma avx2", "32-true")):
+        monkeypatch.setattr(pathlib.Path, "read_text", lambda self, flags=flags: flags)
+        monkeypatch.setattr(pathlib.Path, "exists", lambda self: True)
+        assert train.hardware("cpu", "auto") == ("cpu", expected)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("01:30:00", 5400)])
+def test_durations(text, seconds):
+    assert train.duration(text) == seconds
+
+
+def test_images_reach_the_loss_in_the_right_range(tiny_data, tmp_path, monkeypatch):
+    seen = []
+    original = DiffusionModel.get_loss
+    monkeypatch.setattr(DiffusionModel, "get_loss", lambda self, batch, i: (seen.append((batch[0], i)), original(self, batch, i))[1])
+    fit(tiny_data, tmp_path, "--max-steps", 9)
+    assert [i for _, i in seen] == list(range(9))                # the step, not the batch of the epoch (7 batches)
+    x = torch.cat([x for x, _ in seen])
+    with np.load(tiny_data) as archive:
+        expected = archive["train_images"] / 127.5 - 1
+    assert len(seen[0][0]) == 8
+    assert float(x.min()) == pytest.approx(expected.min(), abs=0.02)
+    assert float(x.max()) == pytest.approx(expected.max(), abs=0.02)
+    assert os.listdir(tmp_path / "checkpoints")

@@ -1,0 +1,140 @@
+"""The network against the published one and against its own contract."""
+
+import pytest
+import torch
+from torch import nn
+
+from Unet import ResidualBlock, Stage, Unet, time_embedding
+
+
+def perturbed(net: nn.Module) -> nn.Module:
+    """Zero-initialized layers hide what is behind them: give every weight a value."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn_like(p) * 0.02)
+    return net.eval()
+
+
+def copy_block(to, block):
+    pairs = [(to.norm1, block.norm1), (to.conv1, block.conv1), (to.time_emb_proj, block.embed), (to.norm2, block.norm2), (to.conv2, block.conv2)]
+    if block.shortcut.__class__ is nn.Conv2d:
+        pairs.append((to.conv_shortcut, block.shortcut))
+    for target, source in pairs:
+        target.load_state_dict(source.state_dict())
+
+
+def copy_attention(to, attention):
+    to.group_norm.load_state_dict(attention.norm.state_dict())
+    for target, weight, bias in zip((to.to_q, to.to_k, to.to_v), attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3)):
+        target.load_state_dict({"weight": weight, "bias": bias})
+    to.to_out[0].load_state_dict(attention.out.state_dict())
+
+
+def copy_to_diffusers(net: Unet, other) -> None:
+    """Every weight of `net` into diffusers' UNet2DModel of the same configuration."""
+    other.time_embedding.linear_1.load_state_dict(net.time[0].state_dict())
+    other.time_embedding.linear_2.load_state_dict(net.time[2].state_dict())
+    for target, source in ((other.conv_in, net.conv_in), (other.conv_norm_out, net.norm_out), (other.conv_out, net.conv_out)):
+        target.load_state_dict(source.state_dict())
+    copy_block(other.mid_block.resnets[0], net.middle1.block)
+    copy_attention(other.mid_block.attentions[0], net.middle1.attention)
+    copy_block(other.mid_block.resnets[1], net.middle2.block)
+    for ours, theirs, samplers in ((iter(net.down), other.down_blocks, "downsamplers"), (iter(net.up), other.up_blocks, "upsamplers")):
+        for level in theirs:
+            for i, resnet in enumerate(level.resnets):
+                stage = next(ours)
+                assert isinstance(stage, Stage)
+                copy_block(resnet, stage.block)
+                if hasattr(level, "attentions"):
+                    copy_attention(level.attentions[i], stage.attention)
+            if getattr(level, samplers):
+                getattr(level, samplers)[0].conv.load_state_dict(next(ours).conv.state_dict())
+        assert next(ours, None) is None
+
+
+def test_the_papers_network_is_the_published_one():
+    """Parameters and output of google/ddpm-cifar10-32's configuration, on the same weights."""
+    from diffusers import UNet2DModel
+    other = UNet2DModel(
+        sample_size=32, in_channels=3, out_channels=3, center_input_sample=False, time_embedding_type="positional", freq_shift=1,
+        flip_sin_to_cos=False, down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), block_out_channels=(128, 256, 256, 256),
+        layers_per_block=2, mid_block_scale_factor=1, downsample_padding=0, act_fn="silu", attention_head_dim=None,
+        norm_num_groups=32, norm_eps=1e-6).eval()
+    net = perturbed(Unet(3, 128, (1, 2, 2, 2), (16,), 2))
+    assert sum(p.numel() for p in net.parameters()) == 35_746_307 == sum(p.numel() for p in other.parameters())
+    copy_to_diffusers(net, other)
+    x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 871])
+    with torch.no_grad():
+        ours, theirs = net(x, t), other(x, t).sample
+    assert theirs.abs().max() > 0.1
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())
+
+
+def test_time_embedding_ends_at_both_frequencies():
+    e = time_embedding(torch.tensor([0, 1000]), 8)
+    assert torch.equal(e[0], torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1]))
+    assert torch.allclose(e[1, 3], torch.tensor(0.1).sin(), atol=1e-5)      # 1000 / 10000
+    assert torch.allclose(e[1, 0], torch.tensor(1000.0).sin(), atol=1e-5)
+
+
+def test_starts_as_zero_and_as_shortcuts():
+    net = Unet(1, 32, (1, 2), (8,), 1, size=16)
+    x = torch.randn(2, 1, 16, 16)
+    assert not net(x, torch.tensor([0, 5])).any()
+    block = ResidualBlock(32, 32, 8, 0.0, film=False)
+    nn.init.zeros_(block.conv2.weight)
+    h = torch.randn(1, 32, 4, 4)
+    assert torch.allclose(block(h, torch.randn(1, 8)), h + block.conv2.bias[:, None, None])
+
+
+@pytest.mark.parametrize(("width", "groups"), [(32, 32), (48, 16), (20, 4), (6, 2)])
+def test_widths_that_32_does_not_divide_take_fewer_groups(width, groups):
+    net = perturbed(Unet(3, width, (1, 2), (8,), 1, size=16))
+    assert net.norm_out.num_groups == groups
+    assert net(torch.randn(1, 3, 16, 16), torch.tensor([1])).isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"film": True}, {"patch": 2}, {"classes": 3}, {"blocks": 2}, {"attention": ()}, {"depth": 1}])
+def test_every_option_reaches_the_output_and_trains(options):
+    net = perturbed(Unet(**{"depth": 3, "width": 16, "mults": (1, 2), "attention": (8,), "blocks": 1, "size": 16, **options}))
+    x, t = torch.randn(2, net.depth, 16, 16), torch.tensor([1, 7])
+    out = net(x, t)
+    assert out.shape == x.shape
+    assert not torch.allclose(out[0], net(x, torch.tensor([9, 7]))[0])      # time matters
+    assert torch.allclose(out[1], net(x, torch.tensor([9, 7]))[1], atol=1e-6)      # but only an image's own
+    out.square().sum().backward()
+    silent = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()}
+    assert not silent
+    assert Unet(**net.settings).state_dict().keys() == net.state_dict().keys()
+
+
+def test_a_label_matters_only_where_there_are_classes():
+    net = perturbed(Unet(1, 16, (1,), (), 1, size=8, classes=3))
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor([4])
+    outputs = [net(x, t, y) for y in (None, torch.tensor([0]), torch.tensor([2]), torch.tensor([3]))]
+    assert not torch.allclose(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[1], outputs[2])
+    assert torch.equal(outputs[0], outputs[3])                              # the row behind the last class is "no label"
+
+
+def test_attention_stands_at_the_chosen_resolutions_and_in_the_middle():
+    net = Unet(3, 32, (1, 2, 2), (16,), 1, size=32)
+    attending = [i for i, stage in enumerate(net.down) if isinstance(stage, Stage) and not isinstance(stage.attention, nn.Identity)]
+    assert attending == [2]                                                 # stage 32, down, stage 16, down, stage 8
+    assert not isinstance(net.middle1.attention, nn.Identity)
+
+
+def test_dropout_acts_in_training_only():
+    net = perturbed(Unet(1, 16, (1,), (), 1, dropout=0.5, size=8))
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor([0])
+    assert torch.equal(net(x, t), net(x, t))
+    net.train()
+    assert not torch.equal(net(x, t), net(x, t))
+
+
+@pytest.mark.parametrize("options", [{"size": 30}, {"size": 28, "patch": 2}, {"width": 5}])
+def test_sizes_that_do_not_divide_are_refused(options):
+    with pytest.raises(ValueError, match=r"divisible|even"):
+        Unet(**options)
