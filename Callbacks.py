@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Ema(pl.Callback):
         self.weights = {name: kept[name].detach().clone().to(p.device) for name, p in live.items()}
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         decay = min(self.decay, (1 + self.n) / (10 + self.n))
         torch._foreach_lerp_([*self.weights.values()], [*pl_module.unet.parameters()], 1 - decay)  # type: ignore[union-attr, operator]
         self.n += 1
@@ -88,7 +89,7 @@ class Checkpoints(pl.Callback):
     def seconds(self) -> float:
         return self.elapsed + time.monotonic() - self.started
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         if self.stopped_by:
             trainer.limit_val_batches = 0  # out at once: no validation on the way
@@ -131,9 +132,9 @@ class Preview(pl.Callback):
         x, variance = torch.randn(shape, generator=random, device=device), model.variance
         with self.ema.applied(model):
             model.variance = "small"  # the large one is far worse in few steps
-            for t, s in zip(times, times[1:]):
+            for t, s in pairwise(torch.tensor(times, device=device)):
                 z = torch.randn(shape, generator=random, device=device)
-                x = model.denoise_sample(x, *(torch.full((self.count,), u, device=device) for u in (t, s)), z)
+                x = model.denoise_sample(x, t.expand(self.count), s.expand(self.count), z)
             model.variance = variance
         write_grid(x, self.folder / f"step_{trainer.global_step:08d}.png")
 
@@ -163,7 +164,7 @@ class Progress(pl.Callback):
         self.loss: Tensor | float = 0.0
         self.steps, self.since = 0, time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.loss, self.steps = self.loss + outputs["loss"].detach(), self.steps + 1
         now = time.monotonic()
         self.bar.update(1)
@@ -196,7 +197,13 @@ class MetricsCsv(Logger):
             with open(path, newline="") as file:
                 self.rows = {int(row["step"]): row for row in csv.DictReader(file) if int(row["step"]) <= resumed_step}
 
-    name = version = ""
+    @property
+    def name(self) -> str:
+        return "metrics.csv"
+
+    @property
+    def version(self) -> str:
+        return ""
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         pass  # they are in config.json

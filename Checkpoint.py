@@ -82,12 +82,13 @@ def read(path: str | Path) -> dict[str, Any]:
     if file is None or not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's remarks on foreign files: the one line below says it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on foreign files: the one line below says it
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         settings = checkpoint["hyper_parameters"]
-        assert checkpoint.keys() >= {"state_dict", "ema", "global_step"} and isinstance(settings, dict)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, AttributeError,
-            AssertionError, ValueError) as error:
+        if not isinstance(settings, dict) or not checkpoint.keys() >= {"state_dict", "ema", "global_step"}:
+            raise ValueError
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
                          "give a file written by train.py") from None
     try:

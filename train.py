@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", default="shapes", help="mnist, fashionmnist, cifar10, shapes, a folder of images or an .npz file (shapes)")
     add("--data-root", default="data", metavar="DIR", help="where datasets are kept (data)")
     add("--image-size", type=whole(1), default=32, metavar="N", help="height and width (32)")
-    add("--flip", action=argparse.BooleanOptionalAction, help="mirror images at random (what suits the dataset: not digits, not garments)")
+    add("--flip", action=argparse.BooleanOptionalAction, help="mirror images at random (as suits the dataset: not digits or garments)")
     add = parser.add_argument_group("network").add_argument
     add("--width", type=whole(4), default=128, metavar="N", help="channels of the first level (128)")
     add("--mults", type=numbers, default=(1, 2, 2, 2), metavar="N,..", help="width of each level, as multiples (1,2,2,2)")
@@ -77,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
     add("--dropout", type=real(0, 0.999), metavar="P", help="0.1 on cifar10, else 0")
     add("--patch", type=whole(1), default=1, metavar="N", help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)")
-    add("--film", action=argparse.BooleanOptionalAction, default=False, help="time scales and shifts instead of being added; not in the paper (no)")
+    add("--film", action=argparse.BooleanOptionalAction, default=False, help="time scales and shifts, not only shifts; not in the paper (no)")
     add = parser.add_argument_group("diffusion").add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="number of steps (1000)")
     add("--beta-small", type=real(0, 1), default=1e-4, metavar="B", help="beta at t = 1 (1e-4)")
@@ -92,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--clip", type=real(0, 1e9), default=1.0, metavar="X", help="largest norm of the gradient, 0 for any (1.0)")
     add("--ema-decay", type=real(0, 1), default=0.9999, metavar="D", help="reached as min(D, (1+n)/(10+n)) (0.9999)")
     add("--max-steps", type=whole(1), default=800_000, metavar="N", help="(800000)")
-    add("--max-time", type=duration, metavar="TIME", help="stop after 90s, 10m, 8h or HH:MM:SS of training, resumed parts included (no limit)")
+    add("--max-time", type=duration, metavar="TIME", help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)")
     add("--seed", type=whole(0), default=0, metavar="N", help="(0)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it (auto)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
@@ -108,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def hardware(device: str, precision: str) -> tuple[str, str]:
+def hardware(device: str, precision: str) -> tuple[str, Any]:
     """Lightning's accelerator ("cpu", "cuda", "mps") and precision. Raises ValueError where the device is not there."""
     import torch
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -118,7 +119,7 @@ def hardware(device: str, precision: str) -> tuple[str, str]:
         raise ValueError(f"--device {device}: this machine has none; use {' or '.join(n for n, ok in there.items() if ok)}")
     if precision == "auto":
         flags = Path("/proc/cpuinfo").read_text() if device == "cpu" and Path("/proc/cpuinfo").exists() else ""
-        fast = (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = ((device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
                 or bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)))
         precision = "bf16" if fast else "32"
     return device, {"bf16": "bf16-mixed", "32": "32-true"}[precision]
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
             run_dir.mkdir(parents=True, exist_ok=True)
             write_json(run_dir / "config.json", {
                 "command": sys.argv, "preset": preset, "settings": vars(args) | {"run_dir": str(run_dir)}, "device": accelerator,
-                "precision": precision, "torch": torch.__version__, "lightning": pl.__version__})
+                "precision": precision, "torch": torch.__version__, "lightning": version("pytorch-lightning")})
             Callbacks.write_grid(unseen.images[:36].float() / 127.5 - 1, run_dir / "samples" / "real.png")
         except OSError as error:
             parser.error(f"cannot write to {run_dir} ({error.strerror}): choose another --run-dir")
@@ -256,8 +257,7 @@ def dry_run(model: Any, batches: Any, max_steps: int, max_time: float | None, pr
           f"computation  {flops.get_total_flops() / len(x) / 1e9:.2f} GFLOPs an image, forward and backward\n"
           f"memory       {memory / 2**30:.2f} GiB\n"
           f"speed        {rate * len(x):.1f} images/s, {rate:.2f} steps/s at batch {len(x)}\n"
-          f"time         {time.strftime('%H:%M:%S', time.gmtime(seconds % 86400))}{f' and {int(seconds // 86400)} days' if seconds >= 86400 else ''}"
-          f" for {min(max_steps, int(seconds * rate)):,} steps, without validation")
+          f"time         {seconds / 3600:.1f} hours for {min(max_steps, int(seconds * rate)):,} steps, without validation and previews")
     return 0
 
 

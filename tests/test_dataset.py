@@ -82,7 +82,8 @@ def test_shapes_are_a_function_of_index_and_seed():
     assert not bright[:, :, -1].any()
 
 
-MODES = {"L": 90, "RGB": (90, 90, 90), "RGBA": (90, 90, 90, 255), "P": 3, "1": 1, "LA": (90, 255), "CMYK": (0, 0, 0, 100), "I;16": 20_000, "I": 30_000}
+MODES = {"L": 90, "RGB": (90, 90, 90), "RGBA": (90, 90, 90, 255), "P": 3, "1": 1, "LA": (90, 255),
+         "CMYK": (0, 0, 0, 100), "I;16": 20_000, "I": 30_000}
 
 
 def test_a_folder_of_any_mode_and_size(tmp_path):

@@ -83,7 +83,8 @@ def test_an_image_is_noised_at_its_own_size_without_a_checkpoint(tmp_path, mode)
     x, y = np.meshgrid(np.arange(90), np.arange(50))
     Image.fromarray((x * 2 + y).astype(np.uint8)).convert(mode).save(tmp_path / "photo.png")
     infer("--input-image", tmp_path / "photo.png", "--save-steps", "0,50,500,1000", "--out", tmp_path / "out")
-    clean, little, half, noise = (np.asarray(Image.open(tmp_path / "out" / f"t{t:04d}.png").convert("L")).astype(float) for t in (0, 50, 500, 1000))
+    clean, little, half, noise = (np.asarray(Image.open(tmp_path / "out" / f"t{t:04d}.png").convert("L")).astype(float)
+                                  for t in (0, 50, 500, 1000))
     photo = np.asarray(Image.open(tmp_path / "photo.png").convert("RGB").convert("L"))
     assert clean.shape == (50, 90)
     assert np.array_equal(clean, photo)
@@ -111,8 +112,8 @@ def malicious(marker):
     return {"hyper_parameters": {}, "state_dict": {}, "ema": Bomb(), "global_step": 1}
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "foreign", "malicious", "malicious pickle", "hostile", "nan", "shape",
-                                  "other weights", "setting", "directory"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "foreign", "malicious", "malicious pickle", "hostile", "nan",
+                                  "shape", "other weights", "setting", "directory"])
 def test_bad_checkpoints_are_refused(refused, tiny_run, tmp_path, kind):
     file, marker = tmp_path / "x.ckpt", tmp_path / "marker"
     good = Checkpoint.newest(tiny_run)
@@ -229,7 +230,7 @@ def test_a_bad_trajectory_is_refused(refused, tmp_path, kind):
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize(("argv", "said"), [(["--fps", "0"], "above 0"), (["--columns", "0"], "at least 1"), (["--out", "x.mp4"], "must end in .gif"),
-                                            (["--out", "/dev/null/x.gif"], "cannot write")])
+@pytest.mark.parametrize(("argv", "said"), [(["--fps", "0"], "above 0"), (["--columns", "0"], "at least 1"),
+                                            (["--out", "x.mp4"], "must end in .gif"), (["--out", "/dev/null/x.gif"], "cannot write")])
 def test_bad_gif_options_are_refused(refused, out, argv, said):
     assert said in refused(make_gif.main, out / "trajectory.npz", *argv)

@@ -21,8 +21,8 @@ def distance_to_nearest(images: torch.Tensor, data: torch.Tensor) -> float:
 
 def test_it_learns_fashionmnist(real_root, tmp_path):
     root = real_root("fashionmnist")
-    train.main(["--dataset", "fashionmnist", "--data-root", root, "--run-dir", str(tmp_path / "run"), "--preset", "laptop", "--device", "cpu",
-                "--precision", "32", "--max-steps", str(STEPS), "--val-every", str(STEPS), "--val-images", "256"])
+    train.main(["--dataset", "fashionmnist", "--data-root", root, "--run-dir", str(tmp_path / "run"), "--preset", "laptop",
+                "--device", "cpu", "--precision", "32", "--max-steps", str(STEPS), "--val-every", str(STEPS), "--val-images", "256"])
     with open(tmp_path / "run" / "metrics.csv") as file:
         header, *rows = [line.rstrip("\n").split(",") for line in file]
     loss = float(rows[-1][header.index("val_loss")])

@@ -10,8 +10,8 @@ QUICK = ["--image-size", "8", "--width", "8", "--mults", "1,2", "--T", "40", "--
          "--batch-size", "4"]
 
 
-def run(cwd, *argv, **environment):
-    return subprocess.run(["bash", str(ROOT / "run.sh"), *map(str, argv)], cwd=cwd, capture_output=True, text=True,
+def run(cwd, *argv, script=ROOT / "run.sh", **environment):
+    return subprocess.run(["bash", str(script), *map(str, argv)], cwd=cwd, capture_output=True, text=True,
                           env={**os.environ, "PYTHON": sys.executable, **environment})
 
 
@@ -31,11 +31,11 @@ def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
     (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $2"\nexec "$@"\n')
     (tmp_path / "srun").chmod(0o755)
     (tmp_path / "slurm_script").write_text((ROOT / "run.sh").read_text())
-    done = subprocess.run(["bash", str(tmp_path / "slurm_script"), str(tiny_data), "--run-dir", str(tmp_path / "run"), *QUICK], cwd=tmp_path,
-                          capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable, "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "bash",
-                                                               "SLURM_SUBMIT_DIR": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    done = run(tmp_path, tiny_data, "--run-dir", tmp_path / "run", *QUICK, script=tmp_path / "slurm_script", SLURM_JOB_ID="1",
+               SLURM_JOB_NAME="bash", SLURM_SUBMIT_DIR=str(ROOT), PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("srun ")] == ["srun train.py", "srun Inference.py", "srun make_gif.py"]
+    steps = [line for line in done.stdout.splitlines() if line.startswith("srun ")]
+    assert steps == ["srun train.py", "srun Inference.py", "srun make_gif.py"]
 
 
 def test_it_stops_where_training_is_refused(tmp_path):

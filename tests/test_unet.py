@@ -17,7 +17,8 @@ def perturbed(net: nn.Module) -> nn.Module:
 
 
 def copy_block(to, block):
-    pairs = [(to.norm1, block.norm1), (to.conv1, block.conv1), (to.time_emb_proj, block.embed), (to.norm2, block.norm2), (to.conv2, block.conv2)]
+    pairs = [(to.norm1, block.norm1), (to.conv1, block.conv1), (to.time_emb_proj, block.embed), (to.norm2, block.norm2),
+             (to.conv2, block.conv2)]
     if block.shortcut.__class__ is nn.Conv2d:
         pairs.append((to.conv_shortcut, block.shortcut))
     for target, source in pairs:
