@@ -68,11 +68,12 @@ class Checkpoints(pl.Callback):
     """Saves every `every` steps, when training ends, and when it is stopped: by Ctrl-C, SIGTERM, SIGUSR1 or `max_time`.
 
     A signal only sets a flag; the save is at the next step's end. All saves are here, at one point of Lightning's loop.
-    The newest `keep` are kept. `max_time` (seconds) counts over resumed runs. `stopped_by` is the signal, or None.
+    The newest `keep` are kept. `max_time` (seconds) counts over resumed runs. `course` is what a resumed run must share
+    beside the model's own settings, stored under the checkpoint's key "course". `stopped_by` is the signal, or None.
     """
 
-    def __init__(self, folder: Path, every: int, max_time: float | None = None, keep: int = 2):
-        self.folder, self.every, self.max_time, self.keep = folder, every, max_time, keep
+    def __init__(self, folder: Path, every: int, max_time: float | None, course: dict[str, Any], keep: int = 2):
+        self.folder, self.every, self.max_time, self.course, self.keep = folder, every, max_time, course, keep
         self.stopped_by: signal.Signals | None = None
         self.elapsed, self.started = 0.0, time.monotonic()
         self.saved: Path | None = None
@@ -100,6 +101,9 @@ class Checkpoints(pl.Callback):
             trainer.save_checkpoint(self.saved, weights_only=False)
             for old in sorted(self.folder.glob("step_*.ckpt"))[:-self.keep]:
                 old.unlink()
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["course"] = self.course
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for name, handler in self.replaced.items():

@@ -86,7 +86,8 @@ def read(path: str | Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch's remarks on foreign files: the one line below says it
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         settings = checkpoint["hyper_parameters"]
-        if not isinstance(settings, dict) or not checkpoint.keys() >= {"state_dict", "ema", "global_step"}:
+        if (not all(isinstance(checkpoint[part], dict) for part in ("hyper_parameters", "state_dict", "ema", "course"))
+                or type(checkpoint["global_step"]) is not int):
             raise ValueError
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "

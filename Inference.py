@@ -107,9 +107,6 @@ def main(argv: list[str] | None = None) -> int:
             write_grid(args.out / f"t{t:04d}.png", kept[t])
             if t in predicted:
                 write_grid(args.out / f"x0_t{t:04d}.png", predicted[t])
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing written", file=sys.stderr)
-        return 130
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     print(f"{args.out}: {', '.join(f't{t:04d}.png' for t in sorted(saved))}, trajectory.npz ({len(times)} frames)"
@@ -209,4 +206,8 @@ def write_grid(path: Path, images: "np.ndarray") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nInference.py: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)

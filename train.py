@@ -21,7 +21,7 @@ from typing import Any
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "laptop": dict(width=32, mults=(1, 2, 4), attention=(8,), blocks=1, patch=2, parameterization="v", lr=1e-3, warmup=200,
+    "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, parameterization="v", lr=2e-3, warmup=200,
                    batch_size=32, max_steps=2500, max_time=600.0, val_every=500, val_images=500, save_every=500),
 }
 
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
     add("--dropout", type=real(0, 0.999), metavar="P", help="0.1 on cifar10, else 0")
     add("--patch", type=whole(1), default=1, metavar="N", help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)")
-    add("--film", action=argparse.BooleanOptionalAction, default=False, help="time scales and shifts, not only shifts; not in the paper (no)")
+    add("--film", action=argparse.BooleanOptionalAction, default=False, help="the time scales, too, and not only shifts; not in the paper (no)")
     add = parser.add_argument_group("diffusion").add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="number of steps (1000)")
     add("--beta-small", type=real(0, 1), default=1e-4, metavar="B", help="beta at t = 1 (1e-4)")
@@ -161,7 +161,8 @@ def main(argv: list[str] | None = None) -> int:
         batches = Batches(data, args.batch_size, args.seed, flip=flip, device=device)
         validation = Batches(unseen, args.batch_size, shuffle=False, limit=args.val_images, device=device)
         run_dir = args.run_dir or Path("runs") / data.name
-        resume = find_resume(args.resume, run_dir, dict(model.hparams)) if not args.dry_run else None
+        course = {"batch_size": args.batch_size, "flip": flip, "clip": args.clip, "ema_decay": args.ema_decay}
+        resume = find_resume(args.resume, run_dir, model, course) if not args.dry_run else None
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -187,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     quiet()
     ema = Callbacks.Ema(args.ema_decay)
-    checkpoints = Callbacks.Checkpoints(run_dir / "checkpoints", args.save_every, args.max_time)
+    checkpoints = Callbacks.Checkpoints(run_dir / "checkpoints", args.save_every, args.max_time, course)
     trainer = pl.Trainer(
         accelerator=accelerator, devices=1, precision=precision, max_steps=args.max_steps, max_epochs=-1,
         gradient_clip_val=args.clip or None, val_check_interval=args.val_every, check_val_every_n_epoch=None,
@@ -205,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     return 128 + signal if signal else 0
 
 
-def find_resume(what: str, run_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def find_resume(what: str, run_dir: Path, model: Any, course: dict[str, Any]) -> dict[str, Any] | None:
     """The checkpoint to go on from, checked to be of the same settings, with its "path"; None to start anew."""
     import Checkpoint
     if what == "none":
@@ -218,10 +219,12 @@ def find_resume(what: str, run_dir: Path, settings: dict[str, Any]) -> dict[str,
     if path is None:
         return None
     checkpoint = Checkpoint.read(path)
-    for name, value in settings.items():
-        if checkpoint["hyper_parameters"][name] != value:
-            raise ValueError(f"{path} was trained with {name} {checkpoint['hyper_parameters'][name]}, not {value}: "
+    earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
+    for name, value in {**model.hparams, **course}.items():
+        if earlier.get(name) != value:
+            raise ValueError(f"{path} was trained with {name} {earlier.get(name)}, not {value}: "
                              "give the same settings, another --run-dir, or --resume none")
+    Checkpoint.check_weights(checkpoint["state_dict"], model.state_dict())
     return checkpoint | {"path": path}
 
 
@@ -277,4 +280,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before the first step; from then on Ctrl-C saves
+        print("\ntrain.py: interrupted before training began", file=sys.stderr)
+        sys.exit(130)

@@ -109,7 +109,7 @@ def malicious(marker):
     class Bomb:
         def __reduce__(self):
             return os.system, (f"touch {marker}",)
-    return {"hyper_parameters": {}, "state_dict": {}, "ema": Bomb(), "global_step": 1}
+    return {"hyper_parameters": {}, "state_dict": {}, "ema": Bomb(), "course": {}, "global_step": 1}
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "foreign", "malicious", "malicious pickle", "hostile", "nan",

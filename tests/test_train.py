@@ -252,6 +252,8 @@ def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, 
 def test_other_settings_than_the_runs_are_refused(refused, tiny_run, tiny_data):
     line = refused(train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--width", "16")
     assert "was trained with width 8, not 16" in line
+    line = refused(train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--batch-size", "4")
+    assert "was trained with batch_size 8, not 4" in line
 
 
 def test_precision_auto_finds_bf16_where_the_processor_has_it(monkeypatch):
