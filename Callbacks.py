@@ -2,12 +2,10 @@
 
 import contextlib
 import csv
-import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from DiffusionModel import DiffusionModel, generator
-
-PREVIEW = 3  # what randomness is for: beside TRAIN, VALIDATE and DROPOUT in DiffusionModel
+from CompleteFile import complete_file
+from DiffusionModel import DiffusionModel
+from Sampler import Noise, ddpm
 
 
 class Ema(pl.Callback):
@@ -68,6 +66,7 @@ class Checkpoints(pl.Callback):
     """Saves every `every` steps, when training ends, and when it is stopped: by Ctrl-C, SIGTERM, SIGUSR1 or `max_time`.
 
     A signal only sets a flag; the save is at the next step's end. All saves are here, at one point of Lightning's loop.
+    Weights that are not finite are not saved: training stops, `diverged` is true, the last good file stays.
     The newest `keep` are kept. `max_time` (seconds) counts over resumed runs. `course` is what a resumed run must share
     beside the model's own settings, stored under the checkpoint's key "course". `stopped_by` is the signal, or None.
     """
@@ -75,6 +74,7 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, every: int, max_time: float | None, course: dict[str, Any], keep: int = 2):
         self.folder, self.every, self.max_time, self.course, self.keep = folder, every, max_time, course, keep
         self.stopped_by: signal.Signals | None = None
+        self.diverged = False
         self.elapsed, self.started = 0.0, time.monotonic()
         self.saved: Path | None = None
         self.replaced: dict[signal.Signals, Any] = {}
@@ -96,25 +96,26 @@ class Checkpoints(pl.Callback):
             trainer.limit_val_batches = 0  # out at once: no validation on the way
         if self.stopped_by or step == trainer.max_steps or (self.max_time and self.seconds() >= self.max_time):
             trainer.should_stop = True
-        if trainer.should_stop or step % self.every == 0:
+        if not trainer.should_stop and step % self.every:
+            return
+        if all(p.isfinite().all() for p in pl_module.parameters()):
             self.saved = self.folder / f"step_{step:08d}.ckpt"
             trainer.save_checkpoint(self.saved, weights_only=False)
             for old in sorted(self.folder.glob("step_*.ckpt"))[:-self.keep]:
                 old.unlink()
+        else:
+            trainer.limit_val_batches, trainer.should_stop, self.diverged = 0, True, True
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["course"] = self.course
+        checkpoint["course"], checkpoint["elapsed"] = self.course, self.seconds()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.elapsed = checkpoint["elapsed"]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for name, handler in self.replaced.items():
             signal.signal(name, handler)
         self.replaced = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"elapsed": self.seconds()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.elapsed = state_dict["elapsed"]
 
 
 class Preview(pl.Callback):
@@ -123,83 +124,89 @@ class Preview(pl.Callback):
     They take `steps` strided steps of Algorithm 2 with the small variance, a fraction of the paper's T: a look, not a result.
     """
 
-    def __init__(self, folder: Path, ema: Ema, count: int = 36, steps: int = 50):
-        self.folder, self.ema, self.count, self.steps = folder, ema, count, steps
+    def __init__(self, folder: Path, ema: Ema, batch_size: int, count: int = 36, steps: int = 50):
+        self.folder, self.ema, self.batch_size, self.count, self.steps = folder, ema, batch_size, count, steps
 
-    @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModel)
-        model, net, device = pl_module, pl_module.unet, pl_module.device
-        random = generator(device, model.seed, PREVIEW)
-        shape = (self.count, net.depth, net.size, net.size)
+        model, net, images = pl_module, pl_module.unet, []
         times = torch.linspace(model.T, 0, min(self.steps, model.T) + 1).round().long().tolist()
-        x, variance = torch.randn(shape, generator=random, device=device), model.variance
         with self.ema.applied(model):
-            model.variance = "small"  # the large one is far worse in few steps
-            for t, s in pairwise(torch.tensor(times, device=device)):
-                z = torch.randn(shape, generator=random, device=device)
-                x = model.denoise_sample(x, t.expand(self.count), s.expand(self.count), z)
-            model.variance = variance
-        write_grid(x, self.folder / f"step_{trainer.global_step:08d}.png")
+            for first in range(0, self.count, self.batch_size):
+                indices = range(first, min(first + self.batch_size, self.count))
+                noise = Noise(model.seed, indices, (net.depth, net.size, net.size), model.device)
+                *_, (_, x_0, _) = ddpm(model, noise(), times, noise, "small")  # the large variance needs many more steps
+                images.append(x_0)
+        write_grid(torch.cat(images), self.folder / f"step_{trainer.global_step:08d}.png")
 
 
 def write_grid(images: Tensor, path: Path) -> None:
     """Images (N,C,H,W) in [-1,1] as one PNG, in the one fixed value range."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.tmp.{os.getpid()}.png")
-    save_image(images, temporary, nrow=round(len(images) ** 0.5), normalize=True, value_range=(-1, 1))
-    temporary.replace(path)
+    with complete_file(path) as temporary:
+        save_image(images, temporary, nrow=round(len(images) ** 0.5), normalize=True, value_range=(-1, 1))
 
 
 class Progress(pl.Callback):
     """One line for the whole run: steps, mean loss since the last look, images a second, time left.
 
-    A terminal is refreshed twice a second, a log file gets a line a minute. The loss is read from the device only then.
+    A terminal has it refreshed twice a second, a log file gets a new line a minute. The loss is read from the device only then.
     """
 
     def __init__(self, batch_size: int, checkpoints: Checkpoints):
         self.batch_size, self.checkpoints = batch_size, checkpoints
-        self.pause = 0.5 if sys.stderr.isatty() else 60.0
+        self.terminal = sys.stderr.isatty()
+        self.pause = 0.5 if self.terminal else 60.0
+        self.bar = tqdm(disable=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step",
-                        mininterval=self.pause, maxinterval=self.pause, dynamic_ncols=True,
-                        bar_format="{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} steps{postfix}")
+        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, disable=not self.terminal, dynamic_ncols=True,
+                        mininterval=self.pause, bar_format="training {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} steps{postfix}")
+        self.begin()
+
+    def begin(self) -> None:
         self.loss: Tensor | float = 0.0
         self.steps, self.since = 0, time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.loss, self.steps = self.loss + outputs["loss"].detach(), self.steps + 1
-        now = time.monotonic()
-        self.bar.update(1)
-        if now - self.since >= self.pause or trainer.should_stop:
-            rate = self.steps / (now - self.since)
+        seconds = time.monotonic() - self.since
+        if seconds >= self.pause or trainer.should_stop:
+            rate = self.steps / seconds
             left = (trainer.max_steps - trainer.global_step) / rate
             if self.checkpoints.max_time:
                 left = min(left, self.checkpoints.max_time - self.checkpoints.seconds())
-            self.bar.set_postfix_str(f"loss {float(self.loss) / self.steps:.4f}, {rate * self.batch_size:.0f} images/s, "
-                                     f"{tqdm.format_interval(max(0, left))} left", refresh=sys.stderr.isatty())
-            self.loss, self.steps, self.since = 0.0, 0, now
+            said = (f"loss {float(self.loss) / self.steps:.4f}, {rate * self.batch_size:.0f} images/s, "
+                    f"{tqdm.format_interval(max(0, left))} left")
+            self.bar.set_postfix_str(said, refresh=False)
+            if not self.terminal:
+                print(f"step {trainer.global_step} of {trainer.max_steps}: {said}", file=sys.stderr, flush=True)
+            self.begin()
+        self.bar.update(1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar.write(f"step {trainer.global_step}: validation loss {float(trainer.callback_metrics['val_loss']):.4f}", sys.stderr)
-        self.steps, self.loss, self.since = 0, 0.0, time.monotonic()
+        self.begin()  # the time of the validation is not training's
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
+        self.bar.close()
 
 
 class MetricsCsv(Logger):
-    """`metrics.csv`, a row a logged step, written whole with every checkpoint and validation. What an earlier part of
-    the run wrote is kept up to the step from which it goes on."""
+    """`metrics.csv`: a line whenever something is logged, with the number of steps done. A resumed run keeps what was
+    written up to the step from which it goes on, and drops the rest, which it writes again."""
 
-    def __init__(self, path: Path, resumed_step: int):
+    def __init__(self, path: Path, columns: list[str], resumed_step: int):
         super().__init__()
-        self.path, self.rows = path, dict[int, dict[str, Any]]()
+        self.path, self.columns = path, ["step", *columns]
+        kept: list[dict[str, str]] = []
         if path.is_file():
-            with open(path, newline="") as file:
-                self.rows = {int(row["step"]): row for row in csv.DictReader(file) if int(row["step"]) <= resumed_step}
+            with open(path, newline="", errors="replace") as file:
+                kept = [row for row in csv.DictReader(file) if row.keys() == set(self.columns) and None not in row.values()
+                        and row["step"].isdecimal() and int(row["step"]) <= resumed_step]
+        with complete_file(path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
 
     @property
     def name(self) -> str:
@@ -213,20 +220,6 @@ class MetricsCsv(Logger):
         pass  # they are in config.json
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        done = (step or 0) + 1  # Lightning's step counts from 0; a row says how many steps were done
-        row = self.rows.setdefault(done, {"step": done})
-        row.update({name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"})
-        if "val_loss" in metrics:
-            self.save()
-
-    def save(self) -> None:
-        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
-        temporary = self.path.with_name(f"{self.path.name}.tmp.{os.getpid()}")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns or ["step"])
-            writer.writeheader()
-            writer.writerows(row for _, row in sorted(self.rows.items()))
-        temporary.replace(self.path)
-
-    def finalize(self, status: str) -> None:
-        self.save()
+        row = {name: f"{value:.6g}" for name, value in metrics.items() if name in self.columns}
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow({"step": (step or 0) + 1} | row)  # Lightning's step counts from 0

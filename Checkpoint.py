@@ -8,19 +8,20 @@ shapes and values are checked before a network is built from it.
 
 import inspect
 import os
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
+from CompleteFile import complete_file
 from DiffusionModel import PARAMETERIZATIONS, VARIANCES, DiffusionModel
 
 NUMBERS: dict[str, tuple[type, float, float]] = {
-    "T": (int, 1, 100_000), "beta_small": (float, 0, 1), "beta_large": (float, 0, 1),
+    "T": (int, 1, 100_000), "beta_small": (float, 1e-12, 0.9999), "beta_large": (float, 1e-12, 0.9999),
     "depth": (int, 1, 16), "size": (int, 1, 1024), "width": (int, 4, 1024), "blocks": (int, 1, 16),
     "dropout": (float, 0, 0.999), "patch": (int, 1, 16), "film": (bool, 0, 1), "classes": (int, 0, 100_000),
     "lr": (float, 0, 10), "warmup": (int, 0, 10**9), "seed": (int, 0, 2**63 - 1),
@@ -52,6 +53,11 @@ def check_settings(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be {expected}, not {value!r:.40}")
     if settings.get("beta_small", 0) > settings.get("beta_large", 1):
         raise ValueError(f"beta_small {settings['beta_small']} is larger than beta_large {settings['beta_large']}")
+    if {"T", "beta_small", "beta_large"} <= settings.keys():
+        signal = np.prod(np.sqrt(1 - np.linspace(settings["beta_small"], settings["beta_large"], settings["T"])))
+        if signal < 1e-15:
+            raise ValueError(f"T {settings['T']} steps up to beta_large {settings['beta_large']} leave no trace of the image "
+                             f"(sqrt(alpha_bar(T)) = {signal:.0e}): choose fewer steps or a smaller beta_large")
 
 
 def check_weights(weights: Any, expected: dict[str, Tensor]) -> None:
@@ -64,6 +70,8 @@ def check_weights(weights: Any, expected: dict[str, Tensor]) -> None:
         given = weights[name]
         if not isinstance(given, Tensor) or given.shape != value.shape or given.dtype != torch.float32:
             raise ValueError(f"weight {name} must be float32 {tuple(value.shape)}")
+        if given.layout != torch.strided or not given.is_contiguous():  # no few bytes that claim to be many
+            raise ValueError(f"weight {name} must be a plain, contiguous tensor")
         if not given.isfinite().all():
             raise ValueError(f"weight {name} holds values that are not finite")
 
@@ -74,7 +82,7 @@ def newest(run_dir: str | Path) -> Path | None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, or of a run directory's newest: its settings checked, its weights not.
+    """The contents of a checkpoint, or of a run directory's newest, and its "path": settings checked, weights not.
 
     Raises FileNotFoundError or ValueError with a one-line message.
     """
@@ -87,9 +95,9 @@ def read(path: str | Path) -> dict[str, Any]:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         settings = checkpoint["hyper_parameters"]
         if (not all(isinstance(checkpoint[part], dict) for part in ("hyper_parameters", "state_dict", "ema", "course"))
-                or type(checkpoint["global_step"]) is not int):
+                or type(checkpoint["global_step"]) is not int or type(checkpoint["elapsed"]) is not float):
             raise ValueError
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a reader of archives and pickles raises on bytes from anywhere
         raise ValueError(f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
                          "give a file written by train.py") from None
     try:
@@ -99,7 +107,7 @@ def read(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"setting {min(missing)} is missing")
     except ValueError as error:
         raise ValueError(f"checkpoint {file} is refused: {error}") from None
-    return checkpoint
+    return checkpoint | {"path": file}
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool = True) -> DiffusionModel:
@@ -121,21 +129,46 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool =
     return model.to(device).eval().requires_grad_(False)
 
 
+def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint to go on from, None to start anew. what: "auto" for the run directory's newest, "none", or a file.
+
+    "none" moves an earlier run aside. Raises ValueError or FileNotFoundError where the file is not sound, or was trained
+    with another `model` or another `course` (batch size, data, ...), or where it would fall behind what is there.
+    """
+    if what == "none":
+        if newest(run_dir):
+            aside = next(p for i in range(1, 10**6) if not (p := run_dir.with_name(f"{run_dir.name}.{i}")).exists())
+            run_dir.rename(aside)
+            print(f"the earlier run is now in {aside}")
+        return None
+    path = newest(run_dir) if what == "auto" else Path(what)
+    if path is None:
+        return None
+    checkpoint = read(path)
+    latest = newest(run_dir)
+    if latest and latest.name > f"step_{checkpoint['global_step']:08d}.ckpt":
+        raise ValueError(f"{run_dir} holds a later checkpoint, {latest.name}: choose another --run-dir to go on from {path}")
+    earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
+    for name, value in {**model.hparams, **course}.items():
+        if earlier.get(name) != value:
+            raise ValueError(f"{path} was trained with {name} {earlier.get(name)}, not {value}: "
+                             "give the same settings, another --run-dir, or --resume none")
+    try:
+        check_weights(checkpoint["state_dict"], model.state_dict())
+        check_weights(checkpoint["ema"].get("weights"), model.unet.state_dict())
+    except ValueError as error:
+        raise ValueError(f"checkpoint {checkpoint['path']} is refused: {error}") from None
+    return checkpoint
+
+
 class CompleteCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, written beside their place and renamed, so that a file that appears is complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with complete_file(path) as temporary, open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)

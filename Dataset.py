@@ -12,7 +12,6 @@ Letters in the shape columns: N images, B batch, C channels, H and W height and 
 
 import difflib
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from CompleteFile import complete_file
+
+ORDER, SHAPE = 4, 6  # what randomness is for: DiffusionModel lists all purposes
 NAMES = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "shapes": "shapes"}
 SHAPES = ("circle", "triangle", "square", "pentagon", "star")
 CLASSES = {
@@ -48,16 +50,18 @@ class DiffSet(torch.utils.data.Dataset):
     def __init__(self, train: bool, dataset_name: str, root: str = "data", image_size: int = 32):
         key = dataset_name.lower()
         path = Path(dataset_name).expanduser()
+        if path.suffix == ".npz" and path.stem.lower() in NAMES:
+            key = path.stem.lower()                                              # data/mnist.npz is mnist, wherever it lies
         if key == "shapes":
             self.images, self.labels = draw_shapes(20_000 if train else 2_000, image_size, seed=0 if train else 1)
             self.name, self.classes, self.flip = key, SHAPES, False
         else:
-            if key in NAMES:
+            if path.suffix == ".npz" and path.is_file():
+                self.name, file = path.stem, path
+            elif key in NAMES:
                 self.name, file = key, npz_of_known(key, Path(root))
             elif path.is_dir():
                 self.name, file = path.resolve().name, npz_of_folder(path, Path(root), image_size)
-            elif path.suffix == ".npz" and path.is_file():
-                self.name, file = path.stem, path
             else:
                 guess = difflib.get_close_matches(key, NAMES, n=1)
                 raise ValueError(f"unknown dataset {dataset_name!r}" + (f", did you mean {guess[0]}?" if guess else "")
@@ -66,12 +70,16 @@ class DiffSet(torch.utils.data.Dataset):
             images, labels = split(arrays, train, file)
             self.images = torch.from_numpy(fit(images, image_size).transpose(0, 3, 1, 2).copy())   # (N,C,size,size)
             self.labels = torch.from_numpy(labels.astype(np.int64))
-            self.classes = CLASSES.get(key) or tuple(map(str, arrays.get("classes", range(int(self.labels.max()) + 1))))
+            self.classes = CLASSES.get(key) or tuple(map(str, np.atleast_1d(arrays.get("classes", np.unique(labels)))))
             self.flip = key not in ("mnist", "fashionmnist")
         self.size, self.depth = image_size, self.images.shape[1]
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def digest(self) -> str:
+        """A fingerprint of the images: a resumed run must go on with the same ones."""
+        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
 
     def __getitem__(self, index: int) -> Tensor:
         return self.images[index].float() / 127.5 - 1                            # (C,size,size)
@@ -106,7 +114,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, mirror = torch.arange(self.count), torch.zeros(self.count, dtype=torch.bool)
         if self.shuffle:
-            random = np.random.default_rng((self.seed, self.epoch))
+            random = np.random.default_rng((self.seed, ORDER, self.epoch))
             order = torch.from_numpy(random.permutation(self.count))             # (N,)
             mirror = torch.from_numpy(random.random(self.count) < 0.5)           # (N,)
         order, mirror = order.to(self.images.device), mirror.to(self.images.device)
@@ -124,6 +132,8 @@ class Batches:
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        if not 0 <= state["batch"] < len(self):
+            raise ValueError(f"position {state} is outside of {len(self)} batches an epoch")
         self.epoch, self.batch = state["epoch"], state["batch"]
 
 
@@ -142,9 +152,10 @@ def npz_of_known(key: str, root: Path) -> Path:
             where = "" if key == "cifar10" else f", or the four *-ubyte files in {root / NAMES[key] / 'raw'}"
             raise OSError(f"cannot download {NAMES[key]} ({one_line(error)}): place {file} there by hand "
                           f"(train_images uint8 (N,H,W,C), train_labels, test_images, test_labels){where}") from None
-        write_npz(file, {f"{split}_{part}": array for split, data in splits.items() for part, array in {
-            "images": np.asarray(data.data).reshape(len(data), *data.data.shape[1:3], -1),  # (N,H,W,C)
-            "labels": np.asarray(data.targets, dtype=np.int64)}.items()})
+        with complete_file(file) as temporary:
+            np.savez(temporary, **{f"{split}_{part}": array for split, data in splits.items() for part, array in {
+                "images": np.asarray(data.data).reshape(len(data), *data.data.shape[1:3], -1),  # (N,H,W,C)
+                "labels": np.asarray(data.targets, dtype=np.int64)}.items()})
     return file
 
 
@@ -163,33 +174,33 @@ def npz_of_folder(folder: Path, root: Path, image_size: int) -> Path:
         images = np.stack([decode(p, image_size) for p in tqdm(paths, desc=f"decoding {folder}", unit=" images")])
         if (images == images[..., :1]).all():
             images = images[..., :1]                                             # every image is gray: (N,H,W,1)
-        write_npz(file, {"train_images": images, "train_labels": np.array([classes.index(n) for n in names], np.int64),
-                         "classes": np.array(classes)})
+        with complete_file(file) as temporary:
+            np.savez(temporary, train_images=images, train_labels=np.array([classes.index(n) for n in names], np.int64),
+                     classes=np.array(classes))
     return file
 
 
 def decode(path: Path, image_size: int) -> np.ndarray:
-    """An image file of any mode and size -> uint8 (image_size, image_size, 3); what is transparent becomes white."""
+    """An image file -> uint8 (image_size, image_size, 3), resized and centre-cropped."""
+    return np.asarray(ImageOps.fit(open_image(path).convert("RGB"), (image_size, image_size), Image.Resampling.LANCZOS))
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """An image file of any mode as RGB, or as L where its mode has no colour; upright; what is transparent becomes white;
+    16 bits keep their full range. Raises ValueError, naming the file, where it cannot be read."""
     try:
         image = ImageOps.exif_transpose(Image.open(path))
-        if image.mode.startswith(("I", "F")):                                    # 16 bits and more: full range to 0..255
+        gray = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
+        if image.mode.startswith(("I", "F")):
             wide = np.asarray(image, dtype=np.float64)
             image = Image.fromarray((wide * (255 / max(65535.0, wide.max()))).clip(0, 255).round().astype(np.uint8))
         layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-        return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS))
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return image.convert("L" if gray else "RGB")
+    except FileNotFoundError:
+        raise ValueError(f"no image at {path}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({one_line(error)}): repair or remove it") from None
-
-
-def write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.stem}.tmp.{os.getpid()}.npz")
-    try:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_npz(file: Path) -> dict[str, np.ndarray]:
@@ -240,7 +251,7 @@ def draw_shapes(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
     Image i depends on (seed, i) alone. The edge is a function rho of the angle, so that all kinds are drawn at once.
     """
-    u = np.stack([np.random.default_rng((seed, i)).random(10) for i in range(count)]).astype(np.float32)   # (N,10)
+    u = np.stack([np.random.default_rng((seed, SHAPE, i)).random(10) for i in range(count)]).astype(np.float32)   # (N,10)
     kind = (u[:, 0] * len(SHAPES)).astype(np.int64)                              # (N,)
     radius = 0.18 + 0.14 * u[:, 1]                                               # of the image's side
     place = radius[:, None] + (1 - 2 * radius[:, None]) * u[:, 2:4]              # (N,2)  all of it inside

@@ -10,6 +10,7 @@ Time counts as in the paper: t = 0 is the clean image, t = T is pure noise; beta
 Letters in the shape columns: B batch, C channels, H and W height and width, T the number of steps.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from Unet import Unet
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small")
-TRAIN, VALIDATE, DROPOUT = range(3)  # what randomness is for
+TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has ORDER = 4 and SHAPES = 6, Sampler IMAGE = 5
 
 
 def generator(device: torch.device, *key: int) -> torch.Generator:
@@ -176,10 +177,14 @@ class DiffusionModel(pl.LightningModule):
         t, error = self._squared_error(batch, (self.seed, VALIDATE, batch_idx))
         self.log("val_loss", error.mean(), batch_size=len(t))
         bins = (t - 1) * 10 // self.T                                                        # (B,) in 0..9
-        for i in range(10):
+        for i, name in enumerate(self.bin_names()):
             if count := int((bins == i).sum()):
-                low, high = -(-i * self.T // 10) + 1, -(-(i + 1) * self.T // 10)
-                self.log(f"val_loss_t{low}-{high}", error[bins == i].mean(), batch_size=count)
+                self.log(name, error[bins == i].mean(), batch_size=count)
+
+    def bin_names(self) -> list[str]:
+        """The names under which `validation_step` logs the loss of each tenth of the times."""
+        ends = [-(-i * self.T // 10) for i in range(11)]
+        return [f"val_loss_t{low + 1}-{high}" for low, high in pairwise(ends)]
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
         if gradient_clip_val:  # Lightning's own refuses the fused Adam under autocast; bf16 has no scale to undo

@@ -9,7 +9,6 @@ it); trajectory.npz (`frames` uint8 (F,N,H,W,C), `times` (F,)) for make_gif.py; 
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -85,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--save-steps {max(saved)} is past t = {start}, where it starts: choose from 0 to {start}")
         image = None if args.input_image is None else read_image(args.input_image, model if args.ckpt else None)
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / f".writable.tmp.{os.getpid()}").touch()
-        (args.out / f".writable.tmp.{os.getpid()}").unlink()
+        (args.out / ".writable").touch()  # told now, not after the sampling
+        (args.out / ".writable").unlink()
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}; choose a place that can be used" if error.filename else str(error))
     except ValueError as error:
@@ -107,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
             write_grid(args.out / f"t{t:04d}.png", kept[t])
             if t in predicted:
                 write_grid(args.out / f"x0_t{t:04d}.png", predicted[t])
+    except (torch.OutOfMemoryError, MemoryError):
+        parser.error(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     print(f"{args.out}: {', '.join(f't{t:04d}.png' for t in sorted(saved))}, trajectory.npz ({len(times)} frames)"
@@ -167,16 +168,11 @@ def read_image(path: Path, model: Any) -> "Tensor":
     """(C,H,W) in [-1,1]: resized and cropped to what the model takes, or as it is where there is no model."""
     import torch
     from PIL import Image, ImageOps
-    try:
-        picture = ImageOps.exif_transpose(Image.open(path))
-        if model is not None:
-            picture = ImageOps.fit(picture.convert("RGB"), (model.unet.size,) * 2, Image.Resampling.LANCZOS)
-        gray = model.unet.depth == 1 if model is not None else picture.mode in ("1", "L")
-        picture = picture.convert("L" if gray else "RGB")
-    except FileNotFoundError:
-        raise ValueError(f"no image at {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({str(error)[:80]}): give a PNG, a JPEG or the like") from None
+
+    from Dataset import open_image
+    picture = open_image(path)
+    if model is not None:
+        picture = ImageOps.fit(picture.convert("L" if model.unet.depth == 1 else "RGB"), (model.unet.size,) * 2, Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return pixels.view(picture.height, picture.width, -1).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -188,9 +184,10 @@ def to_uint8(x: "Tensor") -> "np.ndarray":
 
 def write(path: Path, **arrays: Any) -> None:
     import numpy as np
-    temporary = path.with_name(f"{path.stem}.tmp.{os.getpid()}.npz")
-    np.savez(temporary, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
-    temporary.replace(path)
+
+    from CompleteFile import complete_file
+    with complete_file(path) as temporary:
+        np.savez(temporary, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
 
 
 def write_grid(path: Path, images: "np.ndarray") -> None:
@@ -198,16 +195,17 @@ def write_grid(path: Path, images: "np.ndarray") -> None:
     import torch
     from PIL import Image
     from torchvision.utils import make_grid
+
+    from CompleteFile import complete_file
     tiles = torch.from_numpy(images).permute(0, 3, 1, 2)
     grid = make_grid(tiles, nrow=round(len(tiles) ** 0.5), padding=2) if len(tiles) > 1 else tiles[0]
-    temporary = path.with_name(f"{path.stem}.tmp.{os.getpid()}.png")
-    Image.fromarray(grid.permute(1, 2, 0).numpy().squeeze()).save(temporary)
-    temporary.replace(path)
+    with complete_file(path) as temporary:
+        Image.fromarray(grid.permute(1, 2, 0).numpy().squeeze()).save(temporary)
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("\nInference.py: interrupted; nothing was written", file=sys.stderr)
+        print("\nInference.py: interrupted", file=sys.stderr)
         sys.exit(130)

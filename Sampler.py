@@ -4,7 +4,7 @@
     for t, x_t, x0_hat in ddpm(model, x, range(T, -1, -1), noise): ...
 
 A sampler knows the model's `denoise(x, t) -> x0_hat` and its schedule `alpha_bar(t)`, and nothing else. It yields
-(t, x_t, x0_hat) for every t in `times`, which go down to 0; at t = 0 the image is its own prediction.
+(t, x_t, x0_hat) for every t in `times`, which go down, to 0 for an image; at the last one x_t is its own prediction.
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+IMAGE = 5  # what this randomness is for: DiffusionModel lists all purposes
 Step = tuple[int, Tensor, Tensor]
 
 
@@ -35,7 +36,7 @@ class Noise:
     """
 
     def __init__(self, seed: int, indices: Iterable[int], shape: tuple[int, ...], device: str | torch.device = "cpu"):
-        keys = [np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0] for i in indices]
+        keys = [np.random.SeedSequence((seed, IMAGE, i)).generate_state(1, np.uint64)[0] for i in indices]
         self.generators = [torch.Generator().manual_seed(int(key)) for key in keys]
         self.shape, self.device = shape, device
 
@@ -51,6 +52,7 @@ def ddpm(model: Denoiser, x: Tensor, times: Iterable[int], noise: Callable[[], T
     in the posterior q(x_s | x_t, x_0), Eq. 6 and 7. variance: sigma_t^2 is that beta ("large") or the posterior's
     variance ("small"), section 3.2. No noise is added in the last step.
     """
+    times = list(times)
     for t, s in pairwise(times):
         x0_hat = model.denoise(x, torch.full((len(x),), t, device=x.device))     # (N,C,H,W)
         yield t, x, x0_hat
@@ -59,4 +61,4 @@ def ddpm(model: Denoiser, x: Tensor, times: Iterable[int], noise: Callable[[], T
         mean = (alpha_bar_s**0.5 * beta * x0_hat + (1 - beta) ** 0.5 * (1 - alpha_bar_s) * x) / (1 - alpha_bar_t)
         sigma_squared = beta if variance == "large" else beta * (1 - alpha_bar_s) / (1 - alpha_bar_t)
         x = mean + sigma_squared**0.5 * noise() if s > 0 else mean
-    yield 0, x, x
+    yield times[-1], x, x

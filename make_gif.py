@@ -4,7 +4,6 @@
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -74,15 +73,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.out.suffix.lower() != ".gif":
         parser.error(f"--out {args.out} must end in .gif")
     import imageio.v3 as imageio
+
+    from CompleteFile import complete_file
     try:
         frames, times = read(args.trajectory)
         columns = min(args.columns or round(frames.shape[1] ** 0.5), frames.shape[1])
         pictures = [picture(images, int(t), columns, args.scale) for images, t in zip(frames, times)]
         durations: Any = [1000 / args.fps] * (len(pictures) - 1) + [1000 * args.hold]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_name(f"{args.out.stem}.tmp.{os.getpid()}.gif")
-        imageio.imwrite(temporary, pictures, plugin="pillow", duration=durations, loop=0)
-        temporary.replace(args.out)
+        with complete_file(args.out) as temporary:
+            imageio.imwrite(temporary, pictures, plugin="pillow", duration=durations, loop=0)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -92,4 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nmake_gif.py: interrupted", file=sys.stderr)
+        sys.exit(130)

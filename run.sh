@@ -22,32 +22,44 @@ here=$(cd "$(dirname "$0")" && pwd)
 [[ -f $here/train.py ]] || here=${SLURM_SUBMIT_DIR:-$PWD}  # a SLURM job runs a copy of this file from elsewhere
 [[ -f $here/train.py ]] || { echo "run.sh: no train.py in $here: submit from the project's folder" >&2; exit 2; }
 
-setup() {  # setup REQUIREMENTS: the environment, once; redone when the file changes or an earlier try was cut short
-  [[ -z ${PYTHON:-} ]] || return 0
-  local requirements=$here/$1 mark=$here/.venv/.$1
+setup() {  # setup FILE..: the environment, once; redone when a file changes or an earlier try was cut short
+  if [[ -n ${PYTHON:-} ]]; then
+    PYTHON=$(command -v "$PYTHON") || { echo "run.sh: PYTHON is set to something that is no program" >&2; exit 2; }
+    [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
+    return
+  fi
+  local mark=$here/.venv/.installed file wanted=
+  for file in "$@"; do wanted+=$(cat "$here/$file")$'\n'; done
   PYTHON=$here/.venv/bin/python
-  cmp -s "$requirements" "$mark" && return 0
+  if [[ -f $mark && $(cat "$mark") == *"${wanted%$'\n'}"* ]]; then return; fi
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    { echo "run.sh: python3 must be 3.10 or newer, and is $(python3 --version 2>&1); set PYTHON to another one" >&2; exit 2; }
-  echo "== making .venv from $1 (once; torch's CUDA build is 5.5 GB) =="
-  [[ -x $PYTHON ]] || python3 -m venv "$here/.venv"
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements"
-  cp "$requirements" "$mark"
+    { echo "run.sh: python3 must be 3.10 or newer, and is $(python3 --version 2>&1): set PYTHON to another one" >&2; exit 2; }
+  echo "== making .venv from $* (once, some minutes: torch's CUDA build is 5.5 GB) =="
+  "$PYTHON" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$here/.venv"
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$here/$1" ${2:+-r "$here/$2"}
+  printf '%s' "$wanted" >"$mark"
+}
+
+resolve() {  # DATASET -> itself where it is a known name, the whole path where it is a file or folder from where you stand
+  case $(tr '[:upper:]' '[:lower:]' <<<"$1") in
+    mnist|fashionmnist|cifar10|shapes) tr '[:upper:]' '[:lower:]' <<<"$1" ;;
+    *) if [[ -d $1 ]]; then (cd "$1" && pwd); elif [[ -f $1 ]]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; else echo "$1"; fi ;;
+  esac
 }
 
 case ${1:-} in
-  -h|--help) sed -n '2,/^#SBATCH/{/^#SBATCH/!s/^# \{0,1\}//p}' "$here/run.sh"; exit 0 ;;
-  setup) setup requirements.txt; cd "$here"; exec "$PYTHON" train.py --dataset "${2:-shapes}" "${@:3}" --prepare-data ;;
-  test)  setup requirements-dev.txt; cd "$here"; exec "$PYTHON" -m pytest "${@:2}" ;;
+  -h|--help) sed -n '2,/^#SBATCH/p' "$here/run.sh" | sed -e '/^#SBATCH/d' -e 's/^# \{0,1\}//'; exit 0 ;;
+  setup) setup requirements.txt; dataset=$(resolve "${2:-shapes}"); cd "$here"
+         exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
+  test)  setup requirements.txt requirements-dev.txt; cd "$here"; exec "$PYTHON" -m pytest -q --durations=8 "${@:2}" ;;
 esac
 
 dataset=shapes
-if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi
-if [[ -e $dataset ]]; then dataset=$(cd "$(dirname "$dataset")" && pwd)/$(basename "$dataset"); fi  # a path from where you stand
-name=$(basename "${dataset%.npz}" | tr '[:upper:]' '[:lower:]')
-run_dir=$here/runs/$name
+if [[ $# -gt 0 && $1 != -* ]]; then dataset=$(resolve "$1"); shift; fi
+run_dir=$here/runs/$(basename "${dataset%.npz}")
 for ((i = 1; i <= $#; i++)); do
   case ${!i} in
+    --dataset|--dataset=*) echo "run.sh: the dataset comes first and without --dataset: bash run.sh cifar10 ..." >&2; exit 2 ;;
     --run-dir=*) run_dir=${!i#*=} ;;
     --run-dir) j=$((i + 1)); run_dir=${!j:-$run_dir} ;;
     --dry-run|-h|--help|--prepare-data) only_train=yes ;;
@@ -55,12 +67,14 @@ for ((i = 1; i <= $#; i++)); do
 done
 
 setup requirements.txt
+[[ $run_dir == /* ]] || run_dir=$PWD/$run_dir
 cd "$here"
 run_dir=${run_dir#"$here"/}
 step=${SLURM_JOB_ID:+srun}  # in a job every step is a job step
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer takes it from the job by itself
 
 echo "== training on $dataset: $run_dir =="
-$step "$PYTHON" train.py --dataset "$dataset" --run-dir "$run_dir" "$@"
+$step "$PYTHON" train.py --dataset "$dataset" "$@" --run-dir "$run_dir"
 [[ -z ${only_train:-} ]] || exit 0
 echo "== sampling: Algorithm 2, from t = T to 0 =="
 $step "$PYTHON" Inference.py --ckpt "$run_dir" --out "$run_dir/images"

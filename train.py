@@ -10,7 +10,6 @@ Run again, it goes on where it stopped. Ctrl-C, SIGTERM and SIGUSR1 leave a comp
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, parameterization="v", lr=2e-3, warmup=200,
-                   batch_size=32, max_steps=2500, max_time=600.0, val_every=500, val_images=500, save_every=500),
+                   variance="small", batch_size=32, max_steps=2000, max_time=600.0, val_every=500, val_images=500, save_every=500),
 }
 
 
@@ -78,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
     add("--dropout", type=real(0, 0.999), metavar="P", help="0.1 on cifar10, else 0")
     add("--patch", type=whole(1), default=1, metavar="N", help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)")
-    add("--film", action=argparse.BooleanOptionalAction, default=False, help="the time scales, too, and not only shifts; not in the paper (no)")
+    add("--film", action=argparse.BooleanOptionalAction, default=False, help="time scales, too, and not only shifts; not in the paper (no)")
     add = parser.add_argument_group("diffusion").add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="number of steps (1000)")
     add("--beta-small", type=real(0, 1), default=1e-4, metavar="B", help="beta at t = 1 (1e-4)")
@@ -86,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--parameterization", choices=("eps", "x0", "v"), default="eps", help="what the network predicts (eps)")
     add("--variance", choices=("large", "small"), default="large", help="of a reverse step: beta_t or the posterior's (large)")
     add = parser.add_argument_group("training").add_argument
-    add("--preset", choices=("auto", *PRESETS), default="auto", help="auto: paper on a GPU, laptop without one (auto)")
+    add("--preset", choices=("auto", *PRESETS), default="auto", help="auto: paper on a CUDA GPU, laptop without one (auto)")
     add("--batch-size", type=whole(1), default=128, metavar="N", help="images a step (128)")
     add("--lr", type=real(0, 10), default=2e-4, metavar="R", help="learning rate of Adam (2e-4)")
     add("--warmup", type=whole(0), default=5000, metavar="N", help="steps in which the rate rises linearly (5000)")
@@ -135,14 +134,16 @@ def main(argv: list[str] | None = None) -> int:
 
     import Callbacks
     import Checkpoint
+    from CompleteFile import complete_file
     from Dataset import Batches, DiffSet
     from DiffusionModel import DiffusionModel
 
     try:
         accelerator, precision = hardware(args.device, args.precision)
-        preset = args.preset if args.preset != "auto" else "laptop" if accelerator == "cpu" else "paper"
+        preset = args.preset if args.preset != "auto" else "paper" if accelerator == "cuda" else "laptop"
         parser.set_defaults(**PRESETS[preset])
         args = parser.parse_args(argv)
+        Checkpoint.check_settings({"size": args.image_size})
         data, unseen = (DiffSet(train, args.dataset, args.data_root, args.image_size) for train in (True, False))
         if args.prepare_data:
             print(f"{data.name} is ready: {len(data):,} images {data.depth}x{data.size}x{data.size}, {len(unseen):,} unseen")
@@ -161,18 +162,19 @@ def main(argv: list[str] | None = None) -> int:
         batches = Batches(data, args.batch_size, args.seed, flip=flip, device=device)
         validation = Batches(unseen, args.batch_size, shuffle=False, limit=args.val_images, device=device)
         run_dir = args.run_dir or Path("runs") / data.name
-        course = {"batch_size": args.batch_size, "flip": flip, "clip": args.clip, "ema_decay": args.ema_decay}
-        resume = find_resume(args.resume, run_dir, model, course) if not args.dry_run else None
+        course = {"data": data.digest(), "batch_size": args.batch_size, "flip": flip,
+                  "clip": args.clip, "ema_decay": args.ema_decay}
+        resume = Checkpoint.to_resume(args.resume, run_dir, model, course) if not args.dry_run else None
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
     done = resume["global_step"] if resume else 0
     if not args.dry_run and done < args.max_steps:
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(run_dir / "config.json", {
-                "command": sys.argv, "preset": preset, "settings": vars(args) | {"run_dir": str(run_dir)}, "device": accelerator,
-                "precision": precision, "torch": torch.__version__, "lightning": version("pytorch-lightning")})
+            with complete_file(run_dir / "config.json") as temporary:
+                temporary.write_text(json.dumps({
+                    "command": sys.argv, "preset": preset, "settings": vars(args) | {"run_dir": str(run_dir)}, "device": accelerator,
+                    "precision": precision, "torch": torch.__version__, "lightning": version("pytorch-lightning")}, indent=1) + "\n")
             Callbacks.write_grid(unseen.images[:36].float() / 127.5 - 1, run_dir / "samples" / "real.png")
         except OSError as error:
             parser.error(f"cannot write to {run_dir} ({error.strerror}): choose another --run-dir")
@@ -183,8 +185,9 @@ def main(argv: list[str] | None = None) -> int:
           f"{accelerator}, {precision}", flush=True)
     if args.dry_run:
         return dry_run(model, batches, args.max_steps, args.max_time, precision)
-    if done >= args.max_steps:
-        print(f"{run_dir} is already trained for {done} steps; a larger --max-steps trains it further")
+    if resume and (done >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
+        print(f"{resume['path']} is already trained, {done} steps in {resume['elapsed']:.0f} s; "
+              "a larger --max-steps or --max-time trains it further")
         return 0
     quiet()
     ema = Callbacks.Ema(args.ema_decay)
@@ -194,38 +197,26 @@ def main(argv: list[str] | None = None) -> int:
         gradient_clip_val=args.clip or None, val_check_interval=args.val_every, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=args.log_every, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, default_root_dir=run_dir, plugins=[Checkpoint.CompleteCheckpointIO()],
-        logger=[Callbacks.MetricsCsv(run_dir / "metrics.csv", done), TensorBoardLogger(run_dir, name="", version="tensorboard")],
-        callbacks=[ema, checkpoints, Callbacks.Preview(run_dir / "samples", ema), Callbacks.Progress(args.batch_size, checkpoints)])
+        logger=[Callbacks.MetricsCsv(run_dir / "metrics.csv", ["train_loss", "val_loss", *model.bin_names()], done),
+                TensorBoardLogger(run_dir, name="", version="tensorboard")],
+        callbacks=[ema, checkpoints, Callbacks.Preview(run_dir / "samples", ema, args.batch_size),
+                   Callbacks.Progress(args.batch_size, checkpoints)])
     if done:
         print(f"going on at step {done} of {run_dir}", flush=True)
-    trainer.fit(model, batches, validation, ckpt_path=resume["path"] if resume else None, weights_only=True)
-    signal = checkpoints.stopped_by
-    print(f"{'stopped by ' + signal.name if signal else 'trained'} at step {trainer.global_step} after "
-          f"{checkpoints.seconds():.0f} s; checkpoint {checkpoints.saved}"
-          + ("; run the same command again to go on" if signal else ""))
-    return 128 + signal if signal else 0
-
-
-def find_resume(what: str, run_dir: Path, model: Any, course: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint to go on from, checked to be of the same settings, with its "path"; None to start anew."""
-    import Checkpoint
-    if what == "none":
-        if Checkpoint.newest(run_dir):
-            aside = next(p for i in range(1, 10**6) if not (p := run_dir.with_name(f"{run_dir.name}.{i}")).exists())
-            run_dir.rename(aside)
-            print(f"the earlier run is now in {aside}")
-        return None
-    path = Checkpoint.newest(run_dir) if what == "auto" else Path(what)
-    if path is None:
-        return None
-    checkpoint = Checkpoint.read(path)
-    earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
-    for name, value in {**model.hparams, **course}.items():
-        if earlier.get(name) != value:
-            raise ValueError(f"{path} was trained with {name} {earlier.get(name)}, not {value}: "
-                             "give the same settings, another --run-dir, or --resume none")
-    Checkpoint.check_weights(checkpoint["state_dict"], model.state_dict())
-    return checkpoint | {"path": path}
+    try:
+        trainer.fit(model, batches, validation, ckpt_path=resume["path"] if resume else None, weights_only=True)
+    except (torch.OutOfMemoryError, MemoryError):
+        parser.error(f"out of memory at batch size {args.batch_size}: choose a smaller --batch-size or network")
+    at = f"at step {trainer.global_step} after {checkpoints.seconds():.0f} s"
+    if checkpoints.diverged:
+        print(f"train.py: the weights are not finite {at}; the last good checkpoint is {Checkpoint.newest(run_dir)}: "
+              "try a smaller --lr", file=sys.stderr)
+        return 1
+    if signal := checkpoints.stopped_by:
+        print(f"stopped by {signal.name} {at}; checkpoint {checkpoints.saved}; run the same command again to go on")
+        return 128 + signal
+    print(f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}")
+    return 0
 
 
 def dry_run(model: Any, batches: Any, max_steps: int, max_time: float | None, precision: str) -> int:
@@ -254,7 +245,8 @@ def dry_run(model: Any, batches: Any, max_steps: int, max_time: float | None, pr
         step()
         count += 1
     rate = count / (time.monotonic() - started)
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    kib = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
     seconds = min(max_steps / rate, max_time or float("inf"))
     print(f"parameters   {sum(p.numel() for p in model.parameters()):,}\n"
           f"computation  {flops.get_total_flops() / len(x) / 1e9:.2f} GFLOPs an image, forward and backward\n"
@@ -271,12 +263,6 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,14 @@ def test_a_wrong_npz_is_refused_in_one_line(tmp_path, arrays):
     assert "\n" not in str(error.value)
 
 
+def test_a_known_name_is_known_wherever_its_file_lies(tmp_path):
+    images = np.zeros((12, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "mnist.npz", train_images=images, train_labels=np.full(12, 10**9))
+    data = DiffSet(True, str(tmp_path / "mnist.npz"))
+    assert not data.flip
+    assert len(data.classes) == 10
+
+
 def test_a_truncated_npz_is_refused(tmp_path):
     numbered(tmp_path)
     whole = (tmp_path / "numbered.npz").read_bytes()

@@ -54,6 +54,7 @@ def test_it_starts_at_T_and_skips_no_step():
     yielded = [t for t, _, _ in ddpm(m, torch.randn(2, 1, 8, 8), range(20, -1, -1), lambda: torch.randn(2, 1, 8, 8))]
     assert seen == [[t, t] for t in range(20, 0, -1)]
     assert yielded == list(range(20, -1, -1))
+    assert [t for t, _, _ in ddpm(m, torch.randn(2, 1, 8, 8), [20, 7, 3], lambda: torch.randn(2, 1, 8, 8))] == [20, 7, 3]
 
 
 def test_no_noise_is_added_in_the_last_step():

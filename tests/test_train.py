@@ -49,10 +49,14 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     assert config["settings"]["width"] == 8
     with open(tiny_run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == list(range(1, 13))
-    assert all(float(row["train_loss"]) > 0 for row in rows)
-    assert [bool(row["val_loss"]) for row in rows] == [i in (5, 11) for i in range(12)]
-    assert float(rows[5]["val_loss_t19-20"]) > 0
+    assert [int(row["step"]) for row in rows if row["train_loss"]] == list(range(1, 13))
+    assert all(float(row["train_loss"]) > 0 for row in rows if row["train_loss"])
+    validated = [row for row in rows if row["val_loss"]]
+    assert [int(row["step"]) for row in validated] == [6, 12]
+    bins = [value for name, value in validated[0].items() if name.startswith("val_loss_t") and value]
+    assert len(bins) > 5  # 16 images leave a bin of t empty now and then
+    assert all(float(value) > 0 for value in bins)
+    assert [name for name in rows[0] if name.startswith("val_loss_t")][-1] == "val_loss_t19-20"
     assert not list(tiny_run.rglob("*.tmp.*"))
 
 
@@ -78,11 +82,17 @@ def test_validation_and_previews_do_not_disturb_training(tiny_data, tmp_path):
     assert same(contents(tmp_path / "often")["state_dict"], contents(tmp_path / "never")["state_dict"])
 
 
-def test_validation_draws_the_same_noise_every_time(tiny_data, tmp_path):
+def test_validation_draws_the_same_noise_every_time(tiny_data, tmp_path, monkeypatch):
+    """Where the weights stand still, so do the loss, its ten bins and the preview; also after a resume."""
+    monkeypatch.setattr(torch.nn.init, "zeros_", lambda w: torch.nn.init.constant_(w, 0.1))  # the output depends on t and eps
+    fit(tiny_data, tmp_path, "--max-steps", 4, "--val-every", 2, "--lr", 0)
     fit(tiny_data, tmp_path, "--max-steps", 6, "--val-every", 2, "--lr", 0)
     with open(tmp_path / "metrics.csv", newline="") as file:
-        found = {row["val_loss"] for row in csv.DictReader(file) if row["val_loss"]}
-    assert len(found) == 1
+        found = [tuple(row.values())[2:] for row in csv.DictReader(file) if row["val_loss"]]
+    assert len(found) == 3
+    assert len(set(found)) == 1
+    assert len(set(found[0])) > 5
+    assert len({p.read_bytes() for p in (tmp_path / "samples").glob("step_*.png")}) == 1
 
 
 def test_ema_is_apart_from_the_weights_and_complete(tiny_run):
@@ -151,19 +161,80 @@ def test_run_again_it_is_done_and_none_starts_anew(tiny_data, tmp_path, capsys):
     fit(tiny_data, tmp_path / "run", "--max-steps", 3)
     before = contents(tmp_path / "run")
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 3) == 0
-    assert "already trained for 3 steps" in capsys.readouterr().out
+    assert "already trained, 3 steps in" in capsys.readouterr().out
     fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--resume", "none")
     assert "the earlier run is now in" in capsys.readouterr().out
     assert contents(tmp_path / "run")["global_step"] == 2
     assert same(contents(tmp_path / "run.1")["state_dict"], before["state_dict"])
 
 
-def test_time_ends_a_run_and_is_counted_over_its_parts(tiny_data, tmp_path):
+def test_time_ends_a_run_and_is_counted_over_its_parts(tiny_data, tmp_path, capsys):
     fit(tiny_data, tmp_path, "--max-steps", 100_000, "--max-time", "2s")
+    assert "trained, --max-time is over, at step" in capsys.readouterr().out
     first = contents(tmp_path)
     assert 0 < first["global_step"] < 100_000
     fit(tiny_data, tmp_path, "--max-steps", 100_000, "--max-time", "2s")
-    assert contents(tmp_path)["global_step"] <= first["global_step"] + 1
+    assert "already trained" in capsys.readouterr().out
+    assert contents(tmp_path)["global_step"] == first["global_step"]
+
+
+def test_going_back_to_an_older_checkpoint_spoils_nothing(refused, tiny_data, tmp_path):
+    fit(tiny_data, tmp_path / "run", "--max-steps", 7, "--save-every", 4)
+    older = tmp_path / "run" / "checkpoints" / "step_00000004.ckpt"
+    options = ["--dataset", tiny_data, *TINY, "--resume", older, "--max-steps", "9"]
+    assert "choose another --run-dir" in refused(train.main, *options, "--run-dir", tmp_path / "run")
+    assert train.main([*map(str, options), "--run-dir", str(tmp_path / "branch")]) == 0
+    fit(tiny_data, tmp_path / "whole", "--max-steps", 9)
+    assert same(contents(tmp_path / "branch")["state_dict"], contents(tmp_path / "whole")["state_dict"])
+    again = [*map(str, options[:-1]), "10", "--resume", str(tmp_path / "whole"), "--run-dir", str(tmp_path / "from_a_folder")]
+    assert train.main(again) == 0
+    assert contents(tmp_path / "from_a_folder")["global_step"] == 10
+
+
+def test_other_images_are_not_the_same_run(refused, tiny_run, tiny_data, tmp_path):
+    with np.load(tiny_data) as archive:
+        arrays = dict(archive)
+    np.savez(tmp_path / "tiny.npz", **arrays | {"train_images": arrays["train_images"] // 2})
+    assert "was trained with data" in refused(train.main, "--dataset", tmp_path / "tiny.npz", "--run-dir", tiny_run, *TINY)
+
+
+@pytest.mark.parametrize("part", ["truncated", "state_dict", "ema", "code"])
+def test_a_bad_checkpoint_is_not_resumed(refused, tiny_run, tiny_data, tmp_path, part):
+    file, marker = tmp_path / "x.ckpt", tmp_path / "marker"
+    content = contents(tiny_run)
+    if part == "truncated":
+        file.write_bytes(Checkpoint.newest(tiny_run).read_bytes()[:5000])
+    elif part == "code":
+        class Bomb:
+            def __reduce__(self):
+                return os.system, (f"touch {marker}",)
+        torch.save(content | {"course": {"x": Bomb()}}, file)
+    else:
+        weights = content[part].get("weights", content[part])
+        weights[next(iter(weights))].fill_(float("nan"))
+        torch.save(content, file)
+    line = refused(train.main, "--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--resume", file)
+    assert "x.ckpt" in line
+    assert not (tmp_path / "run").exists()
+    assert not marker.exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny_data, tmp_path, monkeypatch, capsys):
+    original = DiffusionModel.get_loss
+    monkeypatch.setattr(DiffusionModel, "get_loss", lambda self, batch, i: original(self, batch, i) * (float("nan") if i >= 5 else 1))
+    assert fit(tiny_data, tmp_path, "--max-steps", 20, "--save-every", 2) == 1
+    err = capsys.readouterr().err
+    assert "not finite at step 6" in err
+    assert "step_00000004.ckpt: try a smaller --lr" in err
+    assert Checkpoint.load_model(tmp_path)
+
+
+def test_the_paper_drops_out_on_cifar10_only(tiny_data, tmp_path):
+    (tmp_path / "cifar10.npz").write_bytes(tiny_data.read_bytes())
+    fit("cifar10", tmp_path / "run", "--data-root", tmp_path, "--max-steps", 1)
+    assert contents(tmp_path / "run")["hyper_parameters"]["dropout"] == 0.1
+    fit(tiny_data, tmp_path / "other", "--max-steps", 1)
+    assert contents(tmp_path / "other")["hyper_parameters"]["dropout"] == 0.0
 
 
 def test_two_checkpoints_are_kept(tiny_data, tmp_path):
@@ -232,6 +303,9 @@ def test_the_papers_preset_is_the_papers():
     (["--image-size", "7"], "divisible"),
     (["--beta-small", "0.5"], "larger than beta_large"),
     (["--beta-large", "nan"], "from 0 to 1"),
+    (["--beta-small", "0"], "beta_small must be"),
+    (["--T", "1000", "--beta-large", "0.9"], "leave no trace"),
+    (["--image-size", "5000"], "size must be"),
     (["--lr", "fast"], "expected a number"),
     (["--max-time", "soon"], "expected a time"),
     (["--device", "cuda"], "this machine has none"),
@@ -242,7 +316,7 @@ def test_the_papers_preset_is_the_papers():
 def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, said):
     if argv == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    given = {"--dataset": str(tiny_data), "--run-dir": str(tmp_path / "run")}
+    given = {"--dataset": str(tiny_data), "--run-dir": str(tmp_path / "run"), "--max-steps": "1"}
     given |= dict(zip(argv[::2], argv[1::2])) if len(argv) > 1 else {argv[0]: "1"}
     line = refused(train.main, *TINY, *(part for pair in given.items() for part in pair))
     assert said in line
