@@ -128,7 +128,7 @@ def reverse(model: Any, image: "Tensor | None", start: int, frames: list[int], n
     net, wanted, samples = model.unet, set(frames), []
     kept: dict[int, list[Any]] = {t: [] for t in frames}
     predicted: dict[int, list[Any]] = {t: [] for t in frames}
-    with tqdm(total=num * start, desc="denoising", unit="step", bar_format="{l_bar}{bar:12}| {elapsed} of about {remaining} more",
+    with tqdm(total=num * start, desc="denoising", unit="step", bar_format="{l_bar}{bar:12}| {elapsed} so far, {remaining} left",
               mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
         for first in range(0, num, batch_size):
             indices = range(first, min(first + batch_size, num))
