@@ -84,7 +84,7 @@ $step "$PYTHON" make_gif.py "$run_dir/images/trajectory.npz" --out "$run_dir/den
 cat <<END
 
 == done: everything is in $run_dir ==
-  images/t0000.png          samples; t0050, t0500, t1000: the same images on their way, x0_t*.png: what was predicted there
+  images/t0000.png          samples; the other t*.png: the same images on their way; x0_t*.png: what was predicted there
   images/samples.npz        the samples as numbers, uint8 (N,H,W,C)
   denoise.gif               from noise to images
   samples/step_*.png        samples while it was trained, beside samples/real.png
