@@ -16,9 +16,13 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+import RunFolder
 from CompleteFile import complete_file
-from DiffusionModel import DiffusionModel
+from DiffusionModel import SKIPS, DiffusionModel
 from Sampler import Noise, ddpm
+from Signals import Stop
+
+TIME_IS_OVER = 1000  # beside the numbers of signals
 
 
 class Ema(pl.Callback):
@@ -63,48 +67,77 @@ class Ema(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """Saves every `every` steps, when training ends, and when it is stopped: by Ctrl-C, SIGTERM, SIGUSR1 or `max_time`.
+    """Saves every `every` steps, when training ends, and when it is stopped: by a signal or by `max_time`.
 
-    A signal only sets a flag; the save is at the next step's end. All saves are here, at one point of Lightning's loop.
-    Weights that are not finite are not saved: training stops, `diverged` is true, the last good file stays.
-    The newest `keep` are kept. `max_time` (seconds) counts over resumed runs. `course` is what a resumed run must share
-    beside the model's own settings, stored under the checkpoint's key "course". `stopped_by` is the signal, or None.
+    Signals only set `stop.signal`; the save is at a step's end, and all saves are here, at one point of Lightning's loop.
+    Where several processes train, what any of them was asked for becomes known to all one step later, so that all stop
+    at the same step and none waits for another within a step. `max_time` (seconds) is the first process's to tell, and
+    counts over resumed runs. `course` is what a resumed run must share beside the model's own settings, stored under
+    the checkpoint's key "course". The newest `keep` are kept.
+
+    Afterwards: `stopped_by` is the signal, or None; `saved` is the last file; `diverged` is true, and nothing was saved,
+    where the weights are not finite, or no gradient has been for a while.
     """
 
-    def __init__(self, folder: Path, every: int, max_time: float | None, course: dict[str, Any], keep: int = 2):
-        self.folder, self.every, self.max_time, self.course, self.keep = folder, every, max_time, course, keep
+    def __init__(self, folder: Path, every: int, max_time: float | None, course: dict[str, Any], stop: Stop, keep: int = 2):
+        self.folder, self.every, self.max_time, self.course, self.stop, self.keep = folder, every, max_time, course, stop, keep
         self.stopped_by: signal.Signals | None = None
-        self.diverged = False
-        self.elapsed, self.started = 0.0, time.monotonic()
+        self.started, self.diverged = False, False
+        self.elapsed, self.began = 0.0, time.monotonic()
         self.saved: Path | None = None
-        self.replaced: dict[signal.Signals, Any] = {}
+        self.question = torch.zeros((), dtype=torch.long)
+        self.answering: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.hold()  # until on_train_start: in between, Lightning sets handlers that would end the run in disorder
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Lightning has set its own by now
-            self.replaced[name] = signal.signal(name, self.remember)
-        self.started = time.monotonic()
-
-    def remember(self, number: int, frame: Any) -> None:
-        self.stopped_by = self.stopped_by or signal.Signals(number)
+        self.stop.arm().waits = True
+        self.stop.release()
+        self.began, self.started = time.monotonic(), True
+        if trainer.world_size > 1:
+            self.group: Any = torch.distributed.new_group(backend="gloo")
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # it would wait for the device at every step
 
     def seconds(self) -> float:
-        return self.elapsed + time.monotonic() - self.started
+        return self.elapsed + time.monotonic() - self.began
+
+    def agreed(self, wish: int, world: int) -> int:
+        """The largest `wish` of all processes, of the step before; of this step where there is one process."""
+        if world == 1:
+            return wish
+        if self.answering:
+            self.answering.wait()
+        answer, self.question = int(self.question), torch.tensor(wish)
+        self.answering = torch.distributed.all_reduce(self.question, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
+        return answer
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if self.stopped_by:
+        assert isinstance(pl_module, DiffusionModel)
+        step, late = trainer.global_step, self.max_time and trainer.is_global_zero and self.seconds() >= self.max_time
+        wish = self.agreed(TIME_IS_OVER if late else self.stop.signal or 0, trainer.world_size)
+        trainer.should_stop = bool(wish) or step == trainer.max_steps
+        if wish and wish != TIME_IS_OVER:
+            self.stopped_by = signal.Signals(wish)
             trainer.limit_val_batches = 0  # out at once: no validation on the way
-        if self.stopped_by or step == trainer.max_steps or (self.max_time and self.seconds() >= self.max_time):
-            trainer.should_stop = True
-        if not trainer.should_stop and step % self.every:
-            return
-        if all(p.isfinite().all() for p in pl_module.parameters()):
+        save = trainer.should_stop or step % self.every == 0
+        skipped = int(pl_module.skipped) if save or step % 10 == 0 else 0  # seldom, for it waits for the device
+        self.diverged = skipped >= SKIPS or (save and not all(p.isfinite().all() for p in pl_module.parameters()))
+        if self.diverged:
+            trainer.limit_val_batches, trainer.should_stop = 0, True
+        elif save and (trainer.should_stop or not skipped):  # in the middle of trouble nothing is a point to go back to
             self.saved = self.folder / f"step_{step:08d}.ckpt"
             trainer.save_checkpoint(self.saved, weights_only=False)
-            for old in sorted(self.folder.glob("step_*.ckpt"))[:-self.keep]:
-                old.unlink()
-        else:
-            trainer.limit_val_batches, trainer.should_stop, self.diverged = 0, True, True
+            if trainer.is_global_zero:
+                RunFolder.keep_newest(self.folder, self.keep)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int,
+                                  dataloader_idx: int = 0) -> None:
+        pl_module.cut_short = bool(self.stop.signal)  # type: ignore[assignment]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.answering:
+            self.answering.wait()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["course"], checkpoint["elapsed"] = self.course, self.seconds()
@@ -112,20 +145,19 @@ class Checkpoints(pl.Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.elapsed = checkpoint["elapsed"]
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for name, handler in self.replaced.items():
-            signal.signal(name, handler)
-        self.replaced = {}
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.stop.release()
 
 
 class Preview(pl.Callback):
     """`folder/step_*.png` after every validation: 36 samples of the averaged weights, always from the same noise.
 
     They take `steps` strided steps of Algorithm 2 with the small variance, a fraction of the paper's T: a look, not a result.
+    A signal ends them without a picture.
     """
 
-    def __init__(self, folder: Path, ema: Ema, batch_size: int, count: int = 36, steps: int = 50):
-        self.folder, self.ema, self.batch_size, self.count, self.steps = folder, ema, batch_size, count, steps
+    def __init__(self, folder: Path, ema: Ema, batch_size: int, stop: Stop, count: int = 36, steps: int = 50):
+        self.folder, self.ema, self.batch_size, self.stop, self.count, self.steps = folder, ema, batch_size, stop, count, steps
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModel)
@@ -135,8 +167,11 @@ class Preview(pl.Callback):
             for first in range(0, self.count, self.batch_size):
                 indices = range(first, min(first + self.batch_size, self.count))
                 noise = Noise(model.seed, indices, (net.depth, net.size, net.size), model.device)
-                *_, (_, x_0, _) = ddpm(model, noise(), times, noise, "small")  # the large variance needs many more steps
-                images.append(x_0)
+                for t, x_t, _ in ddpm(model, noise(), times, noise, "small"):  # the large variance needs many more steps
+                    if self.stop.signal:
+                        return
+                    if t == 0:
+                        images.append(x_t)
         write_grid(torch.cat(images), self.folder / f"step_{trainer.global_step:08d}.png")
 
 
@@ -184,7 +219,9 @@ class Progress(pl.Callback):
         self.bar.update(1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.bar.write(f"step {trainer.global_step}: validation loss {float(trainer.callback_metrics['val_loss']):.4f}", sys.stderr)
+        assert isinstance(pl_module, DiffusionModel)
+        found = "cut short" if pl_module.cut_short else f"{float(trainer.callback_metrics['val_loss']):.4f}"
+        self.bar.write(f"step {trainer.global_step}: validation loss {found}", sys.stderr)
         self.begin()  # the time of the validation is not training's
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint as a file: found, distrusted, rebuilt into a model, written whole.
+"""What a checkpoint holds: distrusted, rebuilt into a model or into a run that goes on.
 
     model = load_model("runs/cifar10")                     # the newest in a run directory, or one file; EMA weights
 
@@ -7,17 +7,16 @@ shapes and values are checked before a network is built from it.
 """
 
 import inspect
-import os
-import warnings
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from CompleteFile import complete_file
+import RunFolder
 from DiffusionModel import PARAMETERIZATIONS, VARIANCES, DiffusionModel
 
 NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -76,99 +75,136 @@ def check_weights(weights: Any, expected: dict[str, Tensor]) -> None:
             raise ValueError(f"weight {name} holds values that are not finite")
 
 
-def newest(run_dir: str | Path) -> Path | None:
-    """The checkpoint with the most steps in a run directory, None where there is none."""
-    return max(Path(run_dir).glob("checkpoints/step_*.ckpt"), default=None)
+def check_training(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
+    """Raise ValueError, in one line, unless everything that a run goes on from is that of `model` after `global_step`
+    steps: weights, their average, Adam's state, its rate, and counters that are plain numbers."""
+    steps = checkpoint["global_step"]
+    check_weights(checkpoint["state_dict"], model.state_dict())
+    check_weights(checkpoint["ema"].get("weights"), model.unet.state_dict())
+    fresh = model.configure_optimizers()
+    (adam,), (rate,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    parameters = list(model.parameters())
+    for name in ("exp_avg", "exp_avg_sq"):
+        check_weights({str(i): state[name] for i, state in adam["state"].items()}, {str(i): p.detach() for i, p in enumerate(parameters)})
+    if any(type(state["step"]) is not Tensor or state["step"].shape or not 0 <= float(state["step"]) <= steps
+           for state in adam["state"].values()):
+        raise ValueError("Adam's count of steps is not that of the run")
+    expected, given = fresh["optimizer"].state_dict()["param_groups"][0], dict(adam["param_groups"][0])
+    lr = given.pop("lr")
+    if type(lr) is not float or not 0 <= lr <= model.lr or given != {k: v for k, v in expected.items() if k != "lr"}:
+        raise ValueError("Adam's settings are not those of the run")
+    if rate["last_epoch"] != steps or rate.keys() != fresh["lr_scheduler"]["scheduler"].state_dict().keys():
+        raise ValueError("the learning rate's schedule is not that of the run")
+    plain([rate, checkpoint["loops"], checkpoint["callbacks"], checkpoint["ema"]["n"], checkpoint["noise"]])
+    if {type(checkpoint["ema"]["n"]), *map(type, checkpoint["noise"].values())} != {int} or not 0 <= checkpoint["noise"]["stream"] <= 1000:
+        raise ValueError("a counter is not a whole number")
+
+
+def plain(value: Any, depth: int = 0) -> None:
+    """Raise ValueError unless `value` is made of dictionaries, lists, numbers and words alone."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+    if not isinstance(value, (dict, list, tuple, int, float, str, type(None))) or depth > 20:
+        raise ValueError(f"{type(value).__name__} stands where a number should")
+    for part in inner:
+        plain(part, depth + 1)
+
+
+# ---- from files ----------------------------------------------------------------------------------------------------
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, or of a run directory's newest, and its "path": settings checked, weights not.
+    """The contents of a checkpoint file, and its "path": its sha256 and settings checked, its weights not.
 
     Raises FileNotFoundError or ValueError with a one-line message.
     """
-    file = newest(path) if Path(path).is_dir() else Path(path)
-    if file is None or not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
+    checkpoint = RunFolder.contents(path)
+    if (not isinstance(checkpoint, dict) or type(checkpoint.get("global_step")) is not int or type(checkpoint.get("elapsed")) is not float
+            or not all(isinstance(checkpoint.get(part), dict) for part in ("hyper_parameters", "state_dict", "ema", "course", "noise"))):
+        raise ValueError(f"{path} is not a checkpoint of this project: give a file written by train.py")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on foreign files: the one line below says it
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         settings = checkpoint["hyper_parameters"]
-        if (not all(isinstance(checkpoint[part], dict) for part in ("hyper_parameters", "state_dict", "ema", "course"))
-                or type(checkpoint["global_step"]) is not int or type(checkpoint["elapsed"]) is not float):
-            raise ValueError
-    except Exception as error:  # whatever a reader of archives and pickles raises on bytes from anywhere
-        raise ValueError(f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
-                         "give a file written by train.py") from None
-    try:
         check_settings(settings)
         parameters = {*inspect.signature(DiffusionModel).parameters} - {"network"} | NUMBERS.keys() | LISTS.keys()
         if missing := parameters - settings.keys():
             raise ValueError(f"setting {min(missing)} is missing")
     except ValueError as error:
-        raise ValueError(f"checkpoint {file} is refused: {error}") from None
-    return checkpoint | {"path": file}
+        raise ValueError(f"checkpoint {path} is refused: {error}") from None
+    return checkpoint | {"path": Path(path)}
+
+
+def first_sound(path: str | Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The contents of a checkpoint file, or of the newest in a run directory that can be read and passes `check`; what
+    is skipped is said on standard error. Raises FileNotFoundError or ValueError, with the newest's reason, where none does."""
+    files = RunFolder.newest_first(path) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
+    reasons: list[str] = []
+    for file in files:
+        try:
+            checkpoint = read(file)
+            try:
+                check(checkpoint)
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:  # from anywhere
+                reason = str(error) if isinstance(error, ValueError) else f"unexpected contents ({type(error).__name__} {error})"
+                raise ValueError(f"checkpoint {file} is refused: {reason}") from None
+        except (ValueError, FileNotFoundError) as error:
+            reasons.append(str(error))
+        else:
+            for reason in reasons:
+                print(f"skipped: {reason}", file=sys.stderr)
+            return checkpoint
+    raise ValueError(reasons[0] + (f"; nor is any of the {len(files) - 1} older ones usable" if len(files) > 1 else ""))
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool = True) -> DiffusionModel:
     """The model of a checkpoint file, or of a run directory's newest, ready to sample: on `device`, in eval mode, with
     the EMA weights or (`ema=False`) the raw ones. Raises FileNotFoundError or ValueError with a one-line message.
     """
-    checkpoint = read(path)
-    try:
+    def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        return ({"unet." + name: value for name, value in checkpoint["ema"]["weights"].items()} if ema
+                else checkpoint["state_dict"])
+
+    def check(checkpoint: dict[str, Any]) -> None:
         with torch.device("meta"):  # shapes without memory: a hostile file cannot make this allocate anything
             expected = DiffusionModel(**checkpoint["hyper_parameters"]).state_dict()
-        weights = checkpoint["state_dict"]
-        if ema:
-            weights = {"unet." + name: value for name, value in checkpoint["ema"]["weights"].items()}
-        check_weights(weights, expected)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint {path} is refused: {error}") from None
+        check_weights(weights_of(checkpoint), expected)
+
+    checkpoint = first_sound(path, check)
     model = DiffusionModel(**checkpoint["hyper_parameters"])
-    model.load_state_dict(weights)
+    model.load_state_dict(weights_of(checkpoint))
     return model.to(device).eval().requires_grad_(False)
 
 
 def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint to go on from, None to start anew. what: "auto" for the run directory's newest, "none", or a file.
+    """The checkpoint to go on from, None to start anew. what: "auto" for the newest in the run directory that is sound,
+    "none", or a file or other run directory.
 
-    "none" moves an earlier run aside. Raises ValueError or FileNotFoundError where the file is not sound, or was trained
-    with another `model` or another `course` (batch size, data, ...), or where it would fall behind what is there.
+    "none" moves an earlier run aside; "auto" moves aside what it skips (`.skipped`). Raises ValueError or
+    FileNotFoundError where no file is sound, or none was trained with this `model` and this `course` (batch size, data,
+    ...), or where it would fall behind what is there.
     """
     if what == "none":
-        if newest(run_dir):
+        if RunFolder.newest(run_dir):
             aside = next(p for i in range(1, 10**6) if not (p := run_dir.with_name(f"{run_dir.name}.{i}")).exists())
             run_dir.rename(aside)
             print(f"the earlier run is now in {aside}")
         return None
-    path = newest(run_dir) if what == "auto" else Path(what)
-    if path is None:
+    if what == "auto" and not RunFolder.newest(run_dir):
         return None
-    checkpoint = read(path)
-    latest = newest(run_dir)
-    if latest and latest.name > f"step_{checkpoint['global_step']:08d}.ckpt":
-        raise ValueError(f"{run_dir} holds a later checkpoint, {latest.name}: choose another --run-dir to go on from {path}")
-    earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
-    for name, value in {**model.hparams, **course}.items():
-        if earlier.get(name) != value:
-            raise ValueError(f"{path} was trained with {name} {earlier.get(name)}, not {value}: "
-                             "give the same settings, another --run-dir, or --resume none")
-    try:
-        check_weights(checkpoint["state_dict"], model.state_dict())
-        check_weights(checkpoint["ema"].get("weights"), model.unet.state_dict())
-    except ValueError as error:
-        raise ValueError(f"checkpoint {checkpoint['path']} is refused: {error}") from None
+
+    def check(checkpoint: dict[str, Any]) -> None:
+        earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
+        for name, value in {**model.hparams, **course}.items():
+            if earlier.get(name) != value:
+                raise ValueError(f"it was trained with {name} {earlier.get(name)!r:.40}, not {value!r:.40}: "
+                                 "give the same settings, another --run-dir, or --resume none")
+        check_training(checkpoint, model)
+
+    checkpoint = first_sound(run_dir if what == "auto" else what, check)
+    later = [file for file in RunFolder.newest_first(run_dir) if file.name > f"step_{checkpoint['global_step']:08d}.ckpt"]
+    if later and what != "auto":
+        raise ValueError(f"{run_dir} holds a later checkpoint, {later[0].name}: choose another --run-dir to go on from {what}")
+    for file in later:  # so that they are neither taken for this run's newest nor counted among those to keep
+        file.replace(file.with_name(file.name + ".skipped"))
+        RunFolder.checksum(file).unlink(missing_ok=True)
     return checkpoint
-
-
-class CompleteCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written beside their place and renamed, so that a file that appears is complete."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with complete_file(path) as temporary, open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return torch.load(path, map_location="cpu", weights_only=True)

@@ -91,25 +91,30 @@ class Batches:
     For training (`shuffle`), epoch e goes through the images in a permutation seeded by (seed, e) and drops what does
     not fill a batch; `flip` mirrors each image with probability 1/2, drawn with the permutation. Otherwise the first
     `limit` images come in their order, the last batch smaller. The images lie on the device as uint8, so a step moves
-    nothing.
+    nothing. Process `rank` of `world` is served its equal share of every training batch, and every `world`-th of the
+    others.
 
-    `state_dict` is the position (epoch, batch) behind the last batch served. After `load_state_dict` the next pass
-    goes on from there. Raises ValueError where a training batch does not fit in the dataset.
+    `state_dict` is the position (epoch, batch) behind the last batch served, the same for every process. After
+    `load_state_dict` the next pass goes on from there. Raises ValueError where a training batch does not fit in the
+    dataset, or cannot be shared.
     """
 
     def __init__(self, data: DiffSet, batch_size: int, seed: int = 0, shuffle: bool = True, flip: bool = False,
-                 limit: int | None = None, device: str | torch.device = "cpu"):
+                 limit: int | None = None, device: str | torch.device = "cpu", rank: int = 0, world: int = 1):
         self.count = min(limit or len(data), len(data))
+        if shuffle and batch_size % world:
+            raise ValueError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple of {world}")
         if shuffle and batch_size > self.count:
             raise ValueError(f"batch size {batch_size} is more than the {self.count} images of {data.name}: "
                              f"choose a batch size of {self.count} or less")
         self.images, self.labels = data.images[:self.count].to(device), data.labels[:self.count].to(device)
         self.batch_size, self.seed, self.shuffle, self.flip = batch_size, seed, shuffle, flip
+        self.rank, self.world = rank, world
         self.epoch = self.batch = 0
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        return self.count // self.batch_size if self.shuffle else -(-self.count // self.batch_size)
+        """Batches an epoch, in this process."""
+        return self.count // self.batch_size if self.shuffle else len(range(self.rank, -(-self.count // self.batch_size), self.world))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, mirror = torch.arange(self.count), torch.zeros(self.count, dtype=torch.bool)
@@ -118,9 +123,14 @@ class Batches:
             order = torch.from_numpy(random.permutation(self.count))             # (N,)
             mirror = torch.from_numpy(random.random(self.count) < 0.5)           # (N,)
         order, mirror = order.to(self.images.device), mirror.to(self.images.device)
-        first = self.batch if self.shuffle else 0
-        for batch in range(first, len(self)):
-            chosen = order[batch * self.batch_size:(batch + 1) * self.batch_size]
+        share = self.batch_size // self.world
+        for batch in range(self.batch if self.shuffle else 0, len(self)):
+            if self.shuffle:
+                start = batch * self.batch_size + self.rank * share
+                chosen = order[start:start + share]
+            else:
+                start = (batch * self.world + self.rank) * self.batch_size
+                chosen = order[start:start + self.batch_size]
             x = self.images[chosen].float().div_(127.5).sub_(1)                  # (B,C,H,W)
             if self.flip:
                 x = torch.where(mirror[chosen, None, None, None], x.flip(3), x)

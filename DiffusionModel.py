@@ -24,6 +24,7 @@ from Unet import Unet
 PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small")
 TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has ORDER = 4 and SHAPES = 6, Sampler IMAGE = 5
+SKIPS = 5  # steps in a row without a finite gradient, after which training will not recover by itself
 
 
 def generator(device: torch.device, *key: int) -> torch.Generator:
@@ -58,6 +59,11 @@ class DiffusionModel(pl.LightningModule):
         self._alpha_bar = self.table("_alpha_bar", alpha_bar)
         self._signal = self.table("_signal", alpha_bar**0.5)
         self._sigma = self.table("_sigma", (1 - alpha_bar) ** 0.5)
+
+        self.rank, self.world = 0, 1                                         # this process's place among those that train
+        self.stream = 0                                                      # of noise; another one after going back
+        self.skipped = self.table("skipped", np.zeros(()))                   # () steps in a row, as known on the device
+        self.cut_short = False                                               # leave out what remains of the validation
 
     def table(self, name: str, values: np.ndarray) -> Tensor:
         """float64 (T+1,) -> a float32 buffer that moves with the model and is in no checkpoint."""
@@ -148,38 +154,58 @@ class DiffusionModel(pl.LightningModule):
         """Algorithm 1 of Ho et al. 2020, L_simple (Eq. 14): the mean squared error at t ~ U{1..T}.
 
         batch: x_0 (B,C,H,W) in [-1,1] or a tuple that begins with it. t and eps are a function of (seed, batch_idx), so
-        give every batch of a training run its own number: `training_step` gives the number of the step.
+        give every batch of a training run its own number: `training_step` gives the number of the step. Where several
+        processes train, `batch` is this one's share; they are drawn for all of it, and the shares' mean is its loss.
         """
-        return self._squared_error(batch, (self.seed, TRAIN, batch_idx))[1].mean()
+        return self._squared_error(batch, (self.seed, TRAIN, batch_idx, self.stream), self.rank, self.world)[1].mean()
 
-    def _squared_error(self, batch: Any, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """t (B,) and the mean squared error of each image at its t (B,), t and eps drawn from `generator(*key)`."""
+    def _squared_error(self, batch: Any, key: tuple[int, ...], rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """t (B,) and the mean squared error of each image at its t (B,), t and eps drawn from `generator(*key)` for
+        `world` times B images, of which these are the `rank`-th B."""
         x_0 = batch[0] if isinstance(batch, (tuple, list)) else batch                        # (B,C,H,W)
-        random = generator(x_0.device, *key)
-        t = torch.randint(1, self.T + 1, (len(x_0),), generator=random, device=x_0.device)   # (B,)
-        eps = torch.randn(x_0.shape, generator=random, device=x_0.device)                    # (B,C,H,W)
+        B, random = len(x_0), generator(x_0.device, *key)
+        share = slice(rank * B, (rank + 1) * B)
+        t = torch.randint(1, self.T + 1, (world * B,), generator=random, device=x_0.device)[share]              # (B,)
+        eps = torch.randn((world * B, *x_0.shape[1:]), generator=random, device=x_0.device)[share]              # (B,C,H,W)
         output = self(self.q_sample(x_0, t, eps), t).float()                                 # (B,C,H,W)
         return t, F.mse_loss(output, self.target(x_0, eps, t), reduction="none").mean(dim=(1, 2, 3))
 
     # ---- training ------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        self.rank, self.world = self.trainer.global_rank, self.trainer.world_size
+        self.allow_zero_length_dataloader_with_multiple_devices = True       # fewer validation batches than processes
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, DROPOUT, self.trainer.global_step))
-                              .generate_state(1, np.uint64)[0] >> 1))  # dropout, too, is a function of the step
+        key = (self.seed, DROPOUT, self.trainer.global_step, self.rank, self.stream)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))  # dropout is a function of the step
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.get_loss(batch, self.trainer.global_step)  # batch_idx begins anew every epoch
-        self.log("train_loss", loss)
-        return loss
+        self.log("train_loss", loss, sync_dist=True)
+        return loss * torch.where(loss.isfinite(), 1.0, torch.nan)  # in every process's gradient, so that all skip the step
+
+    def on_validation_epoch_start(self) -> None:
+        self.validated = torch.zeros(2, 10, device=self.device)              # sum of errors and number of images for each bin
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """The loss on unseen images, with the same t and eps at every validation, in all and in ten bins of t."""
-        t, error = self._squared_error(batch, (self.seed, VALIDATE, batch_idx))
-        self.log("val_loss", error.mean(), batch_size=len(t))
-        bins = (t - 1) * 10 // self.T                                                        # (B,) in 0..9
-        for i, name in enumerate(self.bin_names()):
-            if count := int((bins == i).sum()):
-                self.log(name, error[bins == i].mean(), batch_size=count)
+        """The loss on unseen images, with the same t and eps at every validation, in all and in ten bins of t. Of
+        several processes each takes every `world`-th batch."""
+        if self.cut_short:
+            return
+        t, error = self._squared_error(batch, (self.seed, VALIDATE, batch_idx * self.world + self.rank))
+        bins = F.one_hot((t - 1) * 10 // self.T, 10).float()                                 # (B,10)
+        self.validated += torch.stack([error[:, None] * bins, bins]).sum(dim=1)              # (2,10); no matmul: autocast rounds
+
+    def on_validation_epoch_end(self) -> None:
+        missing = self.trainer.strategy.reduce(torch.tensor(float(self.cut_short), device=self.device), reduce_op="sum")
+        sums, counts = self.trainer.strategy.reduce(self.validated, reduce_op="sum")
+        self.cut_short = bool(missing)                                       # in any process
+        if not self.cut_short:
+            self.log("val_loss", sums.sum() / counts.sum())
+            for name, error, count in zip(self.bin_names(), sums, counts):
+                if count:
+                    self.log(name, error / count)
 
     def bin_names(self) -> list[str]:
         """The names under which `validation_step` logs the loss of each tenth of the times."""
@@ -187,8 +213,18 @@ class DiffusionModel(pl.LightningModule):
         return [f"val_loss_t{low + 1}-{high}" for low, high in pairwise(ends)]
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        if gradient_clip_val:  # Lightning's own refuses the fused Adam under autocast; bf16 has no scale to undo
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        """Clip the gradient, or have Adam skip the step where it is not finite, without waiting for the device."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or torch.inf)
+        bad = (~norm.isfinite()).float()
+        optimizer.found_inf = bad                                            # torch's own word for it in fused optimizers
+        self.skipped = torch.where(self.skipped >= SKIPS, self.skipped, (self.skipped + bad) * bad)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["noise"] = {"stream": self.stream, "skipped": int(self.skipped)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.stream = checkpoint["noise"]["stream"]
+        self.skipped.fill_(checkpoint["noise"]["skipped"])
 
     def configure_optimizers(self) -> Any:
         """Adam with a linear warm-up, appendix B of Ho et al. 2020."""

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from Signals import Stop
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -52,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=whole(1), default=64, metavar="N", help="images at once; changes no image (64)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
+    add("--devices", type=whole(1), metavar="N", help="processes a node; changes no image (those of srun or torchrun, else 1)")
+    add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     return parser
 
 
@@ -67,34 +71,32 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    import Checkpoint
-    from DiffusionModel import DiffusionModel
+    import Devices
     try:
-        device = pick_device(args.device)
-        # without a checkpoint only the schedule is used, so the network is the smallest there is
-        model = (Checkpoint.load_model(args.ckpt, device, ema=args.weights == "ema") if args.ckpt
-                 else DiffusionModel(width=4, mults=(1,), attention=(), blocks=1))
-        start = args.start_step or model.T
-        saved = sorted({0, model.T // 20, model.T // 2, model.T}) if args.save_steps is None else args.save_steps
-        if args.save_steps is None and args.start_step:
-            saved = sorted({0, *(t for t in saved if t < start), start})
-        if start > model.T:
-            raise ValueError(f"--start-step {start} is past T = {model.T} of this model: choose 1 to {model.T}")
-        if max(saved) > start:
-            raise ValueError(f"--save-steps {max(saved)} is past t = {start}, where it starts: choose from 0 to {start}")
-        image = None if args.input_image is None else read_image(args.input_image, model if args.ckpt else None)
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / ".writable").touch()  # told now, not after the sampling
-        (args.out / ".writable").unlink()
-    except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}; choose a place that can be used" if error.filename else str(error))
+        processes = Devices.launch(Devices.pick_device(args.device), args.devices, args.num_nodes)
     except ValueError as error:
         parser.error(str(error))
+    first, prepared, refusal = processes.global_rank == 0, None, ""
+    try:
+        prepared = prepare(args, processes.device, first)
+    except OSError as error:
+        refusal = f"{error.filename}: {error.strerror}; choose a place that can be used" if error.filename else str(error)
+    except ValueError as error:
+        refusal = str(error)
+    refusal = processes.broadcast(next(filter(None, Devices.gather(processes, refusal)), ""))
+    if refusal or not prepared:
+        parser.error(refusal) if first else sys.exit(2)
+    model, image, start, saved = prepared
 
     frames = sorted({round(t) for t in torch.linspace(0, start, args.frames).tolist()} | set(saved)) if args.frames else sorted(saved)
+    rank, world = processes.global_rank, processes.world_size
+    share = range(args.num * rank // world, args.num * (rank + 1) // world)
     try:
+        parts = Devices.gather(processes, reverse(model, image, start, frames, share, args.seed, args.batch_size)) if args.ckpt else []
+        if not first:
+            return 0
         if args.ckpt:
-            kept, predicted, x_0 = reverse(model, image, start, frames, args.num, args.seed, args.batch_size, device)
+            kept, predicted, x_0 = joined(parts)
             write(args.out / "samples.npz", arr_0=x_0)
         else:
             assert image is not None
@@ -116,35 +118,69 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def reverse(model: Any, image: "Tensor | None", start: int, frames: list[int], num: int, seed: int, batch_size: int,
-            device: Any) -> "tuple[dict[int, np.ndarray], dict[int, np.ndarray], np.ndarray]":
-    """Algorithm 2 from `start` to 0. x_t and x0_hat at the `frames`, of the first `SHOWN` images: uint8 (N,H,W,C) for each
-    t; and all final images (num,H,W,C). They start from pure noise, or from the noised `image` (C,H,W)."""
+def prepare(args: argparse.Namespace, device: Any, first: bool) -> "tuple[Any, Tensor | None, int, list[int]]":
+    """The model, the image to begin with or None, the t where it starts, the t to save. Raises ValueError or OSError."""
+    import Checkpoint
+    from DiffusionModel import DiffusionModel
+    # without a checkpoint only the schedule is used, so the network is the smallest there is
+    model = (Checkpoint.load_model(args.ckpt, device, ema=args.weights == "ema") if args.ckpt
+             else DiffusionModel(width=4, mults=(1,), attention=(), blocks=1))
+    start = args.start_step or model.T
+    saved = sorted({0, model.T // 20, model.T // 2, model.T}) if args.save_steps is None else args.save_steps
+    if args.save_steps is None and args.start_step:
+        saved = sorted({0, *(t for t in saved if t < start), start})
+    if start > model.T:
+        raise ValueError(f"--start-step {start} is past T = {model.T} of this model: choose 1 to {model.T}")
+    if max(saved) > start:
+        raise ValueError(f"--save-steps {max(saved)} is past t = {start}, where it starts: choose from 0 to {start}")
+    image = None if args.input_image is None else read_image(args.input_image, model if args.ckpt else None)
+    if first:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / ".writable").touch()  # told now, not after the sampling
+        (args.out / ".writable").unlink()
+    return model, image, start, saved
+
+
+def reverse(model: Any, image: "Tensor | None", start: int, frames: list[int], images: range, seed: int,
+            batch_size: int) -> "tuple[dict[int, np.ndarray], dict[int, np.ndarray], np.ndarray]":
+    """Algorithm 2 from `start` to 0, of the `images` with these numbers. x_t and x0_hat at the `frames`, of those below
+    `SHOWN`: uint8 (n,H,W,C) for each t; and all final images (N,H,W,C). They start from pure noise, or from the noised
+    `image` (C,H,W)."""
     import numpy as np
     import torch
     from tqdm import tqdm
 
     from Sampler import Noise, ddpm
-    net, wanted, samples = model.unet, set(frames), []
-    kept: dict[int, list[Any]] = {t: [] for t in frames}
-    predicted: dict[int, list[Any]] = {t: [] for t in frames}
-    with tqdm(total=num * start, desc="denoising", unit="step", bar_format="{l_bar}{bar:12}| {elapsed} so far, {remaining} left",
-              mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
-        for first in range(0, num, batch_size):
-            indices = range(first, min(first + batch_size, num))
-            noise = Noise(seed, indices, (net.depth, net.size, net.size), device)
+    net, wanted, nothing = model.unet, set(frames), np.zeros((0, model.unet.size, model.unet.size, model.unet.depth), np.uint8)
+    samples = [nothing]
+    kept: dict[int, list[Any]] = {t: [nothing] for t in frames}
+    predicted: dict[int, list[Any]] = {t: [nothing] for t in frames}
+    with tqdm(total=len(images) * start, desc="denoising", unit="step", bar_format="{l_bar}{bar:12}| {elapsed} so far, {remaining} left",
+              mininterval=0.5 if sys.stderr.isatty() else 60, disable=images.start > 0) as bar:
+        for begin in range(0, len(images), batch_size):
+            indices = images[begin:begin + batch_size]
+            noise = Noise(seed, indices, (net.depth, net.size, net.size), model.device)
             x = noise()
             if image is not None:
-                x = model.q_sample(image.to(device).expand_as(x), torch.full((len(x),), start, device=device), x)
+                x = model.q_sample(image.to(x.device).expand_as(x), torch.full((len(x),), start, device=x.device), x)
+            shown = max(0, min(len(indices), SHOWN - indices[0]))
             for t, x_t, x0_hat in ddpm(model, x, range(start, -1, -1), noise, model.variance):
-                if t in wanted and first < SHOWN:
-                    kept[t].append(to_uint8(x_t)[:SHOWN - first])
-                    predicted[t].append(to_uint8(x0_hat)[:SHOWN - first])
+                if t in wanted and shown:
+                    kept[t].append(to_uint8(x_t[:shown]))
+                    predicted[t].append(to_uint8(x0_hat[:shown]))
                 x = x_t
                 bar.update(len(indices) if t else 0)
             samples.append(to_uint8(x))
     return ({t: np.concatenate(parts) for t, parts in kept.items()},
             {t: np.concatenate(parts) for t, parts in predicted.items()}, np.concatenate(samples))
+
+
+def joined(parts: list[Any]) -> "tuple[dict[int, np.ndarray], dict[int, np.ndarray], np.ndarray]":
+    """What `reverse` gave each process, as if it were one."""
+    import numpy as np
+    kept, predicted, samples = zip(*parts)
+    return ({t: np.concatenate([part[t] for part in kept]) for t in kept[0]},
+            {t: np.concatenate([part[t] for part in predicted]) for t in predicted[0]}, np.concatenate(samples))
 
 
 def forward(model: Any, image: "Tensor", frames: list[int], seed: int) -> "dict[int, np.ndarray]":
@@ -154,14 +190,6 @@ def forward(model: Any, image: "Tensor", frames: list[int], seed: int) -> "dict[
     from Sampler import Noise
     eps = Noise(seed, [0], tuple(image.shape))()                                 # (1,C,H,W)
     return {t: to_uint8(model.q_sample(image[None], torch.tensor([t]), eps)) for t in frames}
-
-
-def pick_device(name: str) -> str:
-    import torch
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name != "auto" and not there[name]:
-        raise ValueError(f"--device {name}: this machine has none; use {' or '.join(n for n, ok in there.items() if ok)}")
-    return next(n for n, ok in there.items() if ok and name in ("auto", n))
 
 
 def read_image(path: Path, model: Any) -> "Tensor":
@@ -204,8 +232,5 @@ def write_grid(path: Path, images: "np.ndarray") -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nInference.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    Stop().arm()  # a signal ends it at once and leaves no half-written file; run again, it writes the same bytes
+    sys.exit(main())

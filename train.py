@@ -9,13 +9,14 @@ Run again, it goes on where it stopped. Ctrl-C, SIGTERM and SIGUSR1 leave a comp
 """
 
 import argparse
-import json
+import contextlib
 import re
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from Signals import Stop
 
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--variance", choices=("large", "small"), default="large", help="of a reverse step: beta_t or the posterior's (large)")
     add = parser.add_argument_group("training").add_argument
     add("--preset", choices=("auto", *PRESETS), default="auto", help="auto: paper on a CUDA GPU, laptop without one (auto)")
-    add("--batch-size", type=whole(1), default=128, metavar="N", help="images a step (128)")
+    add("--batch-size", type=whole(1), default=128, metavar="N", help="images a step, over all devices (128)")
     add("--lr", type=real(0, 10), default=2e-4, metavar="R", help="learning rate of Adam (2e-4)")
     add("--warmup", type=whole(0), default=5000, metavar="N", help="steps in which the rate rises linearly (5000)")
     add("--clip", type=real(0, 1e9), default=1.0, metavar="X", help="largest norm of the gradient, 0 for any (1.0)")
@@ -96,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=whole(0), default=0, metavar="N", help="(0)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it (auto)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
+    add("--devices", type=whole(1), metavar="N", help="processes a node, each on a device of its own (those of srun or torchrun, else 1)")
+    add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     add = parser.add_argument_group("run").add_argument
     add("--run-dir", type=Path, metavar="DIR", help="checkpoints, metrics, samples (runs/DATASET)")
     add("--resume", default="auto", metavar="WHAT", help="auto: the run directory's newest checkpoint; none: start anew; or a file (auto)")
@@ -108,126 +111,97 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def hardware(device: str, precision: str) -> tuple[str, Any]:
-    """Lightning's accelerator ("cpu", "cuda", "mps") and precision. Raises ValueError where the device is not there."""
-    import torch
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[device]:
-        raise ValueError(f"--device {device}: this machine has none; use {' or '.join(n for n, ok in there.items() if ok)}")
-    if precision == "auto":
-        flags = Path("/proc/cpuinfo").read_text() if device == "cpu" and Path("/proc/cpuinfo").exists() else ""
-        fast = ((device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
-                or bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)))
-        precision = "bf16" if fast else "32"
-    return device, {"bf16": "bf16-mixed", "32": "32-true"}[precision]
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
+    stop = stop or Stop()
 
-    import pytorch_lightning as pl
-    import torch
-    from pytorch_lightning.loggers import TensorBoardLogger
-
-    import Callbacks
     import Checkpoint
-    from CompleteFile import complete_file
+    import Devices
+    import Run
+    Run.quiet()
+    try:
+        device = Devices.pick_device(args.device)
+        precision = Devices.pick_precision(device, args.precision)
+        processes = Devices.launch(device, args.devices, args.num_nodes)
+    except ValueError as error:
+        parser.error(str(error))
+    preset = args.preset if args.preset != "auto" else "paper" if device == "cuda" else "laptop"
+    parser.set_defaults(**PRESETS[preset])
+    args = parser.parse_args(argv)
+
+    first, refusal, done, path, run = processes.global_rank == 0, "", 0, None, None
+    with contextlib.ExitStack() as held:
+        if first:  # alone: it downloads and decodes the data, and settles where to go on
+            try:
+                run = build(args, preset, processes)
+                if not args.prepare_data and not args.dry_run:
+                    path = Run.settle(args, run, held, {"preset": preset, "device": device, "precision": precision})
+            except (ValueError, OSError) as error:
+                refusal = str(error)
+        refusal, path = processes.broadcast((refusal, path))
+        if refusal:
+            parser.error(refusal) if first else sys.exit(2)
+        if run is None:
+            run = build(args, preset, processes)
+        if first:
+            size = sum(p.numel() for p in run.model.parameters())
+            chosen = f" (chosen for {device})" if args.preset == "auto" else ""
+            many = f"{processes.world_size} x " if processes.world_size > 1 else ""
+            images = f"{len(run.data):,} images {run.data.depth}x{run.data.size}x{run.data.size}, {len(run.unseen):,} unseen"
+            print(f"{run.data.name} is ready: {images}" if args.prepare_data else
+                  f"{run.data.name}: {images}; network of {size / 1e6:.1f}M parameters; preset {preset}{chosen}; "
+                  f"{many}{device}, {precision}", flush=True)
+        if args.prepare_data or args.dry_run:
+            return dry_run(run, args.max_steps, args.max_time, precision) if args.dry_run and first else 0
+        resume = Checkpoint.read(path) if path else None
+        if resume and ((done := resume["global_step"]) >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
+            if first:
+                print(f"{path} is already trained, {done} steps in {resume['elapsed']:.0f} s; "
+                      "a larger --max-steps or --max-time trains it further")
+            return 0
+        try:
+            return Run.fit(args, run, resume, processes, precision, stop)
+        except Run.Refused as error:
+            parser.error(str(error))
+
+
+def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
+    """The data, the model and what a resumed run must share with the first. Raises ValueError or OSError, in one line."""
+    import torch
+
+    import Checkpoint
     from Dataset import Batches, DiffSet
     from DiffusionModel import DiffusionModel
-
-    try:
-        accelerator, precision = hardware(args.device, args.precision)
-        preset = args.preset if args.preset != "auto" else "paper" if accelerator == "cuda" else "laptop"
-        parser.set_defaults(**PRESETS[preset])
-        args = parser.parse_args(argv)
-        Checkpoint.check_settings({"size": args.image_size})
-        data, unseen = (DiffSet(train, args.dataset, args.data_root, args.image_size) for train in (True, False))
-        if args.prepare_data:
-            print(f"{data.name} is ready: {len(data):,} images {data.depth}x{data.size}x{data.size}, {len(unseen):,} unseen")
-            return 0
-        if args.dropout is None:
-            args.dropout = 0.1 if data.name == "cifar10" and preset == "paper" else 0.0
-        settings = {name: getattr(args, name) for name in (
-            "T", "beta_small", "beta_large", "parameterization", "variance", "lr", "warmup", "seed", "width", "mults",
-            "attention", "blocks", "dropout", "patch", "film")}
-        settings |= {"depth": data.depth, "size": data.size, "dataset": data.name, "class_names": data.classes}
-        Checkpoint.check_settings(settings)
-        torch.manual_seed(args.seed)
-        model = DiffusionModel(**settings)
-        flip = data.flip if args.flip is None else args.flip
-        device = torch.device(accelerator)
-        batches = Batches(data, args.batch_size, args.seed, flip=flip, device=device)
-        validation = Batches(unseen, args.batch_size, shuffle=False, limit=args.val_images, device=device)
-        run_dir = args.run_dir or Path("runs") / data.name
-        course = {"data": data.digest(), "batch_size": args.batch_size, "flip": flip,
-                  "clip": args.clip, "ema_decay": args.ema_decay}
-        resume = Checkpoint.to_resume(args.resume, run_dir, model, course) if not args.dry_run else None
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-
-    done = resume["global_step"] if resume else 0
-    if not args.dry_run and done < args.max_steps:
-        try:
-            with complete_file(run_dir / "config.json") as temporary:
-                temporary.write_text(json.dumps({
-                    "command": sys.argv, "preset": preset, "settings": vars(args) | {"run_dir": str(run_dir)}, "device": accelerator,
-                    "precision": precision, "torch": torch.__version__, "lightning": version("pytorch-lightning")}, indent=1) + "\n")
-            Callbacks.write_grid(unseen.images[:36].float() / 127.5 - 1, run_dir / "samples" / "real.png")
-        except OSError as error:
-            parser.error(f"cannot write to {run_dir} ({error.strerror}): choose another --run-dir")
-
-    size = sum(p.numel() for p in model.parameters())
-    print(f"{data.name}: {len(data):,} images {data.depth}x{data.size}x{data.size}, {len(unseen):,} unseen; network of "
-          f"{size / 1e6:.1f}M parameters; preset {preset}{' (chosen for ' + accelerator + ')' if args.preset == 'auto' else ''}; "
-          f"{accelerator}, {precision}", flush=True)
-    if args.dry_run:
-        return dry_run(model, batches, args.max_steps, args.max_time, precision)
-    if resume and (done >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
-        print(f"{resume['path']} is already trained, {done} steps in {resume['elapsed']:.0f} s; "
-              "a larger --max-steps or --max-time trains it further")
-        return 0
-    quiet()
-    ema = Callbacks.Ema(args.ema_decay)
-    checkpoints = Callbacks.Checkpoints(run_dir / "checkpoints", args.save_every, args.max_time, course)
-    trainer = pl.Trainer(
-        accelerator=accelerator, devices=1, precision=precision, max_steps=args.max_steps, max_epochs=-1,
-        gradient_clip_val=args.clip or None, val_check_interval=args.val_every, check_val_every_n_epoch=None,
-        num_sanity_val_steps=0, log_every_n_steps=args.log_every, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, default_root_dir=run_dir, plugins=[Checkpoint.CompleteCheckpointIO()],
-        logger=[Callbacks.MetricsCsv(run_dir / "metrics.csv", ["train_loss", "val_loss", *model.bin_names()], done),
-                TensorBoardLogger(run_dir, name="", version="tensorboard")],
-        callbacks=[ema, checkpoints, Callbacks.Preview(run_dir / "samples", ema, args.batch_size),
-                   Callbacks.Progress(args.batch_size, checkpoints)])
-    if done:
-        print(f"going on at step {done} of {run_dir}", flush=True)
-    try:
-        trainer.fit(model, batches, validation, ckpt_path=resume["path"] if resume else None, weights_only=True)
-    except (torch.OutOfMemoryError, MemoryError):
-        parser.error(f"out of memory at batch size {args.batch_size}: choose a smaller --batch-size or network")
-    at = f"at step {trainer.global_step} after {checkpoints.seconds():.0f} s"
-    if checkpoints.diverged:
-        print(f"train.py: the weights are not finite {at}; the last good checkpoint is {Checkpoint.newest(run_dir)}: "
-              "try a smaller --lr", file=sys.stderr)
-        return 1
-    if signal := checkpoints.stopped_by:
-        print(f"stopped by {signal.name} {at}; checkpoint {checkpoints.saved}; run the same command again to go on")
-        return 128 + signal
-    print(f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}")
-    return 0
+    Checkpoint.check_settings({"size": args.image_size})
+    data, unseen = (DiffSet(train, args.dataset, args.data_root, args.image_size) for train in (True, False))
+    if args.dropout is None:
+        args.dropout = 0.1 if data.name == "cifar10" and preset == "paper" else 0.0
+    settings = {name: getattr(args, name) for name in (
+        "T", "beta_small", "beta_large", "parameterization", "variance", "lr", "warmup", "seed", "width", "mults",
+        "attention", "blocks", "dropout", "patch", "film")}
+    settings |= {"depth": data.depth, "size": data.size, "dataset": data.name, "class_names": data.classes}
+    Checkpoint.check_settings(settings)
+    flip = data.flip if args.flip is None else args.flip
+    served = {"device": processes.device, "rank": processes.global_rank, "world": processes.world_size}
+    torch.manual_seed(args.seed)
+    return argparse.Namespace(
+        data=data, unseen=unseen, settings=settings, model=DiffusionModel(**settings),
+        batches=Batches(data, args.batch_size, args.seed, flip=flip, **served),
+        validation=Batches(unseen, args.batch_size, shuffle=False, limit=args.val_images, **served),
+        run_dir=args.run_dir or Path("runs") / data.name,
+        course={"data": data.digest(), "batch_size": args.batch_size, "flip": flip, "clip": args.clip, "ema_decay": args.ema_decay})
 
 
-def dry_run(model: Any, batches: Any, max_steps: int, max_time: float | None, precision: str) -> int:
-    """Print parameters, FLOPs, memory, speed and time to expect of training, measured over a few steps."""
+def dry_run(run: Any, max_steps: int, max_time: float | None, precision: str) -> int:
+    """Print parameters, FLOPs, memory, speed and time to expect of training, measured over a few steps in this process."""
     import resource
 
     import torch
     from torch.utils.flop_counter import FlopCounterMode
-    device = batches.images.device
-    model, optimizer = model.to(device), model.configure_optimizers()["optimizer"]
-    x, _ = next(iter(batches))
+    device = run.batches.images.device
+    model, optimizer = run.model.to(device), run.model.configure_optimizers()["optimizer"]
+    x, _ = next(iter(run.batches))
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true"):
@@ -256,18 +230,5 @@ def dry_run(model: Any, batches: Any, max_steps: int, max_time: float | None, pr
     return 0
 
 
-def quiet() -> None:
-    """Silence Lightning's hints about things that are meant here."""
-    import logging
-    import warnings
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # before the first step; from then on Ctrl-C saves
-        print("\ntrain.py: interrupted before training began", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main(stop=Stop().arm()))  # armed before torch is imported

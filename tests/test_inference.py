@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-import Checkpoint
 import Inference
 import make_gif
+import RunFolder
 
 
 def infer(*argv) -> int:
@@ -116,7 +116,7 @@ def malicious(marker):
                                   "shape", "other weights", "setting", "directory"])
 def test_bad_checkpoints_are_refused(refused, tiny_run, tmp_path, kind):
     file, marker = tmp_path / "x.ckpt", tmp_path / "marker"
-    good = Checkpoint.newest(tiny_run)
+    good = RunFolder.newest(tiny_run)
     content = torch.load(good, weights_only=True)
     first = next(iter(content["ema"]["weights"]))
     if kind == "empty":

@@ -1,0 +1,106 @@
+"""The hardware of a run: which device, which precision, and how many processes share the work.
+
+    processes = launch(pick_device("auto"), devices=2)          # starts the second one, or finds those of srun or torchrun
+    processes.global_rank, processes.world_size, processes.broadcast(x), processes.barrier()
+"""
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+PARENT = "DDPM_STARTED_BY"  # environment variable: the process that started the others
+
+
+def pick_device(name: str) -> str:
+    """"cuda", "mps" or "cpu"; the first of them that is there for "auto". Raises ValueError where `name` is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name != "auto" and not there[name]:
+        raise ValueError(f"--device {name}: this machine has none; use {' or '.join(n for n, ok in there.items() if ok)}")
+    return next(n for n, ok in there.items() if ok and name in ("auto", n))
+
+
+def pick_precision(device: str, name: str) -> Any:
+    """Lightning's name of the precision; "auto" is bf16 autocast where `device` computes in it, and float32 elsewhere."""
+    if name == "auto":
+        flags = Path("/proc/cpuinfo").read_text() if device == "cpu" and Path("/proc/cpuinfo").exists() else ""
+        fast = ((device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+                or bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)))
+        name = "bf16" if fast else "32"
+    return {"bf16": "bf16-mixed", "32": "32-true"}[name]
+
+
+def started_elsewhere() -> tuple[ClusterEnvironment, int, int] | None:
+    """What srun or torchrun started: where it is described, processes a node, nodes; None where there is one process."""
+    tasks, nodes = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if tasks > 1 and "SLURM_PROCID" in os.environ:
+        if tasks % nodes:
+            raise ValueError(f"{tasks} tasks do not spread evenly over {nodes} nodes: give --ntasks-per-node")
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)  # srun -n2 leaves it out, and Lightning asks for it
+        return SLURMEnvironment(auto_requeue=False), tasks // nodes, nodes  # run.sh puts a job back into the queue
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    return None
+
+
+def environment() -> ClusterEnvironment:
+    """Where Lightning is to read this process's place from; never the one it would guess."""
+    elsewhere = started_elsewhere()
+    return elsewhere[0] if elsewhere else LightningEnvironment()
+
+
+def launch(device: str, devices: int | None = None, nodes: int | None = None) -> Fabric:
+    """The processes that share the work, each with a device of its own, `devices` a node: as many as srun or torchrun
+    started, else this one, which starts the others by running its command again. They talk over NCCL on GPUs, gloo on CPUs.
+
+    Raises ValueError where what is asked for is not what was started, or is not there.
+    """
+    elsewhere = started_elsewhere()
+    if elsewhere and ((devices or elsewhere[1]) != elsewhere[1] or (nodes or elsewhere[2]) != elsewhere[2]):
+        raise ValueError(f"--devices {devices} and --num-nodes {nodes} are not the {elsewhere[1]} tasks on each of {elsewhere[2]} "
+                         "nodes that were started: leave them out")
+    devices, nodes = elsewhere[1:] if elsewhere else (devices or 1, nodes or 1)
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
+    if device == "mps" and devices > 1:
+        raise ValueError(f"--devices {devices}: there is one mps device")
+    if devices * nodes == 1:
+        return Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()])
+    if started_here():
+        threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
+    elif not elsewhere:
+        os.environ[PARENT] = str(os.getpid())
+    processes = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy="ddp", plugins=[environment()])
+    processes.launch()
+    return processes
+
+
+def gather(processes: Fabric, part: Any) -> list[Any]:
+    """What each process has, in their order, for the first process; an empty list for the others."""
+    if processes.world_size == 1:
+        return [part]
+    parts = [None] * processes.world_size if processes.global_rank == 0 else None
+    group: Any = torch.distributed.new_group(backend="gloo")
+    torch.distributed.gather_object(part, parts, group=group)
+    return parts or []
+
+
+def started_here() -> bool:
+    """Whether `launch` in another process has started this one."""
+    return os.environ.get(PARENT) == str(os.getppid())
+
+
+def follow(parent: int) -> None:
+    """End this process when the one that started it is gone: a collective that waits for it would wait for many minutes."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,0 +1,128 @@
+"""A run directory as files: its lock, its checkpoints, newest first, their checksums; each written whole.
+
+    run/.lock  run/checkpoints/step_00005000.ckpt  run/checkpoints/step_00005000.ckpt.sha256
+
+What a checkpoint holds, and whether to believe it, is Checkpoint's matter.
+"""
+
+import fcntl
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+
+from CompleteFile import complete_file, remove_temporaries
+
+
+def newest_first(run_dir: str | Path) -> list[Path]:
+    """The checkpoints in a run directory, the one with the most steps first."""
+    return sorted(Path(run_dir).glob("checkpoints/step_*.ckpt"), reverse=True)
+
+
+def newest(run_dir: str | Path) -> Path | None:
+    """The checkpoint with the most steps in a run directory, None where there is none. It may be damaged."""
+    return next(iter(newest_first(run_dir)), None)
+
+
+def checksum(path: Path) -> Path:
+    """The file beside a checkpoint that holds its sha256, as `sha256sum --check` reads it."""
+    return path.with_name(path.name + ".sha256")
+
+
+def contents(path: str | Path) -> Any:
+    """The contents of a checkpoint file, whose sha256 is checked where it lies beside it. No code in it is run.
+
+    Raises FileNotFoundError or ValueError with a one-line message.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
+    if checksum(file).is_file():
+        with open(file, "rb") as opened:
+            found = hashlib.sha256()
+            while part := opened.read(1 << 20):
+                found.update(part)
+        if checksum(file).read_text(errors="replace").split()[:1] != [found.hexdigest()]:
+            raise ValueError(f"checkpoint {file} is damaged: its sha256 is not the one in {checksum(file).name}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on foreign files: the one line below says it
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a reader of archives and pickles raises on bytes from anywhere
+        raise ValueError(f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
+                         "give a file written by train.py") from None
+
+
+def claim(run_dir: Path) -> Any:
+    """An open file that keeps other processes from training in `run_dir` as long as this one lives, None where there is no
+    such folder. Raises ValueError where another has it, OSError where it cannot be written to."""
+    if not run_dir.is_dir():
+        return None
+    file = open(run_dir / ".lock", "a")  # noqa: SIM115 (it stays open)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another process is training in {run_dir}: wait for it, or choose another --run-dir") from None
+    except OSError:
+        pass  # a file system without locks
+    for folder in (run_dir, run_dir / "checkpoints", run_dir / "samples"):
+        remove_temporaries(folder)  # of a process that was killed
+    return file
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all but the newest `count` checkpoints in `folder`, and checksums without a file."""
+    for old in sorted(folder.glob("step_*.ckpt"))[:-count]:
+        old.unlink()
+    for alone in folder.glob("step_*.ckpt.sha256"):
+        if not alone.with_suffix("").exists():
+            alone.unlink()
+
+
+class Hashing:
+    """A file to write to that takes the sha256 of what it is given. torch.save hides the reason why a write fails: the
+    first `error` is kept, and what comes after it dropped."""
+
+    def __init__(self, file: Any):
+        self.file, self.sha256, self.error = file, hashlib.sha256(), None
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        try:
+            if not self.error:
+                self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+class CompleteCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written beside their place and renamed, so that a file that appears is complete, and a
+    `.sha256` beside each. What is loaded is `verified`, the contents that were read and checked, never a path or URL."""
+
+    def __init__(self, verified: dict[str, Any] | None = None):
+        self.verified = verified
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        with complete_file(path) as temporary:
+            with open(temporary, "wb") as file:
+                hashing: Any = Hashing(file)
+                torch.save(checkpoint, hashing)
+                if hashing.error:
+                    raise hashing.error
+                file.flush()
+                os.fsync(file.fileno())
+            with complete_file(checksum(path)) as beside:  # before the checkpoint appears: never one without
+                beside.write_text(f"{hashing.sha256.hexdigest()}  {path.name}\n")
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        assert self.verified is not None
+        return self.verified
