@@ -6,15 +6,19 @@
 #   bash run.sh cifar10 --max-time 8h            whatever follows goes to train.py (see: python train.py --help)
 #   bash run.sh setup [DATASET]                  environment and data only: for a login node, before offline compute nodes
 #   bash run.sh test                             set up and run the tests
-#   sbatch run.sh cifar10                        the same, as a SLURM job on one GPU
+#   sbatch run.sh cifar10                        the same, as a SLURM job on one GPU, in runs/cifar10-JOB
+#   sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 run.sh cifar10         on eight: one task a GPU
 #
 # It makes .venv from requirements.txt; PYTHON=/path/to/python uses that interpreter as it is. Run again, it goes on.
 #SBATCH --job-name=ddpm
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=4
 #SBATCH --time=24:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
@@ -29,9 +33,12 @@ setup() {  # setup FILE..: the environment, once; redone when a file changes or 
     return
   fi
   local mark=$here/.venv/.installed file wanted=
+  is_ready() { [[ -f $mark && $(cat "$mark") == *"${wanted%$'\n'}"* ]]; }
   for file in "$@"; do wanted+=$(cat "$here/$file")$'\n'; done
   PYTHON=$here/.venv/bin/python
-  if [[ -f $mark && $(cat "$mark") == *"${wanted%$'\n'}"* ]]; then return; fi
+  if is_ready; then return; fi
+  if command -v flock >/dev/null; then exec 9>"$here/.setup.lock"; flock 9; fi  # the jobs of an array begin at once
+  if is_ready; then return; fi
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     { echo "run.sh: python3 must be 3.10 or newer, and is $(python3 --version 2>&1): set PYTHON to another one" >&2; exit 2; }
   echo "== making .venv from $* (once, some minutes: torch's CUDA build is 5.5 GB) =="
@@ -47,6 +54,27 @@ resolve() {  # DATASET -> itself where it is a known name, the whole path where 
   esac
 }
 
+job=${SLURM_JOB_ID:-}
+[[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+step() {  # step [--once] COMMAND..: run it, in a job as a job step with a process a task; put a job that was stopped back into the queue
+  local status=0 srun=(srun --kill-on-bad-exit=1)
+  [[ $1 != --once ]] || { shift; srun+=(--nodes=1 --ntasks=1); }
+  [[ -n $job ]] || srun=()
+  ${srun[@]+"${srun[@]}"} "$@" || status=$?
+  case $status in
+    0) return ;;
+    75|137|138|143)  # stopped in good order; killed; stopped before it could look after itself; terminated
+      if [[ -n $job ]] && ((${SLURM_RESTART_COUNT:-0} >= 8)); then
+        echo "== stopped for the 9th time: not queued again; sbatch run.sh with --run-dir $run_dir goes on ==" >&2
+      elif [[ -n $job ]]; then
+        echo "== stopped with status $status: job $job goes back into the queue, time $((${SLURM_RESTART_COUNT:-0} + 1)) of 8 =="
+        scontrol requeue "$job" && exit 0
+      fi ;;
+  esac
+  exit "$status"
+}
+
 case ${1:-} in
   -h|--help) sed -n '2,/^#SBATCH/p' "$here/run.sh" | sed -e '/^#SBATCH/d' -e 's/^# \{0,1\}//'; exit 0 ;;
   setup) setup requirements.txt; dataset=$(resolve "${2:-shapes}"); cd "$here"
@@ -56,7 +84,7 @@ esac
 
 dataset=shapes
 if [[ $# -gt 0 && $1 != -* ]]; then dataset=$(resolve "$1"); shift; fi
-run_dir=$here/runs/$(basename "${dataset%.npz}")
+run_dir=$here/runs/$(basename "${dataset%.npz}")${job:+-$job}
 for ((i = 1; i <= $#; i++)); do
   case ${!i} in
     --dataset|--dataset=*) echo "run.sh: the dataset comes first and without --dataset: bash run.sh cifar10 ..." >&2; exit 2 ;;
@@ -67,19 +95,19 @@ for ((i = 1; i <= $#; i++)); do
 done
 
 setup requirements.txt
+exec 9>&-
 [[ $run_dir == /* ]] || run_dir=$PWD/$run_dir
 cd "$here"
 run_dir=${run_dir#"$here"/}
-step=${SLURM_JOB_ID:+srun}  # in a job every step is a job step
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer takes it from the job by itself
 
 echo "== training on $dataset: $run_dir =="
-$step "$PYTHON" train.py --dataset "$dataset" "$@" --run-dir "$run_dir"
+step "$PYTHON" train.py --dataset "$dataset" "$@" --run-dir "$run_dir"
 [[ -z ${only_train:-} ]] || exit 0
 echo "== sampling: Algorithm 2, from t = T to 0 =="
-$step "$PYTHON" Inference.py --ckpt "$run_dir" --out "$run_dir/images"
+step "$PYTHON" Inference.py --ckpt "$run_dir" --out "$run_dir/images"
 echo "== denoising GIF =="
-$step "$PYTHON" make_gif.py "$run_dir/images/trajectory.npz" --out "$run_dir/denoise.gif"
+step --once "$PYTHON" make_gif.py "$run_dir/images/trajectory.npz" --out "$run_dir/denoise.gif"
 
 cat <<END
 

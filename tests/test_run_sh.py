@@ -28,14 +28,16 @@ def test_from_nothing_to_a_gif_and_again(tmp_path, tiny_data):
 
 def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
     """With a stand-in for srun; the job's copy of the file lies elsewhere, as SLURM's does."""
-    (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $2"\nexec "$@"\n')
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $*"\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n')
     (tmp_path / "srun").chmod(0o755)
     (tmp_path / "slurm_script").write_text((ROOT / "run.sh").read_text())
     done = run(tmp_path, tiny_data, "--run-dir", tmp_path / "run", *QUICK, script=tmp_path / "slurm_script", SLURM_JOB_ID="1",
                SLURM_JOB_NAME="bash", SLURM_SUBMIT_DIR=str(ROOT), PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
-    steps = [line for line in done.stdout.splitlines() if line.startswith("srun ")]
-    assert steps == ["srun train.py", "srun Inference.py", "srun make_gif.py"]
+    steps = [line.split(sys.executable) for line in done.stdout.splitlines() if line.startswith("srun ")]
+    assert [options for options, _ in steps] == [
+        "srun --kill-on-bad-exit=1 ", "srun --kill-on-bad-exit=1 ", "srun --kill-on-bad-exit=1 --nodes=1 --ntasks=1 "]
+    assert [command.split()[0] for _, command in steps] == ["train.py", "Inference.py", "make_gif.py"]
 
 
 def test_it_stops_where_training_is_refused(tmp_path):
