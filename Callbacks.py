@@ -73,14 +73,14 @@ class Checkpoints(pl.Callback):
     Where several processes train, what any of them was asked for becomes known to all one step later, so that all stop
     at the same step and none waits for another within a step. `max_time` (seconds) is the first process's to tell, and
     counts over resumed runs. `course` is what a resumed run must share beside the model's own settings, stored under
-    the checkpoint's key "course". The newest `keep` are kept.
+    the checkpoint's key "course". The newest `keep` are kept, and the newest that was saved for its step's number.
 
     Afterwards: `stopped_by` is the signal, or None; `saved` is the last file; `diverged` is true, and nothing was saved,
     where the weights are not finite, or no gradient has been for a while.
     """
 
-    def __init__(self, folder: Path, every: int, max_time: float | None, course: dict[str, Any], stop: Stop, keep: int = 2):
-        self.folder, self.every, self.max_time, self.course, self.stop, self.keep = folder, every, max_time, course, stop, keep
+    def __init__(self, run_dir: Path, every: int, max_time: float | None, course: dict[str, Any], stop: Stop, keep: int = 2):
+        self.run_dir, self.every, self.max_time, self.course, self.stop, self.keep = run_dir, every, max_time, course, stop, keep
         self.stopped_by: signal.Signals | None = None
         self.started, self.diverged = False, False
         self.elapsed, self.began = 0.0, time.monotonic()
@@ -126,10 +126,10 @@ class Checkpoints(pl.Callback):
         if self.diverged:
             trainer.limit_val_batches, trainer.should_stop = 0, True
         elif save and (trainer.should_stop or not skipped):  # in the middle of trouble nothing is a point to go back to
-            self.saved = self.folder / f"step_{step:08d}.ckpt"
+            self.saved = self.run_dir / "checkpoints" / f"step_{step:08d}.ckpt"
             trainer.save_checkpoint(self.saved, weights_only=False)
             if trainer.is_global_zero:
-                RunFolder.keep_newest(self.folder, self.keep)
+                RunFolder.keep_newest(self.run_dir, self.keep, self.every)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int,
                                   dataloader_idx: int = 0) -> None:
@@ -229,8 +229,8 @@ class Progress(pl.Callback):
 
 
 class MetricsCsv(Logger):
-    """`metrics.csv`: a line whenever something is logged, with the number of steps done. A resumed run keeps what was
-    written up to the step from which it goes on, and drops the rest, which it writes again."""
+    """`metrics.csv`: a line whenever something is logged, with the number of steps done; nine digits are all that float32
+    has. A resumed run keeps what was written up to the step from which it goes on, and drops the rest, which it writes again."""
 
     def __init__(self, path: Path, columns: list[str], resumed_step: int):
         super().__init__()
@@ -257,6 +257,6 @@ class MetricsCsv(Logger):
         pass  # they are in config.json
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {name: f"{value:.6g}" for name, value in metrics.items() if name in self.columns}
+        row = {name: f"{value:.9g}" for name, value in metrics.items() if name in self.columns}
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow({"step": (step or 0) + 1} | row)  # Lightning's step counts from 0

@@ -132,10 +132,10 @@ def read(path: str | Path) -> dict[str, Any]:
     return checkpoint | {"path": Path(path)}
 
 
-def first_sound(path: str | Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def first_sound(path: str | Path, check: Callable[[dict[str, Any]], None], every: int = 1) -> dict[str, Any]:
     """The contents of a checkpoint file, or of the newest in a run directory that can be read and passes `check`; what
     is skipped is said on standard error. Raises FileNotFoundError or ValueError, with the newest's reason, where none does."""
-    files = RunFolder.newest_first(path) if Path(path).is_dir() else [Path(path)]
+    files = RunFolder.newest_first(path, every) if Path(path).is_dir() else [Path(path)]
     if not files:
         raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
     reasons: list[str] = []
@@ -175,9 +175,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool =
     return model.to(device).eval().requires_grad_(False)
 
 
-def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint to go on from, None to start anew. what: "auto" for the newest in the run directory that is sound,
-    "none", or a file or other run directory.
+def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str, Any], every: int = 1) -> dict[str, Any] | None:
+    """The checkpoint to go on from, None to start anew. what: "auto" for the newest in the run directory that is sound
+    (of those at every `every`-th step), "none", or a file or other run directory.
 
     "none" moves an earlier run aside; "auto" moves aside what it skips (`.skipped`). Raises ValueError or
     FileNotFoundError where no file is sound, or none was trained with this `model` and this `course` (batch size, data,
@@ -189,7 +189,7 @@ def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str,
             run_dir.rename(aside)
             print(f"the earlier run is now in {aside}")
         return None
-    if what == "auto" and not RunFolder.newest(run_dir):
+    if what == "auto" and not RunFolder.newest_first(run_dir, every):
         return None
 
     def check(checkpoint: dict[str, Any]) -> None:
@@ -200,8 +200,10 @@ def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str,
                                  "give the same settings, another --run-dir, or --resume none")
         check_training(checkpoint, model)
 
-    checkpoint = first_sound(run_dir if what == "auto" else what, check)
-    later = [file for file in RunFolder.newest_first(run_dir) if file.name > f"step_{checkpoint['global_step']:08d}.ckpt"]
+    checkpoint = first_sound(run_dir if what == "auto" else what, check, every)
+    files = RunFolder.newest_first(run_dir)
+    later = files[:files.index(checkpoint["path"])] if checkpoint["path"] in files else [
+        file for file in files if file.name > f"step_{checkpoint['global_step']:08d}.ckpt"]
     if later and what != "auto":
         raise ValueError(f"{run_dir} holds a later checkpoint, {later[0].name}: choose another --run-dir to go on from {what}")
     for file in later:  # so that they are neither taken for this run's newest nor counted among those to keep

@@ -4,10 +4,12 @@
     processes.global_rank, processes.world_size, processes.broadcast(x), processes.barrier()
 """
 
+import logging
 import os
 import re
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,7 @@ def launch(device: str, devices: int | None = None, nodes: int | None = None) ->
 
     Raises ValueError where what is asked for is not what was started, or is not there.
     """
+    quiet()
     elsewhere = started_elsewhere()
     if elsewhere and ((devices or elsewhere[1]) != elsewhere[1] or (nodes or elsewhere[2]) != elsewhere[2]):
         raise ValueError(f"--devices {devices} and --num-nodes {nodes} are not the {elsewhere[1]} tasks on each of {elsewhere[2]} "
@@ -84,14 +87,21 @@ def launch(device: str, devices: int | None = None, nodes: int | None = None) ->
     return processes
 
 
-def gather(processes: Fabric, part: Any) -> list[Any]:
+def gather(processes: Fabric, mine: Any) -> list[Any]:
     """What each process has, in their order, for the first process; an empty list for the others."""
     if processes.world_size == 1:
-        return [part]
+        return [mine]
     parts = [None] * processes.world_size if processes.global_rank == 0 else None
     group: Any = torch.distributed.new_group(backend="gloo")
-    torch.distributed.gather_object(part, parts, group=group)
+    torch.distributed.gather_object(mine, parts, group=group)
     return parts or []
+
+
+def part(processes: Fabric) -> None:
+    """The processes wait for each other and let go: one that ends earlier would take the others' connections with it."""
+    if processes.world_size > 1:
+        processes.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def started_here() -> bool:
@@ -104,3 +114,12 @@ def follow(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+def quiet() -> None:
+    """Silence Lightning's hints about things that are meant here, and the traceback of TensorBoard's thread where it cannot
+    write: Run says that once."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)

@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         refusal = str(error)
     refusal = processes.broadcast(next(filter(None, Devices.gather(processes, refusal)), ""))
     if refusal or not prepared:
+        Devices.part(processes)
         parser.error(refusal) if first else sys.exit(2)
     model, image, start, saved = prepared
 
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     share = range(args.num * rank // world, args.num * (rank + 1) // world)
     try:
         parts = Devices.gather(processes, reverse(model, image, start, frames, share, args.seed, args.batch_size)) if args.ckpt else []
+        Devices.part(processes)
         if not first:
             return 0
         if args.ckpt:

@@ -4,10 +4,9 @@ What is trained comes from train.py; what happens at a step is in DiffusionModel
 """
 
 import json
-import logging
+import os
 import re
 import sys
-import warnings
 from argparse import Namespace
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -69,7 +68,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         if done:
             say(f"going on at step {done} of {run_dir}", flush=True)
         ema = Callbacks.Ema(args.ema_decay)
-        checkpoints = Callbacks.Checkpoints(run_dir / "checkpoints", args.save_every, args.max_time, run.course, stop)
+        checkpoints = Callbacks.Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
         checkpoints.elapsed = elapsed
         shown = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop), Callbacks.Progress(args.batch_size, checkpoints)]
         loggers = [Callbacks.MetricsCsv(run_dir / "metrics.csv", ["train_loss", "val_loss", *model.bin_names()], done),
@@ -89,7 +88,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
             raise Refused(f"out of memory at batch size {args.batch_size}: choose a smaller --batch-size or network") from None
         except OSError as error:
             print(f"train.py: cannot write to {run_dir} ({error.strerror}) at step {trainer.global_step}; "
-                  f"the last good checkpoint is {RunFolder.newest(run_dir)}", file=sys.stderr)
+                  f"{RunFolder.last(run_dir)}", file=sys.stderr)
             return 1
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if not resume or checkpoints.started:
@@ -99,23 +98,22 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
             if world == 1 or not re.search("gloo|nccl|connection|peer", str(error), re.IGNORECASE):
                 raise
             print(f"train.py: another process of this run is gone at step {trainer.global_step}; "
-                  f"the last good checkpoint is {RunFolder.newest(run_dir)}; run the same command again to go on", file=sys.stderr)
-            return 1
+                  f"{RunFolder.last(run_dir)}; run the same command again to go on", file=sys.stderr, flush=True)
+            os._exit(1)  # there is nobody to part from in good order
         at = f"at step {trainer.global_step} after {checkpoints.seconds():.0f} s"
         if signal := checkpoints.stopped_by:
-            say(f"stopped by {signal.name} {at}; checkpoint {checkpoints.saved or RunFolder.newest(run_dir)}; "
-                "run the same command again to go on", flush=True)
-            processes.barrier()  # a process that ends with a status other than 0 has the others killed
+            say(f"stopped by {signal.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on", flush=True)
             return 0 if Devices.started_here() else status(signal)
         if not checkpoints.diverged:
             say(f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}")
             return 0
         if model.stream == GOING_BACK:
-            say(f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; the last good checkpoint is "
-                f"{RunFolder.newest(run_dir)}: try a smaller --lr", file=sys.stderr)
+            say(f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {RunFolder.last(run_dir)}; "
+                "try a smaller --lr", file=sys.stderr)
             return 1
         stream, elapsed = model.stream + 1, checkpoints.seconds()
-        resume = Checkpoint.to_resume("auto", run_dir, model, run.course) if first else None
+        # to where it would go back if it had never been stopped
+        resume = Checkpoint.to_resume("auto", run_dir, model, run.course, args.save_every) if first else None
         path = processes.broadcast(resume["path"] if resume else None)
         resume = Checkpoint.read(path) if path else None
         say(f"the loss is not finite {at}: back to {resume['path'] if resume else 'the start'} with other noise, "
@@ -126,10 +124,3 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         model = DiffusionModel(**run.settings)
         model.stream = stream
         run.batches.load_state_dict({"epoch": 0, "batch": 0})
-
-
-def quiet() -> None:
-    """Silence Lightning's hints about things that are meant here."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")

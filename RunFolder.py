@@ -18,14 +18,21 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from CompleteFile import complete_file, remove_temporaries
 
 
-def newest_first(run_dir: str | Path) -> list[Path]:
-    """The checkpoints in a run directory, the one with the most steps first."""
-    return sorted(Path(run_dir).glob("checkpoints/step_*.ckpt"), reverse=True)
+def newest_first(run_dir: str | Path, every: int = 1) -> list[Path]:
+    """The checkpoints in a run directory, the one with the most steps first; those of every `every`-th step alone."""
+    found = {path: path.stem.removeprefix("step_") for path in Path(run_dir).glob("checkpoints/step_*.ckpt")}
+    steps = {path: int(number) for path, number in found.items() if number.isdecimal()}
+    return sorted((path for path, step in steps.items() if step % every == 0), key=lambda path: steps[path], reverse=True)
 
 
 def newest(run_dir: str | Path) -> Path | None:
     """The checkpoint with the most steps in a run directory, None where there is none. It may be damaged."""
     return next(iter(newest_first(run_dir)), None)
+
+
+def last(run_dir: Path) -> str:
+    """For a last line: what is there to go on from."""
+    return f"the last checkpoint is {file}" if (file := newest(run_dir)) else "there is no checkpoint yet"
 
 
 def checksum(path: Path) -> Path:
@@ -74,11 +81,12 @@ def claim(run_dir: Path) -> Any:
     return file
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the newest `count` checkpoints in `folder`, and checksums without a file."""
-    for old in sorted(folder.glob("step_*.ckpt"))[:-count]:
+def keep_newest(run_dir: Path, count: int, every: int) -> None:
+    """Remove all checkpoints but the newest `count` and the newest of those at every `every`-th step, to which a run that
+    diverges goes back wherever it was stopped in between; and checksums without a file."""
+    for old in set(newest_first(run_dir)[count:]) - set(newest_first(run_dir, every)[:1]):
         old.unlink()
-    for alone in folder.glob("step_*.ckpt.sha256"):
+    for alone in run_dir.glob("checkpoints/step_*.ckpt.sha256"):
         if not alone.with_suffix("").exists():
             alone.unlink()
 

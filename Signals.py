@@ -43,6 +43,11 @@ class Stop:
             signal.signal(name, handler)
         self.replaced = {}
 
+    def ignore(self) -> None:
+        """For the last moments of a program, in which Python would give every signal its fatal meaning again."""
+        for name in SIGNALS:
+            signal.signal(name, signal.SIG_IGN)
+
     def remember(self, number: int, frame: Any) -> None:
         self.signal = self.signal or signal.Signals(number)
         if not self.waits:

@@ -100,6 +100,7 @@ exec 9>&-
 cd "$here"
 run_dir=${run_dir#"$here"/}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer takes it from the job by itself
+[[ -z $job ]] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}  # also where tasks are not bound to their cores
 
 echo "== training on $dataset: $run_dir =="
 step "$PYTHON" train.py --dataset "$dataset" "$@" --run-dir "$run_dir"

@@ -119,7 +119,6 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     import Checkpoint
     import Devices
     import Run
-    Run.quiet()
     try:
         device = Devices.pick_device(args.device)
         precision = Devices.pick_precision(device, args.precision)
@@ -141,6 +140,7 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
                 refusal = str(error)
         refusal, path = processes.broadcast((refusal, path))
         if refusal:
+            Devices.part(processes)
             parser.error(refusal) if first else sys.exit(2)
         if run is None:
             run = build(args, preset, processes)
@@ -153,17 +153,22 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
                   f"{run.data.name}: {images}; network of {size / 1e6:.1f}M parameters; preset {preset}{chosen}; "
                   f"{many}{device}, {precision}", flush=True)
         if args.prepare_data or args.dry_run:
-            return dry_run(run, args.max_steps, args.max_time, precision) if args.dry_run and first else 0
+            status = dry_run(run, args.max_steps, args.max_time, precision) if args.dry_run and first else 0
+            Devices.part(processes)
+            return status
         resume = Checkpoint.read(path) if path else None
         if resume and ((done := resume["global_step"]) >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
             if first:
                 print(f"{path} is already trained, {done} steps in {resume['elapsed']:.0f} s; "
                       "a larger --max-steps or --max-time trains it further")
+            Devices.part(processes)
             return 0
         try:
-            return Run.fit(args, run, resume, processes, precision, stop)
+            status = Run.fit(args, run, resume, processes, precision, stop)
         except Run.Refused as error:
             parser.error(str(error))
+        Devices.part(processes)
+        return status
 
 
 def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
@@ -231,4 +236,7 @@ def dry_run(run: Any, max_steps: int, max_time: float | None, precision: str) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main(stop=Stop().arm()))  # armed before torch is imported
+    stop = Stop().arm()  # before torch is imported
+    status = main(stop=stop)
+    stop.ignore()
+    sys.exit(status)

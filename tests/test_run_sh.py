@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 QUICK = ["--image-size", "8", "--width", "8", "--mults", "1,2", "--T", "40", "--max-steps", "4", "--val-every", "4", "--val-images", "8",
@@ -54,3 +55,23 @@ def test_setup_and_help(tmp_path):
     ready = run(tmp_path, "setup", "shapes")
     assert ready.returncode == 0
     assert "shapes is ready: 20,000 images" in ready.stdout
+
+
+@pytest.mark.parametrize(("status", "restarts", "array", "expected"), [
+    (75, "0", "", "requeue 7"), (137, "7", "", "requeue 7"), (143, "", "", "requeue 7"), (138, "", "6_3", "requeue 6_3"),
+    (75, "8", "", None), (1, "", "", None), (2, "", "", None)])
+def test_a_job_that_was_stopped_is_queued_again_eight_times_at_most(tmp_path, status, restarts, array, expected):
+    for name, line in (("srun", f"exit {status}"), ("scontrol", f'echo "$@" >{tmp_path}/asked')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    of_array = dict(zip(("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), array.split("_"))) if array else {}
+    done = run(tmp_path, "shapes", SLURM_JOB_ID="7", **({"SLURM_RESTART_COUNT": restarts} if restarts else {}), **of_array,
+               PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (tmp_path / "asked").is_file() == (expected is not None)
+    if expected:
+        assert (tmp_path / "asked").read_text().strip() == expected
+        assert done.returncode == 0
+    else:
+        assert done.returncode == status
+    assert f"training on shapes: runs/shapes-{array or 7}" in done.stdout
+    assert ("with --run-dir runs/shapes-7 goes on" in done.stderr) == (restarts == "8")
