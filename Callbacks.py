@@ -1,11 +1,10 @@
-"""What happens around a training step: the average of the weights, checkpoints and stopping, previews, progress, metrics."""
+"""What is kept and shown beside a training step: the average of the weights, previews, progress, metrics."""
 
 import contextlib
 import csv
-import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,10 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-import RunFolder
 from CompleteFile import complete_file
-from DiffusionModel import SKIPS, DiffusionModel
+from DiffusionModel import DiffusionModel
 from Sampler import Noise, ddpm
 from Signals import Stop
-
-TIME_IS_OVER = 1000  # beside the numbers of signals
 
 
 class Ema(pl.Callback):
@@ -66,89 +62,6 @@ class Ema(pl.Callback):
             model.train(training)
 
 
-class Checkpoints(pl.Callback):
-    """Saves every `every` steps, when training ends, and when it is stopped: by a signal or by `max_time`.
-
-    Signals only set `stop.signal`; the save is at a step's end, and all saves are here, at one point of Lightning's loop.
-    Where several processes train, what any of them was asked for becomes known to all one step later, so that all stop
-    at the same step and none waits for another within a step. `max_time` (seconds) is the first process's to tell, and
-    counts over resumed runs. `course` is what a resumed run must share beside the model's own settings, stored under
-    the checkpoint's key "course". The newest `keep` are kept, and the newest that was saved for its step's number.
-
-    Afterwards: `stopped_by` is the signal, or None; `saved` is the last file; `diverged` is true, and nothing was saved,
-    where the weights are not finite, or no gradient has been for a while.
-    """
-
-    def __init__(self, run_dir: Path, every: int, max_time: float | None, course: dict[str, Any], stop: Stop, keep: int = 2):
-        self.run_dir, self.every, self.max_time, self.course, self.stop, self.keep = run_dir, every, max_time, course, stop, keep
-        self.stopped_by: signal.Signals | None = None
-        self.started, self.diverged = False, False
-        self.elapsed, self.began = 0.0, time.monotonic()
-        self.saved: Path | None = None
-        self.question = torch.zeros((), dtype=torch.long)
-        self.answering: Any = None
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.stop.hold()  # until on_train_start: in between, Lightning sets handlers that would end the run in disorder
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.stop.arm().waits = True
-        self.stop.release()
-        self.began, self.started = time.monotonic(), True
-        if trainer.world_size > 1:
-            self.group: Any = torch.distributed.new_group(backend="gloo")
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # it would wait for the device at every step
-
-    def seconds(self) -> float:
-        return self.elapsed + time.monotonic() - self.began
-
-    def agreed(self, wish: int, world: int) -> int:
-        """The largest `wish` of all processes, of the step before; of this step where there is one process."""
-        if world == 1:
-            return wish
-        if self.answering:
-            self.answering.wait()
-        answer, self.question = int(self.question), torch.tensor(wish)
-        self.answering = torch.distributed.all_reduce(self.question, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
-        return answer
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        assert isinstance(pl_module, DiffusionModel)
-        step, late = trainer.global_step, self.max_time and trainer.is_global_zero and self.seconds() >= self.max_time
-        wish = self.agreed(TIME_IS_OVER if late else self.stop.signal or 0, trainer.world_size)
-        trainer.should_stop = bool(wish) or step == trainer.max_steps
-        if wish and wish != TIME_IS_OVER:
-            self.stopped_by = signal.Signals(wish)
-            trainer.limit_val_batches = 0  # out at once: no validation on the way
-        save = trainer.should_stop or step % self.every == 0
-        skipped = int(pl_module.skipped) if save or step % 10 == 0 else 0  # seldom, for it waits for the device
-        self.diverged = skipped >= SKIPS or (save and not all(p.isfinite().all() for p in pl_module.parameters()))
-        if self.diverged:
-            trainer.limit_val_batches, trainer.should_stop = 0, True
-        elif save and (trainer.should_stop or not skipped):  # in the middle of trouble nothing is a point to go back to
-            self.saved = self.run_dir / "checkpoints" / f"step_{step:08d}.ckpt"
-            trainer.save_checkpoint(self.saved, weights_only=False)
-            if trainer.is_global_zero:
-                RunFolder.keep_newest(self.run_dir, self.keep, self.every)
-
-    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int,
-                                  dataloader_idx: int = 0) -> None:
-        pl_module.cut_short = bool(self.stop.signal)  # type: ignore[assignment]
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.answering:
-            self.answering.wait()
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["course"], checkpoint["elapsed"] = self.course, self.seconds()
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.elapsed = checkpoint["elapsed"]
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.stop.release()
-
-
 class Preview(pl.Callback):
     """`folder/step_*.png` after every validation: 36 samples of the averaged weights, always from the same noise.
 
@@ -184,11 +97,12 @@ def write_grid(images: Tensor, path: Path) -> None:
 class Progress(pl.Callback):
     """One line for the whole run: steps, mean loss since the last look, images a second, time left.
 
-    A terminal has it refreshed twice a second, a log file gets a new line a minute. The loss is read from the device only then.
+    A terminal has it refreshed twice a second, a log file gets a new line a minute. The loss, of this process's images, is
+    read from the device only then. `seconds_left` is asked for the time that --max-time leaves.
     """
 
-    def __init__(self, batch_size: int, checkpoints: Checkpoints):
-        self.batch_size, self.checkpoints = batch_size, checkpoints
+    def __init__(self, batch_size: int, seconds_left: Callable[[], float]):
+        self.batch_size, self.seconds_left = batch_size, seconds_left
         self.terminal = sys.stderr.isatty()
         self.pause = 0.5 if self.terminal else 60.0
         self.bar = tqdm(disable=True)
@@ -207,9 +121,7 @@ class Progress(pl.Callback):
         seconds = time.monotonic() - self.since
         if seconds >= self.pause or trainer.should_stop:
             rate = self.steps / seconds
-            left = (trainer.max_steps - trainer.global_step) / rate
-            if self.checkpoints.max_time:
-                left = min(left, self.checkpoints.max_time - self.checkpoints.seconds())
+            left = min((trainer.max_steps - trainer.global_step) / rate, self.seconds_left())
             said = (f"loss {float(self.loss) / self.steps:.4f}, {rate * self.batch_size:.0f} images/s, "
                     f"{tqdm.format_interval(max(0, left))} left")
             self.bar.set_postfix_str(said, refresh=False)

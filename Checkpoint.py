@@ -7,6 +7,7 @@ shapes and values are checked before a network is built from it.
 """
 
 import inspect
+import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +48,9 @@ def check_settings(settings: dict[str, Any]) -> None:
         elif name == "class_names":
             good, expected = type(value) is tuple and all(type(v) is str for v in value), "names"
         else:
-            raise ValueError(f"unknown setting {name!r:.40}")
+            raise ValueError(f"unknown setting {reprlib.repr(name)}")
         if not good:
-            raise ValueError(f"{name} must be {expected}, not {value!r:.40}")
+            raise ValueError(f"{name} must be {expected}, not {reprlib.repr(value)}")
     if settings.get("beta_small", 0) > settings.get("beta_large", 1):
         raise ValueError(f"beta_small {settings['beta_small']} is larger than beta_large {settings['beta_large']}")
     if {"T", "beta_small", "beta_large"} <= settings.keys():
@@ -64,7 +65,7 @@ def check_weights(weights: Any, expected: dict[str, Tensor]) -> None:
     if not isinstance(weights, dict):
         raise ValueError("the weights must be names and tensors")
     for name in expected.keys() ^ weights.keys():
-        raise ValueError(f"weight {name!r:.60} is {'missing' if name in expected else 'unknown'}")
+        raise ValueError(f"weight {reprlib.repr(name)} is {'missing' if name in expected else 'unknown'}")
     for name, value in expected.items():
         given = weights[name]
         if not isinstance(given, Tensor) or given.shape != value.shape or given.dtype != torch.float32:
@@ -100,13 +101,16 @@ def check_training(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
         raise ValueError("a counter is not a whole number")
 
 
-def plain(value: Any, depth: int = 0) -> None:
-    """Raise ValueError unless `value` is made of dictionaries, lists, numbers and words alone."""
-    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
-    if not isinstance(value, (dict, list, tuple, int, float, str, type(None))) or depth > 20:
-        raise ValueError(f"{type(value).__name__} stands where a number should")
-    for part in inner:
-        plain(part, depth + 1)
+def plain(value: Any) -> None:
+    """Raise ValueError unless `value` is made of dictionaries, lists, numbers and words alone, and not of very many."""
+    rest, seen = [value], 0
+    while rest:
+        part = rest.pop()
+        if not isinstance(part, (dict, list, tuple, int, float, str, type(None))):
+            raise ValueError(f"{type(part).__name__} stands where a number should")
+        rest.extend(part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ())
+        if (seen := seen + 1) > 10_000:
+            raise ValueError("the counters are too many")
 
 
 # ---- from files ----------------------------------------------------------------------------------------------------
@@ -120,15 +124,11 @@ def read(path: str | Path) -> dict[str, Any]:
     checkpoint = RunFolder.contents(path)
     if (not isinstance(checkpoint, dict) or type(checkpoint.get("global_step")) is not int or type(checkpoint.get("elapsed")) is not float
             or not all(isinstance(checkpoint.get(part), dict) for part in ("hyper_parameters", "state_dict", "ema", "course", "noise"))):
-        raise ValueError(f"{path} is not a checkpoint of this project: give a file written by train.py")
-    try:
-        settings = checkpoint["hyper_parameters"]
-        check_settings(settings)
-        parameters = {*inspect.signature(DiffusionModel).parameters} - {"network"} | NUMBERS.keys() | LISTS.keys()
-        if missing := parameters - settings.keys():
-            raise ValueError(f"setting {min(missing)} is missing")
-    except ValueError as error:
-        raise ValueError(f"checkpoint {path} is refused: {error}") from None
+        raise RunFolder.Damaged(f"{path} is not a checkpoint of this project: give a file written by train.py")
+    check_settings(checkpoint["hyper_parameters"])
+    parameters = {*inspect.signature(DiffusionModel).parameters} - {"network"} | NUMBERS.keys() | LISTS.keys()
+    if missing := parameters - checkpoint["hyper_parameters"].keys():
+        raise ValueError(f"setting {min(missing)} is missing")
     return checkpoint | {"path": Path(path)}
 
 
@@ -142,13 +142,12 @@ def first_sound(path: str | Path, check: Callable[[dict[str, Any]], None], every
     for file in files:
         try:
             checkpoint = read(file)
-            try:
-                check(checkpoint)
-            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:  # from anywhere
-                reason = str(error) if isinstance(error, ValueError) else f"unexpected contents ({type(error).__name__} {error})"
-                raise ValueError(f"checkpoint {file} is refused: {reason}") from None
-        except (ValueError, FileNotFoundError) as error:
+            check(checkpoint)
+        except (RunFolder.Damaged, FileNotFoundError) as error:
             reasons.append(str(error))
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:  # of a structure from anywhere
+            reason = str(error) if isinstance(error, ValueError) else f"unexpected contents ({type(error).__name__})"
+            reasons.append(f"checkpoint {file} is refused: {reason}")
         else:
             for reason in reasons:
                 print(f"skipped: {reason}", file=sys.stderr)
@@ -190,13 +189,14 @@ def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str,
             print(f"the earlier run is now in {aside}")
         return None
     if what == "auto" and not RunFolder.newest_first(run_dir, every):
+        set_aside(RunFolder.newest_first(run_dir))
         return None
 
     def check(checkpoint: dict[str, Any]) -> None:
         earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
         for name, value in {**model.hparams, **course}.items():
             if earlier.get(name) != value:
-                raise ValueError(f"it was trained with {name} {earlier.get(name)!r:.40}, not {value!r:.40}: "
+                raise ValueError(f"it was trained with {name} {reprlib.repr(earlier.get(name))}, not {reprlib.repr(value)}: "
                                  "give the same settings, another --run-dir, or --resume none")
         check_training(checkpoint, model)
 
@@ -206,7 +206,12 @@ def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str,
         file for file in files if file.name > f"step_{checkpoint['global_step']:08d}.ckpt"]
     if later and what != "auto":
         raise ValueError(f"{run_dir} holds a later checkpoint, {later[0].name}: choose another --run-dir to go on from {what}")
-    for file in later:  # so that they are neither taken for this run's newest nor counted among those to keep
+    set_aside(later)
+    return checkpoint
+
+
+def set_aside(files: list[Path]) -> None:
+    """Rename checkpoints, so that they are neither taken for a run's newest nor counted among those to keep."""
+    for file in files:
         file.replace(file.with_name(file.name + ".skipped"))
         RunFolder.checksum(file).unlink(missing_ok=True)
-    return checkpoint

@@ -92,7 +92,7 @@ class Batches:
     not fill a batch; `flip` mirrors each image with probability 1/2, drawn with the permutation. Otherwise the first
     `limit` images come in their order, the last batch smaller. The images lie on the device as uint8, so a step moves
     nothing. Process `rank` of `world` is served its equal share of every training batch, and every `world`-th of the
-    others.
+    others; as many as every process, the last one empty where there are no more.
 
     `state_dict` is the position (epoch, batch) behind the last batch served, the same for every process. After
     `load_state_dict` the next pass goes on from there. Raises ValueError where a training batch does not fit in the
@@ -114,7 +114,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches an epoch, in this process."""
-        return self.count // self.batch_size if self.shuffle else len(range(self.rank, -(-self.count // self.batch_size), self.world))
+        return self.count // self.batch_size if self.shuffle else -(-self.count // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, mirror = torch.arange(self.count), torch.zeros(self.count, dtype=torch.bool)

@@ -7,9 +7,11 @@
 import logging
 import os
 import re
+import sys
 import threading
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 PARENT = "DDPM_STARTED_BY"  # environment variable: the process that started the others
+PATIENCE = timedelta(hours=2)  # the others wait while the first one downloads and decodes the data
 
 
 def pick_device(name: str) -> str:
@@ -43,14 +47,14 @@ def pick_precision(device: str, name: str) -> Any:
 
 def started_elsewhere() -> tuple[ClusterEnvironment, int, int] | None:
     """What srun or torchrun started: where it is described, processes a node, nodes; None where there is one process."""
+    if TorchElasticEnvironment.detect():  # first, for torchrun may itself have been started by srun
+        return TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
     tasks, nodes = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
     if tasks > 1 and "SLURM_PROCID" in os.environ:
         if tasks % nodes:
             raise ValueError(f"{tasks} tasks do not spread evenly over {nodes} nodes: give --ntasks-per-node")
         os.environ["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)  # srun -n2 leaves it out, and Lightning asks for it
         return SLURMEnvironment(auto_requeue=False), tasks // nodes, nodes  # run.sh puts a job back into the queue
-    if TorchElasticEnvironment.detect():
-        return TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
     return None
 
 
@@ -78,11 +82,14 @@ def launch(device: str, devices: int | None = None, nodes: int | None = None) ->
         raise ValueError(f"--devices {devices}: there is one mps device")
     if devices * nodes == 1:
         return Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()])
-    if started_here():
+    if elsewhere is None and PARENT in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        if not started_here():
+            os._exit(1)  # who started this one is gone already
         threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
-    elif not elsewhere:
+    elif elsewhere is None:
         os.environ[PARENT] = str(os.getpid())
-    processes = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy="ddp", plugins=[environment()])
+    strategy = DDPStrategy(timeout=PATIENCE)
+    processes = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy, plugins=[environment()])
     processes.launch()
     return processes
 
@@ -92,8 +99,14 @@ def gather(processes: Fabric, mine: Any) -> list[Any]:
     if processes.world_size == 1:
         return [mine]
     parts = [None] * processes.world_size if processes.global_rank == 0 else None
-    group: Any = torch.distributed.new_group(backend="gloo")
-    torch.distributed.gather_object(mine, parts, group=group)
+    try:
+        group: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        torch.distributed.gather_object(mine, parts, group=group)
+    except RuntimeError as error:
+        if not is_loss(error):
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: another process is gone: run the same command again", file=sys.stderr)
+        desert(processes, 1)
     return parts or []
 
 
@@ -104,15 +117,36 @@ def part(processes: Fabric) -> None:
         torch.distributed.destroy_process_group()
 
 
+def desert(processes: Fabric, status: int) -> int:
+    """For a process that has failed alone: where others wait for it, it ends here, at once, and they notice; else -> `status`."""
+    if processes.world_size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(own_status(status))
+    return status
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether `error` is that of a collective in which another process did not answer."""
+    return isinstance(error, RuntimeError) and bool(re.search("gloo|nccl|connection|peer", str(error), re.IGNORECASE))
+
+
 def started_here() -> bool:
     """Whether `launch` in another process has started this one."""
     return os.environ.get(PARENT) == str(os.getppid())
+
+
+def own_status(status: int) -> int:
+    """The exit status of this process where all end in good order: 0 where another has started it and speaks for it, since
+    Lightning kills that one where this one ends with anything else."""
+    return 0 if started_here() else status
 
 
 def follow(parent: int) -> None:
     """End this process when the one that started it is gone: a collective that waits for it would wait for many minutes."""
     while os.getppid() == parent:
         time.sleep(1)
+    os.write(2, f"{os.path.basename(sys.argv[0])}: the first process is gone: run the same command again\n".encode())
     os._exit(1)
 
 

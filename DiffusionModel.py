@@ -174,7 +174,6 @@ class DiffusionModel(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.rank, self.world = self.trainer.global_rank, self.trainer.world_size
-        self.allow_zero_length_dataloader_with_multiple_devices = True       # fewer validation batches than processes
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         key = (self.seed, DROPOUT, self.trainer.global_step, self.rank, self.stream)
@@ -182,7 +181,8 @@ class DiffusionModel(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.get_loss(batch, self.trainer.global_step)  # batch_idx begins anew every epoch
-        self.log("train_loss", loss, sync_dist=True)
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train_loss", loss, sync_dist=True)  # the mean of all processes: they wait for each other
         return loss * torch.where(loss.isfinite(), 1.0, torch.nan)  # in every process's gradient, so that all skip the step
 
     def on_validation_epoch_start(self) -> None:
@@ -191,16 +191,14 @@ class DiffusionModel(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """The loss on unseen images, with the same t and eps at every validation, in all and in ten bins of t. Of
         several processes each takes every `world`-th batch."""
-        if self.cut_short:
+        if self.cut_short or not len(batch[0]):
             return
         t, error = self._squared_error(batch, (self.seed, VALIDATE, batch_idx * self.world + self.rank))
         bins = F.one_hot((t - 1) * 10 // self.T, 10).float()                                 # (B,10)
         self.validated += torch.stack([error[:, None] * bins, bins]).sum(dim=1)              # (2,10); no matmul: autocast rounds
 
     def on_validation_epoch_end(self) -> None:
-        missing = self.trainer.strategy.reduce(torch.tensor(float(self.cut_short), device=self.device), reduce_op="sum")
         sums, counts = self.trainer.strategy.reduce(self.validated, reduce_op="sum")
-        self.cut_short = bool(missing)                                       # in any process
         if not self.cut_short:
             self.log("val_loss", sums.sum() / counts.sum())
             for name, error, count in zip(self.bin_names(), sums, counts):

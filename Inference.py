@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     refusal = processes.broadcast(next(filter(None, Devices.gather(processes, refusal)), ""))
     if refusal or not prepared:
         Devices.part(processes)
-        parser.error(refusal) if first else sys.exit(2)
+        parser.error(refusal) if first else sys.exit(Devices.own_status(2))
     model, image, start, saved = prepared
 
     frames = sorted({round(t) for t in torch.linspace(0, start, args.frames).tolist()} | set(saved)) if args.frames else sorted(saved)
@@ -111,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
             if t in predicted:
                 write_grid(args.out / f"x0_t{t:04d}.png", predicted[t])
     except (torch.OutOfMemoryError, MemoryError):
-        parser.error(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
+        print(f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}", file=sys.stderr)
+        return Devices.desert(processes, 2)
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     print(f"{args.out}: {', '.join(f't{t:04d}.png' for t in sorted(saved))}, trajectory.npz ({len(times)} frames)"

@@ -1,12 +1,13 @@
-"""A training run, from where it goes on to how it ends: by itself, by a signal, or in defeat.
+"""A training run: from where it goes on, where it saves and stops, and how it ends: by itself, by a signal, or in defeat.
 
-What is trained comes from train.py; what happens at a step is in DiffusionModel and Callbacks.
+What is trained comes from train.py; what a step does is in DiffusionModel, what is shown of it in Callbacks.
 """
 
 import json
 import os
-import re
+import signal
 import sys
+import time
 from argparse import Namespace
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -24,14 +25,19 @@ import Checkpoint
 import Devices
 import RunFolder
 from CompleteFile import complete_file
-from DiffusionModel import DiffusionModel
-from Signals import Stop, status
+from DiffusionModel import SKIPS, DiffusionModel
+from Signals import AGAIN, SIGNALS, Stop, status
 
 GOING_BACK = 3  # times that a run which diverges is taken back to its last good checkpoint
+TIME_IS_OVER = 1000  # beside the numbers of signals
 
 
 class Refused(ValueError):
-    """What was asked for cannot be done; the message says why, in one line."""
+    """What was asked for cannot be done; the message says why, in one line. `by_all` processes, or by this one alone."""
+
+    def __init__(self, message: str, by_all: bool = False):
+        super().__init__(message)
+        self.by_all = by_all
 
 
 def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) -> Path | None:
@@ -43,7 +49,7 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
         resume = Checkpoint.to_resume(args.resume, run.run_dir, run.model, run.course)
         if not resume or resume["global_step"] < args.max_steps:
             (run.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-            if not (run.run_dir / ".lock").exists():  # it is new, or an earlier run has just been moved aside with its lock
+            if not lock or not (run.run_dir / ".lock").exists():  # it is new, or an earlier run was moved aside, lock and all
                 held.enter_context(RunFolder.claim(run.run_dir))
             with complete_file(run.run_dir / "config.json") as temporary:
                 temporary.write_text(json.dumps({"command": sys.argv, "settings": vars(args) | {"run_dir": str(run.run_dir)}, **about,
@@ -56,21 +62,116 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
     return resume["path"] if resume else None
 
 
+class Checkpoints(pl.Callback):
+    """Saves every `every` steps, when training ends, and when it is stopped: by a signal or by `max_time`.
+
+    Signals only set `stop.signal`; the save is at a step's end, and all saves are here, at one point of Lightning's loop.
+    Where several processes train, what any of them was asked for becomes known to all one step later, so that all stop
+    at the same step and none waits for another within a step. `max_time` (seconds) is the first process's to tell, and
+    counts over resumed runs. `course` is what a resumed run must share beside the model's own settings, stored under
+    the checkpoint's key "course". The newest `keep` are kept, and the newest that was saved for its step's number.
+
+    Afterwards: `stopped_by` is the signal, or None; `saved` is the last file; `diverged` is true, and nothing was saved,
+    where the weights are not finite, or no gradient has been for a while.
+    """
+
+    def __init__(self, run_dir: Path, every: int, max_time: float | None, course: dict[str, Any], stop: Stop, keep: int = 2):
+        self.run_dir, self.every, self.max_time, self.course, self.stop, self.keep = run_dir, every, max_time, course, stop, keep
+        self.stopped_by: signal.Signals | None = None
+        self.started, self.diverged = False, False
+        self.elapsed, self.began = 0.0, time.monotonic()
+        self.saved: Path | None = None
+        self.question = torch.zeros((), dtype=torch.long)
+        self.group: Any = None
+        self.answering: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.began, self.started = time.monotonic(), True
+        if trainer.world_size > 1:
+            self.group = torch.distributed.new_group(backend="gloo")
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # it would wait for the device at every step
+
+    def seconds(self) -> float:
+        return self.elapsed + time.monotonic() - self.began
+
+    def seconds_left(self) -> float:
+        return (self.max_time or float("inf")) - self.seconds()
+
+    def agreed(self, wish: int) -> int:
+        """The largest `wish` that any process had when all last came here; where there is one process, that of now."""
+        if not self.group:
+            return wish
+        if self.answering:
+            self.answering.wait()
+        answer, self.question = int(self.question), torch.tensor(wish)
+        self.answering = torch.distributed.all_reduce(self.question, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
+        return answer
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, DiffusionModel)
+        step, late = trainer.global_step, trainer.is_global_zero and self.seconds_left() <= 0
+        wish = self.agreed(TIME_IS_OVER if late else self.stop.signal or 0)
+        trainer.should_stop = bool(wish) or step == trainer.max_steps
+        if wish and wish != TIME_IS_OVER:
+            self.stopped_by = signal.Signals(wish)
+            trainer.limit_val_batches = 0  # out at once: no validation on the way
+        save = trainer.should_stop or step % self.every == 0
+        skipped = int(pl_module.skipped) if save or step % 10 == 0 else 0  # seldom, for it waits for the device
+        self.diverged = skipped >= SKIPS or (save and not all(p.isfinite().all() for p in pl_module.parameters()))
+        if self.diverged:
+            trainer.limit_val_batches, trainer.should_stop = 0, True
+        elif save and (trainer.should_stop or not skipped):  # in the middle of trouble nothing is a point to go back to
+            self.saved = self.run_dir / "checkpoints" / f"step_{step:08d}.ckpt"
+            trainer.save_checkpoint(self.saved, weights_only=False)
+            if trainer.is_global_zero:
+                RunFolder.keep_newest(self.run_dir, self.keep, self.every)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.cut_short = False  # type: ignore[assignment]
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int,
+                                  dataloader_idx: int = 0) -> None:
+        if self.agreed(self.stop.signal or 0) in SIGNALS:
+            pl_module.cut_short = True  # type: ignore[assignment]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A signal in the last validation is as good as any: nobody else will be told of it."""
+        self.agreed(self.stop.signal or 0)
+        if wish := self.agreed(self.stop.signal or 0):
+            self.stopped_by = self.stopped_by or signal.Signals(wish)
+        if self.answering:
+            self.answering.wait()
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["course"], checkpoint["elapsed"] = self.course, self.seconds()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.elapsed = checkpoint["elapsed"]
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Where another process is gone, end at once: Lightning would first wait for what this one's device waits for."""
+        if trainer.world_size > 1 and Devices.is_loss(exception):
+            print(f"train.py: another process of this run is gone at step {trainer.global_step}; {RunFolder.last(self.run_dir)}; "
+                  "run the same command again to go on", file=sys.stderr, flush=True)
+            os._exit(AGAIN if "SLURM_JOB_ID" in os.environ and Devices.PARENT in os.environ else 1)  # srun knows of its own tasks
+
+
 def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fabric, precision: Any, stop: Stop) -> int:
     """Train to the end, a signal, or a defeat; -> the exit status. Where training diverges, it goes back to the last good
-    checkpoint and on with other noise, `GOING_BACK` times. Raises Refused where it cannot begin."""
+    checkpoint and on with other noise, `GOING_BACK` times. Raises Refused where it cannot begin or go on."""
     first, world, run_dir, model = processes.global_rank == 0, processes.world_size, run.run_dir, run.model
     nodes = getattr(processes.strategy, "num_nodes", 1)
     say = print if first else lambda *_, **__: None
-    elapsed = 0.0
+    elapsed, stop.waits = 0.0, True  # a signal that comes before the first step is answered after it
     while True:
         done = resume["global_step"] if resume else 0
         if done:
             say(f"going on at step {done} of {run_dir}", flush=True)
         ema = Callbacks.Ema(args.ema_decay)
-        checkpoints = Callbacks.Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
+        checkpoints = Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
         checkpoints.elapsed = elapsed
-        shown = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop), Callbacks.Progress(args.batch_size, checkpoints)]
+        shown = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop),
+                 Callbacks.Progress(args.batch_size, checkpoints.seconds_left)]
         loggers = [Callbacks.MetricsCsv(run_dir / "metrics.csv", ["train_loss", "val_loss", *model.bin_names()], done),
                    TensorBoardLogger(run_dir, name="", version="tensorboard")] if first else []
         trainer = pl.Trainer(
@@ -82,42 +183,44 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
             enable_checkpointing=False, use_distributed_sampler=False, logger=loggers,
             callbacks=[ema, checkpoints, *(shown if first else [])],
             default_root_dir=run_dir / ".none")  # Lightning would load an hpc_ckpt_* that lies there
+        trainer._signal_connector.register_signal_handlers = lambda: None  # they end a run in disorder, or never
         try:
             trainer.fit(model, run.batches, run.validation, ckpt_path=resume["path"] if resume else None, weights_only=True)
         except (torch.OutOfMemoryError, MemoryError):
             raise Refused(f"out of memory at batch size {args.batch_size}: choose a smaller --batch-size or network") from None
         except OSError as error:
-            print(f"train.py: cannot write to {run_dir} ({error.strerror}) at step {trainer.global_step}; "
-                  f"{RunFolder.last(run_dir)}", file=sys.stderr)
-            return 1
+            print(f"train.py: cannot write to {run_dir} ({error.strerror}) at step {trainer.global_step}; {RunFolder.last(run_dir)}",
+                  file=sys.stderr, flush=True)
+            return Devices.desert(processes, 1)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if not resume or checkpoints.started:
                 raise
             raise Refused(f"checkpoint {resume['path']} cannot be gone on from ({type(error).__name__}: {error})") from None
-        except RuntimeError as error:
-            if world == 1 or not re.search("gloo|nccl|connection|peer", str(error), re.IGNORECASE):
-                raise
-            print(f"train.py: another process of this run is gone at step {trainer.global_step}; "
-                  f"{RunFolder.last(run_dir)}; run the same command again to go on", file=sys.stderr, flush=True)
-            os._exit(1)  # there is nobody to part from in good order
         at = f"at step {trainer.global_step} after {checkpoints.seconds():.0f} s"
-        if signal := checkpoints.stopped_by:
-            say(f"stopped by {signal.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on", flush=True)
-            return 0 if Devices.started_here() else status(signal)
+        over = trainer.global_step == args.max_steps or checkpoints.seconds_left() <= 0
+        if checkpoints.stopped_by and not (over and checkpoints.saved):
+            say(f"stopped by {checkpoints.stopped_by.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on",
+                flush=True)
+            return Devices.own_status(status(checkpoints.stopped_by))
         if not checkpoints.diverged:
-            say(f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}")
-            return 0
+            say(f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}"
+                + (f"; {checkpoints.stopped_by.name} came in the last validation" if checkpoints.stopped_by else ""), flush=True)
+            return Devices.own_status(status(checkpoints.stopped_by)) if checkpoints.stopped_by else 0
         if model.stream == GOING_BACK:
             say(f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {RunFolder.last(run_dir)}; "
                 "try a smaller --lr", file=sys.stderr)
-            return 1
-        stream, elapsed = model.stream + 1, checkpoints.seconds()
-        # to where it would go back if it had never been stopped
-        resume = Checkpoint.to_resume("auto", run_dir, model, run.course, args.save_every) if first else None
-        path = processes.broadcast(resume["path"] if resume else None)
+            return Devices.own_status(1)
+        stream, elapsed, refusal = model.stream + 1, checkpoints.seconds(), ""
+        try:  # to where it would go back if it had never been stopped
+            resume = Checkpoint.to_resume("auto", run_dir, model, run.course, args.save_every) if first else None
+        except (ValueError, OSError) as error:
+            refusal = str(error)
+        path, refusal = processes.broadcast((resume["path"] if resume else None, refusal))
+        if refusal:
+            raise Refused(f"the loss is not finite {at}, and there is nothing to go back to: {refusal}", by_all=True)
         resume = Checkpoint.read(path) if path else None
-        say(f"the loss is not finite {at}: back to {resume['path'] if resume else 'the start'} with other noise, "
-            f"{stream} of {GOING_BACK} times", file=sys.stderr, flush=True)
+        say(f"the loss is not finite {at}: back to {path or 'the start'} with other noise, {stream} of {GOING_BACK} times",
+            file=sys.stderr, flush=True)
         if resume:
             resume["noise"], resume["elapsed"] = {"stream": stream, "skipped": 0}, elapsed
         torch.manual_seed(args.seed)

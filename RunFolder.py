@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,30 @@ def contents(path: str | Path) -> Any:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
-    if checksum(file).is_file():
-        with open(file, "rb") as opened:
-            found = hashlib.sha256()
-            while part := opened.read(1 << 20):
-                found.update(part)
-        if checksum(file).read_text(errors="replace").split()[:1] != [found.hexdigest()]:
-            raise ValueError(f"checkpoint {file} is damaged: its sha256 is not the one in {checksum(file).name}")
     try:
+        if checksum(file).is_file():
+            found = hashlib.sha256()
+            with open(file, "rb") as opened:
+                while part := opened.read(1 << 20):
+                    found.update(part)
+            if checksum(file).read_text(errors="replace").split()[:1] != [found.hexdigest()]:
+                raise Damaged(f"checkpoint {file} is damaged: its sha256 is not the one in {checksum(file).name}")
+        with zipfile.ZipFile(file) as archive:  # no few bytes that unpack to many, and not torch's older format
+            parts = archive.infolist()
+            if sum(part.file_size for part in parts) > file.stat().st_size or any(part.compress_type for part in parts):
+                raise ValueError
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on foreign files: the one line below says it
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a reader of archives and pickles raises on bytes from anywhere
-        raise ValueError(f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
-                         "give a file written by train.py") from None
+    except Damaged:
+        raise
+    except Exception as error:  # whatever a reader of files, archives and pickles raises on bytes from anywhere
+        raise Damaged(f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
+                      "give a file written by train.py") from None
+
+
+class Damaged(ValueError):
+    """A file that cannot be what it should be; the message says why, in one line."""
 
 
 def claim(run_dir: Path) -> Any:
@@ -75,7 +86,7 @@ def claim(run_dir: Path) -> Any:
     except BlockingIOError:
         raise ValueError(f"another process is training in {run_dir}: wait for it, or choose another --run-dir") from None
     except OSError:
-        pass  # a file system without locks
+        return file  # a file system without locks
     for folder in (run_dir, run_dir / "checkpoints", run_dir / "samples"):
         remove_temporaries(folder)  # of a process that was killed
     return file

@@ -55,10 +55,3 @@ class Stop:
             if os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")) == "0":  # one process of many says it
                 os.write(2, f"\n{os.path.basename(sys.argv[0])}: stopped by {self.signal.name}\n".encode())  # print may not re-enter
             raise SystemExit(status(number))
-
-    def hold(self) -> None:
-        """Keep signals back until `release`: they are not lost."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-    def release(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
-    stop = stop or Stop()
+    unarmed, stop = stop is None, stop or Stop()
 
     import Checkpoint
     import Devices
@@ -129,21 +129,25 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
 
-    first, refusal, done, path, run = processes.global_rank == 0, "", 0, None, None
+    first, done, refusal = processes.global_rank == 0, 0, ""
+    run = path = resume = None
     with contextlib.ExitStack() as held:
-        if first:  # alone: it downloads and decodes the data, and settles where to go on
-            try:
-                run = build(args, preset, processes)
-                if not args.prepare_data and not args.dry_run:
-                    path = Run.settle(args, run, held, {"preset": preset, "device": device, "precision": precision})
-            except (ValueError, OSError) as error:
-                refusal = str(error)
-        refusal, path = processes.broadcast((refusal, path))
-        if refusal:
+        if unarmed:
+            stop.arm()
+            held.callback(stop.disarm)
+        for mine in (first, not first):  # the first alone downloads and decodes the data, and settles where to go on
+            if mine and not refusal:
+                try:
+                    run = build(args, preset, processes)
+                    if first and not args.prepare_data and not args.dry_run:
+                        path = Run.settle(args, run, held, {"preset": preset, "device": device, "precision": precision})
+                    resume = Checkpoint.read(path) if path else None
+                except (ValueError, OSError) as error:
+                    refusal = str(error)
+            refusal, path = processes.broadcast((next(filter(None, Devices.gather(processes, refusal)), ""), path))
+        if refusal or not run:
             Devices.part(processes)
-            parser.error(refusal) if first else sys.exit(2)
-        if run is None:
-            run = build(args, preset, processes)
+            parser.error(refusal) if first else sys.exit(Devices.own_status(2))
         if first:
             size = sum(p.numel() for p in run.model.parameters())
             chosen = f" (chosen for {device})" if args.preset == "auto" else ""
@@ -152,21 +156,20 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
             print(f"{run.data.name} is ready: {images}" if args.prepare_data else
                   f"{run.data.name}: {images}; network of {size / 1e6:.1f}M parameters; preset {preset}{chosen}; "
                   f"{many}{device}, {precision}", flush=True)
+        status = 0
         if args.prepare_data or args.dry_run:
             status = dry_run(run, args.max_steps, args.max_time, precision) if args.dry_run and first else 0
-            Devices.part(processes)
-            return status
-        resume = Checkpoint.read(path) if path else None
-        if resume and ((done := resume["global_step"]) >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
+        elif resume and ((done := resume["global_step"]) >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
             if first:
                 print(f"{path} is already trained, {done} steps in {resume['elapsed']:.0f} s; "
                       "a larger --max-steps or --max-time trains it further")
-            Devices.part(processes)
-            return 0
-        try:
-            status = Run.fit(args, run, resume, processes, precision, stop)
-        except Run.Refused as error:
-            parser.error(str(error))
+        else:
+            try:
+                status = Run.fit(args, run, resume, processes, precision, stop)
+            except Run.Refused as error:
+                if first or not error.by_all:
+                    print(f"{parser.prog}: error: {error}", file=sys.stderr)
+                status = 2 if error.by_all else Devices.desert(processes, 2)
         Devices.part(processes)
         return status
 

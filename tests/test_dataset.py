@@ -217,3 +217,34 @@ def test_validation_keeps_its_order_and_takes_all(tmp_path):
 def test_a_batch_larger_than_the_dataset_is_refused(tmp_path):
     with pytest.raises(ValueError, match="choose a batch size of 20 or less"):
         Batches(numbered(tmp_path), 21)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_each_batch(tiny_data, world):
+    """Their shares, side by side, are the batch of one process; every process is at the same position."""
+    data = DiffSet(True, str(tiny_data), image_size=8)
+    whole = list(Batches(data, 8, seed=3, flip=True))
+    shares = [Batches(data, 8, seed=3, flip=True, rank=rank, world=world) for rank in range(world)]
+    parts = [list(share) for share in shares]
+    assert all(len(part) == len(whole) for part in parts)
+    for i, (x, y) in enumerate(whole):
+        assert torch.equal(torch.cat([part[i][0] for part in parts]), x)
+        assert torch.equal(torch.cat([part[i][1] for part in parts]), y)
+    assert len({str(share.state_dict()) for share in shares}) == 1
+
+
+def test_processes_take_validation_batches_in_turn(tiny_data):
+    """20 images in batches of 8 are three: two for the first process, one and an empty one for the second."""
+    data = DiffSet(False, str(tiny_data), image_size=8)
+    whole = list(Batches(data, 8, shuffle=False))
+    first, second = (list(Batches(data, 8, shuffle=False, rank=rank, world=2)) for rank in (0, 1))
+    assert [len(x) for x, _ in whole] == [8, 8, 4]
+    assert [len(x) for x, _ in first] == [8, 4]
+    assert [len(x) for x, _ in second] == [8, 0]
+    assert torch.equal(first[1][0], whole[2][0])
+    assert torch.equal(second[0][0], whole[1][0])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tiny_data):
+    with pytest.raises(ValueError, match="8 cannot be shared by 3 processes: choose a multiple of 3"):
+        Batches(DiffSet(True, str(tiny_data), image_size=8), 8, world=3)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-import Checkpoint
 import Inference
+import RunFolder
 import train
 from Dataset import DiffSet
 
@@ -34,7 +34,7 @@ def test_it_learns_fashionmnist(real_root, tmp_path):
     near, far = distance_to_nearest(samples, real), distance_to_nearest(noise, real)
     spread = float(torch.pdist(samples.flatten(1).float()).mean() / torch.pdist(real[:100].flatten(1).float()).mean())
     print(f"validation loss {loss:.4f}; distance of samples {near:.2f}, of noise {far:.2f}, ratio {far / near:.2f}; spread {spread:.2f}; "
-          f"EMA of {Checkpoint.read(tmp_path / 'run')['ema']['n']} steps")
+          f"EMA of {RunFolder.contents(RunFolder.newest(tmp_path / 'run'))['ema']['n']} steps")
     assert loss < LOSS
     assert far / near > FACTOR
     assert spread > SPREAD

@@ -93,6 +93,24 @@ def undisturbed(tiny_data, tmp_path_factory):
     return of
 
 
+@pytest.fixture(scope="module")
+def half_a_minute(tiny_data, tmp_path_factory):
+    """How many steps one process takes in half a minute here."""
+    run_dir = tmp_path_factory.mktemp("speed")
+    train.main(["--dataset", str(tiny_data), "--run-dir", str(run_dir), *RUN, "50"])
+    began = time.monotonic()
+    train.main(["--dataset", str(tiny_data), "--run-dir", str(run_dir), *RUN, "250"])
+    return int(30 * 200 / (time.monotonic() - began))
+
+
+@pytest.fixture(scope="module")
+def starting():
+    """Seconds until a process has imported what it needs."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import Run, Dataset"], cwd=ROOT, check=True)
+    return time.monotonic() - began
+
+
 def assert_finished(project, job, whole):
     assert f"== done: everything is in runs/tiny-{job} ==" in project.log(job)
     assert (project.run_dir(job) / "denoise.gif").is_file()
@@ -100,22 +118,24 @@ def assert_finished(project, job, whole):
     assert (losses(project.run_dir(job)), weights_hash(project.run_dir(job))) == whole
 
 
-def test_the_time_limit_requeues_until_it_is_done(project, undisturbed):
-    job = project.submit("--time=1", "--signal=USR1@45", "--cpus-per-task=2", steps=900)  # as many threads as the other run
+def test_the_time_limit_requeues_until_it_is_done(project, undisturbed, half_a_minute, starting):
+    """SIGUSR1 comes after the start and before the end of half a minute's training, and again in the next life."""
+    left = 60 - max(12, min(40, int(1.5 * starting)))
+    job = project.submit("--time=1", f"--signal=USR1@{left}", "--cpus-per-task=2", steps=half_a_minute)  # threads as in the other run
     project.until_done()
     assert 1 <= project.log(job).count("stopped by SIGUSR1 at step") <= 8
     assert f"== stopped with status 75: job {job} goes back into the queue, time 1 of 8 ==" in project.log(job)
-    assert_finished(project, job, undisturbed(900))
+    assert_finished(project, job, undisturbed(half_a_minute))
 
 
-def test_preemption(project, undisturbed):
-    job = project.submit("--nodelist=n1", "--cpus-per-task=2", steps=700)
+def test_preemption(project, undisturbed, half_a_minute):
+    job = project.submit("--nodelist=n1", "--cpus-per-task=2", steps=half_a_minute)
     project.until(lambda: steps(project.run_dir(job)) > 50)
     project.command("sbatch", "--partition=high", "--nodelist=n1", "--cpus-per-task=2", "--wrap=sleep 1")
     project.until_done()
     assert project.log(job).count("stopped by SIG") == 1
     assert "going on at step" in project.log(job)
-    assert_finished(project, job, undisturbed(700))
+    assert_finished(project, job, undisturbed(half_a_minute))
 
 
 def test_one_of_two_tasks_of_one_job_of_an_array_is_killed(project):
