@@ -182,7 +182,9 @@ class DiffusionModel(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.get_loss(batch, self.trainer.global_step)  # batch_idx begins anew every epoch
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train_loss", loss, sync_dist=True)  # the mean of all processes: they wait for each other
+            mean = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # of all processes: they wait for each other
+            for logger in self.loggers:  # self.log would be written once more, under another step, where training is stopped
+                logger.log_metrics({"train_loss": float(mean)}, self.trainer.global_step)
         return loss * torch.where(loss.isfinite(), 1.0, torch.nan)  # in every process's gradient, so that all skip the step
 
     def on_validation_epoch_start(self) -> None:

@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
 
-    first, done, refusal = processes.global_rank == 0, 0, ""
+    first, refusal = processes.global_rank == 0, ""
     run = path = resume = None
     with contextlib.ExitStack() as held:
         if unarmed:
@@ -159,9 +159,9 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
         status = 0
         if args.prepare_data or args.dry_run:
             status = dry_run(run, args.max_steps, args.max_time, precision) if args.dry_run and first else 0
-        elif resume and ((done := resume["global_step"]) >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
+        elif resume and (resume["global_step"] >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
             if first:
-                print(f"{path} is already trained, {done} steps in {resume['elapsed']:.0f} s; "
+                print(f"{path} is already trained, {resume['global_step']} steps in {resume['elapsed']:.0f} s; "
                       "a larger --max-steps or --max-time trains it further")
         else:
             try:

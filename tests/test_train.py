@@ -73,6 +73,14 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_data, tmp_path, drop
     assert same(whole["ema"]["weights"], parts["ema"]["weights"])
 
 
+def test_where_a_run_was_stopped_is_not_in_its_metrics(tiny_data, tmp_path):
+    fit(tiny_data, tmp_path / "whole", "--max-steps", 17, "--log-every", 4)
+    for at in (6, 11, 17):
+        fit(tiny_data, tmp_path / "parts", "--max-steps", at, "--log-every", 4)
+    assert list(losses(tmp_path / "whole")) == [4, 8, 12, 16]
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
 def test_validation_and_previews_do_not_disturb_training(tiny_data, tmp_path):
     fit(tiny_data, tmp_path / "often", "--max-steps", 10, "--val-every", 2, "--dropout", 0.2)
     fit(tiny_data, tmp_path / "never", "--max-steps", 10, "--val-every", 100, "--dropout", 0.2)
