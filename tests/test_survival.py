@@ -237,18 +237,18 @@ def test_more_signals_do_not_spoil_the_save(start, tmp_path, whole):
 
 
 def long_validation(tiny_data, folder):
-    """Arguments for a validation after step 30 that takes a while: 10,000 unseen images."""
+    """Arguments for a validation after step 30 that takes a while, 10,000 unseen images; just before it a checkpoint appears."""
     with np.load(tiny_data) as archive:
         arrays = dict(archive)
     arrays |= {"test_images": np.resize(arrays["test_images"], (10_000, 8, 8, 3)), "test_labels": np.zeros(10_000, np.int64)}
     np.savez(folder / "tiny.npz", **arrays)
-    return ["--dataset", folder / "tiny.npz", "--val-every", "30", "--val-images", "10000"]
+    return ["--dataset", folder / "tiny.npz", "--val-every", "30", "--val-images", "10000", "--save-every", "30"]
 
 
 def test_a_signal_during_validation(tiny_data, start, tmp_path, whole):
     """It is cut short, and one more step is taken."""
     run_dir, long = tmp_path / "run", long_validation(tiny_data, tmp_path)
-    process = start(run_dir, *long).until(lambda: steps(run_dir) == 30).kill(signal.SIGTERM)
+    process = start(run_dir, *long).until(lambda: checkpoints(run_dir)).kill(signal.SIGTERM)
     assert process.ends(10) == 143
     assert "step 30: validation loss cut short" in process.err
     assert "stopped by SIGTERM at step 31" in process.out
@@ -331,7 +331,7 @@ def test_torchrun_starts_them_too(tmp_path, tiny_data):
 
 def test_a_signal_to_the_other_process_during_validation(tiny_data, start, tmp_path):
     long = long_validation(tiny_data, tmp_path)
-    process = start(tmp_path / "run", *long, "--devices", 2).until(lambda: steps(tmp_path / "run") == 30)
+    process = start(tmp_path / "run", *long, "--devices", 2).until(lambda: checkpoints(tmp_path / "run"))
     os.kill(process.others()[0], signal.SIGTERM)
     assert process.ends(10) == 143
     assert "step 30: validation loss cut short" in process.err
@@ -341,7 +341,7 @@ def test_a_signal_to_the_other_process_during_validation(tiny_data, start, tmp_p
 def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path):
     """The time that is left may be too short for what comes next: in a job the status puts it back into the queue."""
     long = long_validation(tiny_data, tmp_path)
-    process = start(tmp_path / "run", *long, "--max-steps", 30).until(lambda: steps(tmp_path / "run") == 30).kill(signal.SIGUSR1)
+    process = start(tmp_path / "run", *long, "--max-steps", 30).until(lambda: checkpoints(tmp_path / "run")).kill(signal.SIGUSR1)
     assert process.ends(10) == 75
     assert "trained, at step 30" in process.out.splitlines()[-1]
     assert "SIGUSR1 came in the last validation" in process.out.splitlines()[-1]
