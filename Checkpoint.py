@@ -188,9 +188,13 @@ def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str,
             run_dir.rename(aside)
             print(f"the earlier run is now in {aside}")
         return None
-    if what == "auto" and not RunFolder.newest_first(run_dir, every):
-        set_aside(RunFolder.newest_first(run_dir))
-        return None
+    if what == "auto":
+        found = RunFolder.newest_first(run_dir)
+        if not RunFolder.newest_first(run_dir, every):
+            if not found or int(found[0].stem.removeprefix("step_")) < every:  # the first of them was still to come
+                set_aside(found)
+                return None
+            every = 1  # they were saved at other steps than they are now
 
     def check(checkpoint: dict[str, Any]) -> None:
         earlier = checkpoint["hyper_parameters"] | checkpoint["course"]

@@ -77,7 +77,8 @@ def launch(device: str, devices: int | None = None, nodes: int | None = None) ->
                          "nodes that were started: leave them out")
     devices, nodes = elsewhere[1:] if elsewhere else (devices or 1, nodes or 1)
     if device == "cuda" and devices > torch.cuda.device_count():
-        raise ValueError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
+        raise ValueError(f"{devices} processes on this machine, and it has {torch.cuda.device_count()} GPUs for them: "
+                         "give fewer --devices, or in a job as many GPUs as tasks a node, with --gres=gpu:N")
     if device == "mps" and devices > 1:
         raise ValueError(f"--devices {devices}: there is one mps device")
     if devices * nodes == 1:
@@ -118,11 +119,12 @@ def part(processes: Fabric) -> None:
 
 
 def desert(processes: Fabric, status: int) -> int:
-    """For a process that has failed alone: where others wait for it, it ends here, at once, and they notice; else -> `status`."""
+    """For a process that has failed alone: where others wait for it, it ends here, at once; else -> `status`. Those that
+    talk over gloo notice by themselves, those over NCCL are ended by srun, torchrun or the one that started them."""
     if processes.world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(own_status(status))
+        os._exit(status)
     return status
 
 
@@ -137,8 +139,8 @@ def started_here() -> bool:
 
 
 def own_status(status: int) -> int:
-    """The exit status of this process where all end in good order: 0 where another has started it and speaks for it, since
-    Lightning kills that one where this one ends with anything else."""
+    """The exit status of this process where all end in good order: 0 where another has started it, which reports the status
+    and which Lightning would kill if this one ended with anything else."""
     return 0 if started_here() else status
 
 

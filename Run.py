@@ -58,7 +58,7 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"cannot write to {run.run_dir} ({error.strerror}): choose another --run-dir") from None
+        raise ValueError(f"cannot use {run.run_dir} ({error.strerror}): choose another --run-dir") from None
     return resume["path"] if resume else None
 
 
@@ -135,7 +135,7 @@ class Checkpoints(pl.Callback):
             pl_module.cut_short = True  # type: ignore[assignment]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A signal in the last validation is as good as any: nobody else will be told of it."""
+        """Agree once more: no later step would share a signal that came in the last validation."""
         self.agreed(self.stop.signal or 0)
         if wish := self.agreed(self.stop.signal or 0):
             self.stopped_by = self.stopped_by or signal.Signals(wish)
@@ -152,8 +152,8 @@ class Checkpoints(pl.Callback):
         """Where another process is gone, end at once: Lightning would first wait for what this one's device waits for."""
         if trainer.world_size > 1 and Devices.is_loss(exception):
             print(f"train.py: another process of this run is gone at step {trainer.global_step}; {RunFolder.last(self.run_dir)}; "
-                  "run the same command again to go on", file=sys.stderr, flush=True)
-            os._exit(AGAIN if "SLURM_JOB_ID" in os.environ and Devices.PARENT in os.environ else 1)  # srun knows of its own tasks
+                  f"run the same command again to go on ({' '.join(str(exception).split())[:100]})", file=sys.stderr, flush=True)
+            os._exit(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
 
 
 def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fabric, precision: Any, stop: Stop) -> int:
@@ -172,32 +172,32 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         checkpoints.elapsed = elapsed
         shown = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop),
                  Callbacks.Progress(args.batch_size, checkpoints.seconds_left)]
-        loggers = [Callbacks.MetricsCsv(run_dir / "metrics.csv", ["train_loss", "val_loss", *model.bin_names()], done),
-                   TensorBoardLogger(run_dir, name="", version="tensorboard")] if first else []
         trainer = pl.Trainer(
             accelerator=processes.device.type, devices=world // nodes, num_nodes=nodes,
             strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world > 1 else "auto",
             plugins=[RunFolder.CompleteCheckpointIO(resume), Devices.environment()], precision=precision, max_steps=args.max_steps,
             max_epochs=-1, gradient_clip_val=args.clip or None, val_check_interval=args.val_every, check_val_every_n_epoch=None,
             num_sanity_val_steps=0, log_every_n_steps=args.log_every, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, use_distributed_sampler=False, logger=loggers,
+            enable_checkpointing=False, use_distributed_sampler=False, logger=False,
             callbacks=[ema, checkpoints, *(shown if first else [])],
             default_root_dir=run_dir / ".none")  # Lightning would load an hpc_ckpt_* that lies there
         trainer._signal_connector.register_signal_handlers = lambda: None  # they end a run in disorder, or never
         try:
+            trainer.loggers = [Callbacks.MetricsCsv(run_dir / "metrics.csv", ["train_loss", "val_loss", *model.bin_names()], done),
+                               TensorBoardLogger(run_dir, name="", version="tensorboard")] if first else []
             trainer.fit(model, run.batches, run.validation, ckpt_path=resume["path"] if resume else None, weights_only=True)
         except (torch.OutOfMemoryError, MemoryError):
             raise Refused(f"out of memory at batch size {args.batch_size}: choose a smaller --batch-size or network") from None
         except OSError as error:
-            print(f"train.py: cannot write to {run_dir} ({error.strerror}) at step {trainer.global_step}; {RunFolder.last(run_dir)}",
-                  file=sys.stderr, flush=True)
+            print(f"train.py: cannot write to {run_dir} ({error.strerror or error}) at step {trainer.global_step}; "
+                  f"{RunFolder.last(run_dir)}", file=sys.stderr, flush=True)
             return Devices.desert(processes, 1)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if not resume or checkpoints.started:
                 raise
-            raise Refused(f"checkpoint {resume['path']} cannot be gone on from ({type(error).__name__}: {error})") from None
+            raise Refused(f"checkpoint {resume['path']} cannot be resumed ({type(error).__name__}: {error})") from None
         at = f"at step {trainer.global_step} after {checkpoints.seconds():.0f} s"
-        over = trainer.global_step == args.max_steps or checkpoints.seconds_left() <= 0
+        over = processes.broadcast(trainer.global_step == args.max_steps or checkpoints.seconds_left() <= 0)
         if checkpoints.stopped_by and not (over and checkpoints.saved):
             say(f"stopped by {checkpoints.stopped_by.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on",
                 flush=True)
@@ -211,7 +211,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
                 "try a smaller --lr", file=sys.stderr)
             return Devices.own_status(1)
         stream, elapsed, refusal = model.stream + 1, checkpoints.seconds(), ""
-        try:  # to where it would go back if it had never been stopped
+        try:  # to a checkpoint saved for its step's number: a run that was stopped in between goes back to the same place
             resume = Checkpoint.to_resume("auto", run_dir, model, run.course, args.save_every) if first else None
         except (ValueError, OSError) as error:
             refusal = str(error)

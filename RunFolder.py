@@ -44,19 +44,18 @@ def checksum(path: Path) -> Path:
 def contents(path: str | Path) -> Any:
     """The contents of a checkpoint file, whose sha256 is checked where it lies beside it. No code in it is run.
 
-    Raises FileNotFoundError or ValueError with a one-line message.
+    Raises FileNotFoundError or Damaged with a one-line message, and OSError where it cannot be read: that is no damage.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
+    found = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while part := opened.read(1 << 20):
+            found.update(part)
+    if checksum(file).is_file() and checksum(file).read_text(errors="replace").split()[:1] != [found.hexdigest()]:
+        raise Damaged(f"checkpoint {file} is damaged: its sha256 is not the one in {checksum(file).name}")
     try:
-        if checksum(file).is_file():
-            found = hashlib.sha256()
-            with open(file, "rb") as opened:
-                while part := opened.read(1 << 20):
-                    found.update(part)
-            if checksum(file).read_text(errors="replace").split()[:1] != [found.hexdigest()]:
-                raise Damaged(f"checkpoint {file} is damaged: its sha256 is not the one in {checksum(file).name}")
         with zipfile.ZipFile(file) as archive:  # no few bytes that unpack to many, and not torch's older format
             parts = archive.infolist()
             if sum(part.file_size for part in parts) > file.stat().st_size or any(part.compress_type for part in parts):
@@ -64,9 +63,9 @@ def contents(path: str | Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on foreign files: the one line below says it
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Damaged:
+    except MemoryError:
         raise
-    except Exception as error:  # whatever a reader of files, archives and pickles raises on bytes from anywhere
+    except Exception as error:  # whatever a reader of archives and pickles raises on bytes from anywhere
         raise Damaged(f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
                       "give a file written by train.py") from None
 

@@ -37,7 +37,7 @@ setup() {  # setup FILE..: the environment, once; redone when a file changes or 
   for file in "$@"; do wanted+=$(cat "$here/$file")$'\n'; done
   PYTHON=$here/.venv/bin/python
   if is_ready; then return; fi
-  if command -v flock >/dev/null; then exec 9>"$here/.setup.lock"; flock 9; fi  # the jobs of an array begin at once
+  if command -v flock >/dev/null; then exec 9>"$here/.setup.lock"; flock 9 || true; fi  # the jobs of an array begin at once
   if is_ready; then return; fi
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     { echo "run.sh: python3 must be 3.10 or newer, and is $(python3 --version 2>&1): set PYTHON to another one" >&2; exit 2; }
@@ -64,10 +64,11 @@ step() {  # step [--once] COMMAND..: run it, in a job as a job step with a proce
   ${srun[@]+"${srun[@]}"} "$@" || status=$?
   case $status in
     0) return ;;
-    75|137|138|143)  # stopped in good order; killed; stopped before it could look after itself; terminated
-      if [[ -n $job ]] && ((${SLURM_RESTART_COUNT:-0} >= 8)); then
-        echo "== stopped for the 9th time: not queued again; sbatch run.sh with --run-dir $run_dir goes on ==" >&2
-      elif [[ -n $job ]]; then
+    75|134|137|138|143)  # stopped in good order; given up by NCCL; killed; stopped before it could look after itself; terminated
+      if [[ -z $job || -t 0 || -t 1 ]]; then exit "$status"; fi  # also in a terminal within a job: that job is not this one's
+      if ((${SLURM_RESTART_COUNT:-0} >= 8)); then
+        echo "== stopped for the 9th time: not queued again; the same sbatch command with --run-dir $run_dir added goes on ==" >&2
+      else
         echo "== stopped with status $status: job $job goes back into the queue, time $((${SLURM_RESTART_COUNT:-0} + 1)) of 8 =="
         scontrol requeue "$job" && exit 0
       fi ;;
@@ -85,11 +86,15 @@ esac
 dataset=shapes
 if [[ $# -gt 0 && $1 != -* ]]; then dataset=$(resolve "$1"); shift; fi
 run_dir=$here/runs/$(basename "${dataset%.npz}")${job:+-$job}
+machine=()  # what Inference.py is told, too
 for ((i = 1; i <= $#; i++)); do
+  j=$((i + 1))
   case ${!i} in
     --dataset|--dataset=*) echo "run.sh: the dataset comes first and without --dataset: bash run.sh cifar10 ..." >&2; exit 2 ;;
     --run-dir=*) run_dir=${!i#*=} ;;
-    --run-dir) j=$((i + 1)); run_dir=${!j:-$run_dir} ;;
+    --run-dir) run_dir=${!j:-$run_dir} ;;
+    --device=*|--devices=*|--num-nodes=*) machine+=("${!i}") ;;
+    --device|--devices|--num-nodes) machine+=("${!i}" "${!j:-}") ;;
     --dry-run|-h|--help|--prepare-data) only_train=yes ;;
   esac
 done
@@ -102,11 +107,16 @@ run_dir=${run_dir#"$here"/}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer takes it from the job by itself
 [[ -z $job ]] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}  # also where tasks are not bound to their cores
 
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then set -- --seed "$SLURM_ARRAY_TASK_ID" "$@"; fi  # a --seed that is given wins
+if [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] && compgen -G "$run_dir/checkpoints/step_*.ckpt" >/dev/null; then
+  set -- "$@" --resume auto  # whatever --resume was said: this job's own checkpoints are there by now
+fi
+
 echo "== training on $dataset: $run_dir =="
 step "$PYTHON" train.py --dataset "$dataset" "$@" --run-dir "$run_dir"
 [[ -z ${only_train:-} ]] || exit 0
 echo "== sampling: Algorithm 2, from t = T to 0 =="
-step "$PYTHON" Inference.py --ckpt "$run_dir" --out "$run_dir/images"
+step "$PYTHON" Inference.py --ckpt "$run_dir" --out "$run_dir/images" ${machine[@]+"${machine[@]}"}
 echo "== denoising GIF =="
 step --once "$PYTHON" make_gif.py "$run_dir/images/trajectory.npz" --out "$run_dir/denoise.gif"
 

@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
             except Run.Refused as error:
                 if first or not error.by_all:
                     print(f"{parser.prog}: error: {error}", file=sys.stderr)
-                status = 2 if error.by_all else Devices.desert(processes, 2)
+                status = Devices.own_status(2) if error.by_all else Devices.desert(processes, 2)
         Devices.part(processes)
         return status
 

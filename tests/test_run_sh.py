@@ -12,7 +12,7 @@ QUICK = ["--image-size", "8", "--width", "8", "--mults", "1,2", "--T", "40", "--
 
 
 def run(cwd, *argv, script=ROOT / "run.sh", **environment):
-    return subprocess.run(["bash", str(script), *map(str, argv)], cwd=cwd, capture_output=True, text=True,
+    return subprocess.run(["bash", str(script), *map(str, argv)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL,
                           env={**os.environ, "PYTHON": sys.executable, **environment})
 
 
@@ -74,4 +74,21 @@ def test_a_job_that_was_stopped_is_queued_again_eight_times_at_most(tmp_path, st
     else:
         assert done.returncode == status
     assert f"training on shapes: runs/shapes-{array or 7}" in done.stdout
-    assert ("with --run-dir runs/shapes-7 goes on" in done.stderr) == (restarts == "8")
+    assert ("with --run-dir runs/shapes-7 added goes on" in done.stderr) == (restarts == "8")
+
+
+def test_what_a_job_adds_to_the_command(tmp_path):
+    """An array's task has a seed of its own unless one is given; a restarted job goes on, whatever --resume says; the number
+    of devices is the sampler's, too."""
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $*"\n')
+    (tmp_path / "srun").chmod(0o755)
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    job = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "3", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    arguments = ["shapes", "--run-dir", run_dir, "--resume", "none", "--devices", "2", "--seed", "9"]
+    for restarts, resumed in (("0", ""), ("1", " --resume auto")):
+        done = run(tmp_path, *arguments, **job, SLURM_RESTART_COUNT=restarts)
+        training, sampling = [line for line in done.stdout.splitlines() if line.startswith("srun")][:2]
+        assert f"--seed 3 --run-dir {run_dir} --resume none --devices 2 --seed 9{resumed} --run-dir {run_dir}" in training
+        assert sampling.endswith("--devices 2")
+        (run_dir / "checkpoints" / "step_00000005.ckpt").touch()

@@ -15,7 +15,7 @@ from conftest import ROOT
 from test_survival import TINY, losses, steps, train, weights_hash
 
 LOCAL = ROOT.parent / "shared" / "slurm_local.sh"
-RUN = [*TINY, "--val-every", "500", "--save-every", "100", "--max-steps"]
+RUN = [*TINY, "--seed", "0", "--val-every", "500", "--save-every", "100", "--max-steps"]
 
 
 @pytest.fixture(scope="module")

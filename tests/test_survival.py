@@ -555,7 +555,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(start, tiny_data, tmp_
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_first_step(refused, tiny_data, small_disk):
     disk = small_disk("ro,size=1m")
-    assert "cannot write to" in refused(train.main, "--dataset", tiny_data, "--run-dir", disk / "run", *RUN)
+    assert "cannot use" in refused(train.main, "--dataset", tiny_data, "--run-dir", disk / "run", *RUN)
 
 
 # ---- divergence -------------------------------------------------------------------------------------------------------
@@ -629,6 +629,14 @@ def test_what_was_saved_before_going_back_to_the_start_is_set_aside(tiny_data, t
     assert checkpoints(tmp_path) == ["step_00000022.ckpt"]
     assert [p.name for p in (tmp_path / "checkpoints").glob("*.skipped")] == ["step_00000008.ckpt.skipped"]
     assert losses(tmp_path).keys() == set(range(1, 23))
+
+
+def test_where_the_saving_steps_have_changed_it_goes_back_to_the_newest(tiny_data, tmp_path, bad_steps, capsys):
+    bad_steps(lambda model, i: i >= 42 and model.stream == 0)
+    assert fit(tiny_data, tmp_path, "--max-steps", 40, "--save-every", 20) == 0
+    assert fit(tiny_data, tmp_path, "--max-steps", 55, "--save-every", 30) == 0
+    assert "step_00000040.ckpt with other noise, 1 of 3 times" in capsys.readouterr().err
+    assert losses(tmp_path).keys() == set(range(1, 56))
 
 
 def test_it_gives_up_after_three_times_and_says_so(tiny_data, tmp_path, bad_steps, capsys):
