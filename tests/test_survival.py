@@ -228,8 +228,9 @@ def test_more_signals_do_not_spoil_the_save(start, tmp_path, whole):
         with contextlib.suppress(ProcessLookupError):
             process.kill(number)
         time.sleep(0.002)
-    assert process.ends(10) == 75
-    assert "stopped by SIGUSR1 at step" in process.out.splitlines()[-1]
+    status = process.ends(10)
+    told = process.out.splitlines()[-1].split(" at step ")[0]  # Python may be told of several at once, and then not in their order
+    assert (told, status) in [("stopped by SIGUSR1", 75), ("stopped by SIGTERM", 143), ("stopped by SIGINT", 130)]
     assert "Traceback" not in process.err
     assert Checkpoint.load_model(run_dir)
     assert start(run_dir).ends() == 0
