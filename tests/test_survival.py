@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -498,6 +499,24 @@ def test_hostile_numbers_are_refused_in_milliseconds(half, tmp_path):
         with pytest.raises(ValueError, match=f"{next(iter(change))} must be"):
             Checkpoint.load_model(tmp_path / "x.ckpt")
         assert time.process_time() - began < 0.5
+
+
+def test_few_bytes_that_claim_to_be_many_are_refused_at_once(half, tmp_path):
+    """A compressed archive, which could unpack to anything, and a few lists that, walked through, are 10**60."""
+    with zipfile.ZipFile(RunFolder.newest(half)) as source, zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in source.namelist():
+            bomb.writestr(name, source.read(name))
+    with pytest.raises(RunFolder.Damaged):
+        RunFolder.contents(tmp_path / "x.ckpt")
+    many = [0] * 10
+    for _ in range(60):
+        many = [many] * 10
+    began = time.process_time()
+    with pytest.raises(ValueError, match="too many"):
+        Checkpoint.plain(many)
+    with pytest.raises(ValueError, match="width must be"):
+        Checkpoint.check_settings({"width": many})
+    assert time.process_time() - began < 0.5
 
 
 def test_what_lightning_left_in_the_folder_is_not_loaded(half, tiny_data, tmp_path, monkeypatch, whole):
