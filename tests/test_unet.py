@@ -90,8 +90,8 @@ def test_starts_as_zero_and_as_shortcuts():
     assert torch.allclose(block(h, torch.randn(1, 8)), h + block.conv2.bias[:, None, None])
 
 
-@pytest.mark.parametrize(("width", "groups"), [(32, 32), (48, 16), (20, 4), (6, 2)])
-def test_widths_that_32_does_not_divide_take_fewer_groups(width, groups):
+@pytest.mark.parametrize(("width", "groups"), [(128, 32), (64, 16), (32, 8), (48, 4), (20, 1), (6, 1)])
+def test_narrow_layers_take_fewer_groups(width, groups):
     net = perturbed(Unet(3, width, (1, 2), (8,), 1, size=16))
     assert net.norm_out.num_groups == groups
     assert net(torch.randn(1, 3, 16, 16), torch.tensor([1])).isfinite().all()
@@ -139,3 +139,10 @@ def test_dropout_acts_in_training_only():
 def test_sizes_that_do_not_divide_are_refused(options):
     with pytest.raises(ValueError, match=r"divisible|even"):
         Unet(**options)
+
+
+def test_time_reaches_the_narrowest_block():
+    """With a channel a group, normalization would take from each channel what the embedding has just added to all of it."""
+    block = perturbed(ResidualBlock(8, 8, 32, 0.0, False))
+    x, e = torch.randn(1, 8, 4, 4), torch.randn(2, 32) * 10
+    assert (block(x, e[:1]) - block(x, e[1:])).abs().max() > 1e-2
