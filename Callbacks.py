@@ -15,9 +15,12 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+import PostHocEma
 from CompleteFile import complete_file
 from DiffusionModel import DiffusionModel
-from Sampler import Noise, ddpm
+from Guidance import Guided
+from RunFolder import CompleteCheckpointIO, checksum
+from Sampler import Noise, time_grid, unipc
 from Signals import Stop
 
 
@@ -62,25 +65,62 @@ class Ema(pl.Callback):
             model.train(training)
 
 
+class PowerEmas(pl.Callback):
+    """The two averages of `PostHocEma`, kept beside the live weights and in the checkpoint under "power"; with every checkpoint
+    `folder/step_*.ckpt` gets a snapshot of both, {"step", "weights": one dictionary for each length}. Of more than `most`
+    every second one is removed."""
+
+    def __init__(self, folder: Path, most: int = 64):
+        self.folder, self.most = folder, most
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        live = dict(pl_module.unet.named_parameters())  # type: ignore[union-attr, operator]
+        kept = self.weights or [live] * len(PostHocEma.LENGTHS)
+        self.weights = [{name: weights[name].detach().clone().to(p.device) for name, p in live.items()} for weights in kept]
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        live: Any = [*pl_module.unet.parameters()]  # type: ignore[union-attr, operator]
+        for weights, length in zip(self.weights, PostHocEma.LENGTHS):
+            decay = PostHocEma.decay(trainer.global_step, PostHocEma.gamma(length))
+            torch._foreach_lerp_([*weights.values()], live, 1 - decay)  # type: ignore[reportPrivateImportUsage]
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["power"] = self.weights
+        if trainer.is_global_zero:
+            self.folder.mkdir(exist_ok=True)
+            CompleteCheckpointIO().save_checkpoint({"step": trainer.global_step, "weights": self.weights},
+                                                   self.folder / f"step_{trainer.global_step:08d}.ckpt")
+            files = sorted(self.folder.glob("step_*.ckpt"))
+            for old in files[:-1:2] if len(files) > self.most else ():
+                old.unlink()
+                checksum(old).unlink(missing_ok=True)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.weights = checkpoint["power"]
+
+
 class Preview(pl.Callback):
     """`folder/step_*.png` after every validation: 36 samples of the averaged weights, always from the same noise.
 
-    They take `steps` strided steps of Algorithm 2 with the small variance, a fraction of the paper's T: a look, not a result.
-    A signal ends them without a picture.
+    They take `steps` of UniPC: a look, not a result. Where the model has classes, image i is of class i, and they come in
+    turn. A signal ends them without a picture.
     """
 
-    def __init__(self, folder: Path, ema: Ema, batch_size: int, stop: Stop, count: int = 36, steps: int = 50):
+    def __init__(self, folder: Path, ema: Ema, batch_size: int, stop: Stop, count: int = 36, steps: int = 20):
         self.folder, self.ema, self.batch_size, self.stop, self.count, self.steps = folder, ema, batch_size, stop, count, steps
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModel)
         model, net, images = pl_module, pl_module.unet, []
-        times = torch.linspace(model.T, 0, min(self.steps, model.T) + 1).round().long().tolist()
+        times = time_grid(model, min(self.steps, model.T), model.T)
         with self.ema.applied(model):
             for first in range(0, self.count, self.batch_size):
                 indices = range(first, min(first + self.batch_size, self.count))
                 noise = Noise(model.seed, indices, (net.depth, net.size, net.size), model.device)
-                for t, x_t, _ in ddpm(model, noise(), times, noise, "small"):  # the large variance needs many more steps
+                y = torch.tensor(indices, device=model.device) % net.classes if net.classes else None
+                for t, x_t, _ in unipc(Guided(model, y), noise(), times):
                     if self.stop.signal:
                         return
                     if t == 0:

@@ -13,21 +13,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+import PostHocEma
 import RunFolder
 from DiffusionModel import PARAMETERIZATIONS, VARIANCES, DiffusionModel
+from Objective import T_SAMPLINGS, WEIGHTINGS
+from Schedule import SCHEDULES
 
 NUMBERS: dict[str, tuple[type, float, float]] = {
     "T": (int, 1, 100_000), "beta_small": (float, 1e-12, 0.9999), "beta_large": (float, 1e-12, 0.9999),
     "depth": (int, 1, 16), "size": (int, 1, 1024), "width": (int, 4, 1024), "blocks": (int, 1, 16),
     "dropout": (float, 0, 0.999), "patch": (int, 1, 16), "film": (bool, 0, 1), "classes": (int, 0, 100_000),
+    "refine": (int, 0, 1024), "outputs": (int, 1, 2), "augmentations": (int, 0, 64), "augment": (float, 0, 1),
+    "label_dropout": (float, 0, 1), "zero_terminal_snr": (bool, 0, 1),
     "lr": (float, 0, 10), "warmup": (int, 0, 10**9), "seed": (int, 0, 2**63 - 1),
 }
 LISTS = {"mults": (1, 8, 64), "attention": (0, 16, 1024)}  # fewest, most, and the largest number in it
-CHOICES = {"parameterization": PARAMETERIZATIONS, "variance": VARIANCES}
+CHOICES = {"parameterization": PARAMETERIZATIONS, "variance": VARIANCES, "schedule": SCHEDULES, "weighting": WEIGHTINGS,
+           "t_sampling": T_SAMPLINGS}
 
 
 def check_settings(settings: dict[str, Any]) -> None:
@@ -43,6 +48,9 @@ def check_settings(settings: dict[str, Any]) -> None:
             expected = f"{fewest} to {most} whole numbers from 1 to {high}"
         elif name in CHOICES:
             good, expected = value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+        elif name == "betas":
+            good = type(value) is tuple and len(value) <= NUMBERS["T"][2] and all(type(v) is float and 0 < v <= 1 for v in value)
+            expected = "numbers above 0, and at most 1"
         elif name == "dataset":
             good, expected = type(value) is str, "a name"
         elif name == "class_names":
@@ -53,11 +61,6 @@ def check_settings(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be {expected}, not {reprlib.repr(value)}")
     if settings.get("beta_small", 0) > settings.get("beta_large", 1):
         raise ValueError(f"beta_small {settings['beta_small']} is larger than beta_large {settings['beta_large']}")
-    if {"T", "beta_small", "beta_large"} <= settings.keys():
-        signal = np.prod(np.sqrt(1 - np.linspace(settings["beta_small"], settings["beta_large"], settings["T"])))
-        if signal < 1e-15:
-            raise ValueError(f"T {settings['T']} steps up to beta_large {settings['beta_large']} leave no trace of the image "
-                             f"(sqrt(alpha_bar(T)) = {signal:.0e}): choose fewer steps or a smaller beta_large")
 
 
 def check_weights(weights: Any, expected: dict[str, Tensor]) -> None:
@@ -82,6 +85,8 @@ def check_training(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
     steps = checkpoint["global_step"]
     check_weights(checkpoint["state_dict"], model.state_dict())
     check_weights(checkpoint["ema"].get("weights"), model.unet.state_dict())
+    for average in checkpoint["power"] if checkpoint["course"].get("posthoc_ema") else ():
+        check_weights(average, model.unet.state_dict())
     fresh = model.configure_optimizers()
     (adam,), (rate,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     parameters = list(model.parameters())
@@ -128,7 +133,7 @@ def read(path: str | Path) -> dict[str, Any]:
     check_settings(checkpoint["hyper_parameters"])
     parameters = {*inspect.signature(DiffusionModel).parameters} - {"network"} | NUMBERS.keys() | LISTS.keys()
     if missing := parameters - checkpoint["hyper_parameters"].keys():
-        raise ValueError(f"setting {min(missing)} is missing")
+        raise ValueError(f"{path} lacks the setting {min(missing)}: it is older than this code; use the version that wrote it")
     return checkpoint | {"path": Path(path)}
 
 
@@ -155,9 +160,10 @@ def first_sound(path: str | Path, check: Callable[[dict[str, Any]], None], every
     raise ValueError(reasons[0] + (f"; nor is any of the {len(files) - 1} older ones usable" if len(files) > 1 else ""))
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool = True) -> DiffusionModel:
+def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool = True, length: float | None = None) -> DiffusionModel:
     """The model of a checkpoint file, or of a run directory's newest, ready to sample: on `device`, in eval mode, with
-    the EMA weights or (`ema=False`) the raw ones. Raises FileNotFoundError or ValueError with a one-line message.
+    the EMA weights, (`ema=False`) the raw ones, or an average of this `length` (see `PostHocEma`). Raises
+    FileNotFoundError or ValueError with a one-line message.
     """
     def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         return ({"unet." + name: value for name, value in checkpoint["ema"]["weights"].items()} if ema
@@ -171,7 +177,32 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool =
     checkpoint = first_sound(path, check)
     model = DiffusionModel(**checkpoint["hyper_parameters"])
     model.load_state_dict(weights_of(checkpoint))
+    if length is not None:
+        model.unet.load_state_dict(average(checkpoint["path"].parent.parent / "averages", checkpoint["global_step"], length, model))
     return model.to(device).eval().requires_grad_(False)
+
+
+def average(folder: Path, step: int, length: float, model: DiffusionModel) -> dict[str, Tensor]:
+    """The weights averaged over `length` of the first `step` steps, from the snapshots in `folder`. Raises ValueError."""
+    wanted = (step, PostHocEma.gamma(length))
+    files = [file for file in sorted(folder.glob("step_*.ckpt")) if file.stem <= f"step_{step:08d}"]
+    if not files or files[-1].stem != f"step_{step:08d}":
+        raise ValueError(f"{folder} holds no snapshots up to step {step}: train with --posthoc-ema, or leave out --ema-length")
+    profiles = [(int(file.stem.removeprefix("step_")), PostHocEma.gamma(kept)) for file in files for kept in PostHocEma.LENGTHS]
+    factors = iter(PostHocEma.combination(profiles, wanted).tolist())
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in model.unet.state_dict().items()}
+    for file in files:
+        try:
+            snapshot = RunFolder.contents(file)["weights"]
+            for weights in (snapshot[0], snapshot[1]):
+                check_weights(weights, model.unet.state_dict())
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"{file} is no snapshot of averages ({type(error).__name__}): remove it") from None
+        for weights in snapshot:
+            factor = next(factors)
+            for name, value in weights.items():
+                total[name] += factor * value.double()
+    return {name: value.float() for name, value in total.items()}
 
 
 def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str, Any], every: int = 1) -> dict[str, Any] | None:

@@ -70,7 +70,10 @@ class DiffSet(torch.utils.data.Dataset):
             images, labels = split(arrays, train, file)
             self.images = torch.from_numpy(fit(images, image_size).transpose(0, 3, 1, 2).copy())   # (N,C,size,size)
             self.labels = torch.from_numpy(labels.astype(np.int64))
-            self.classes = CLASSES.get(key) or tuple(map(str, np.atleast_1d(arrays.get("classes", np.unique(labels)))))
+            numbers = range(1 + int(arrays.get("train_labels", labels).max()))
+            self.classes = CLASSES.get(key) or tuple(map(str, np.atleast_1d(arrays.get("classes", numbers))))
+            if labels.max() >= len(self.classes):
+                raise ValueError(f"{file}: label {labels.max()} has no name among the {len(self.classes)} classes")
             self.flip = key not in ("mnist", "fashionmnist")
         self.size, self.depth = image_size, self.images.shape[1]
 

@@ -19,10 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import Augment
+import Objective
+import Schedule
+from ForwardProcess import ForwardProcess
+from Likelihood import decoder_log_likelihood, gaussian_kl
 from Unet import Unet
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
-VARIANCES = ("large", "small")
+VARIANCES = ("large", "small", "learned")
+BOUND = 1e-3  # weight of the variational bound in the hybrid loss: lambda in section 3.1 of Nichol & Dhariwal 2021
 TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has ORDER = 4 and SHAPES = 6, Sampler IMAGE = 5
 SKIPS = 5  # steps in a row without a finite gradient, after which training will not recover by itself
 
@@ -32,86 +38,55 @@ def generator(device: torch.device, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-class DiffusionModel(pl.LightningModule):
-    """DDPM with a linear schedule.
+class DiffusionModel(pl.LightningModule, ForwardProcess):
+    """DDPM; every default is that of Ho et al. 2020.
 
-    T: number of steps. beta_small, beta_large: beta(1) and beta(T). parameterization: what the network predicts, "eps"
-    (Ho et al.), "x0", or "v" (Salimans & Ho 2022, appendix D). variance: sigma_t^2 of a reverse step, "large" (beta_t)
-    or "small" (the posterior's), section 3.2. lr, warmup: Adam's rate and the steps in which it rises linearly from 0.
-    seed: of the noise in training. dataset, class_names: what it is trained on, kept so that a checkpoint is complete.
-    network: the arguments of `Unet`. All of them end up in `hparams`, so that `DiffusionModel(**hparams)` is this model.
+    T: number of steps. schedule: "linear" from beta_small to beta_large, or another of `Schedule.betas`; betas: a table
+    of T numbers instead. zero_terminal_snr: see `Schedule`. parameterization: what the network predicts, "eps", "x0", or
+    "v" (Salimans & Ho 2022, appendix D). variance: sigma_t^2 of a reverse step, "large" (beta_t) or "small" (the
+    posterior's), section 3.2, or "learned" between them (Nichol & Dhariwal 2021, section 3.1). weighting, t_sampling: see
+    `Objective`. label_dropout: share of labels hidden in training, where the network has classes (Ho & Salimans 2022).
+    augment: see `Augment`. lr, warmup: Adam's rate and the steps in which it rises linearly from 0. seed: of the noise in
+    training. dataset, class_names: what it is trained on, kept so that a checkpoint is complete. network: the arguments
+    of `Unet`. All of them end up in `hparams`, so that `DiffusionModel(**hparams)` is this model.
+
+    Raises ValueError where betas are not T numbers, or leave no trace of x_0 to predict it from.
     """
 
-    def __init__(self, T: int = 1000, beta_small: float = 1e-4, beta_large: float = 0.02, parameterization: str = "eps",
-                 variance: str = "large", lr: float = 2e-4, warmup: int = 5000, seed: int = 0, dataset: str = "",
-                 class_names: tuple[str, ...] = (), **network: Any):
+    def __init__(self, T: int = 1000, schedule: str = "linear", beta_small: float = 1e-4, beta_large: float = 0.02,
+                 betas: tuple[float, ...] = (), zero_terminal_snr: bool = False, parameterization: str = "eps",
+                 variance: str = "large", weighting: str = "plain", t_sampling: str = "uniform", label_dropout: float = 0.1,
+                 augment: float = 0.0, lr: float = 2e-4, warmup: int = 5000, seed: int = 0,
+                 dataset: str = "", class_names: tuple[str, ...] = (), **network: Any):
         super().__init__()
         self.save_hyperparameters()
         self.T, self.parameterization, self.variance = T, parameterization, variance
+        self.weighting, self.t_sampling, self.label_dropout, self.augment = weighting, t_sampling, label_dropout, augment
         self.lr, self.warmup, self.seed = lr, warmup, seed
+        network |= {"outputs": 2 if variance == "learned" else 1, "augmentations": Augment.LABELS if augment else 0}
         self.unet = Unet(**network)
         self.hparams.update(self.unet.settings)                              # the defaults too: they may change one day
 
-        beta = np.concatenate([[0.0], np.linspace(beta_small, beta_large, T)])               # (T+1,)  beta(0) = 0
-        alpha_bar = np.cumprod(1 - beta)                                                     # (T+1,)  alpha_bar(0) = 1
-        self.schedule: dict[str, list[float]] = {"beta": beta.tolist(), "alpha_bar": alpha_bar.tolist()}
-        self._beta = self.table("_beta", beta)
-        self._alpha_bar = self.table("_alpha_bar", alpha_bar)
-        self._signal = self.table("_signal", alpha_bar**0.5)
-        self._sigma = self.table("_sigma", (1 - alpha_bar) ** 0.5)
+        if betas and len(betas) != T:
+            raise ValueError(f"betas has {len(betas)} numbers, not T = {T}")
+        added = np.array(betas) if betas else Schedule.betas(schedule, T, beta_small, beta_large)            # (T,)
+        self.tabulate(Schedule.zero_terminal_snr(added) if zero_terminal_snr else added)
+        last = T if parameterization == "eps" else T - 1
+        if not self.alpha_bar(last) > 1e-30:
+            raise ValueError(f"the betas leave no trace of the image at t = {last} (alpha_bar is {self.alpha_bar(last):.0e}): choose fewer "
+                             "steps or smaller betas" + (", or parameterization v or x0" if parameterization == "eps" else ""))
 
         self.rank, self.world = 0, 1                                         # this process's place among those that train
         self.stream = 0                                                      # of noise; another one after going back
-        self.skipped = self.table("skipped", np.zeros(()))                   # () steps in a row, as known on the device
+        self.register_buffer("skipped", torch.zeros(()), persistent=False)   # () steps in a row, as known on the device
         self.cut_short = False                                               # leave out what remains of the validation
-
-    def table(self, name: str, values: np.ndarray) -> Tensor:
-        """float64 (T+1,) -> a float32 buffer that moves with the model and is in no checkpoint."""
-        self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
-        return getattr(self, name)
-
-    # ---- schedule: t a whole number in 0..T -> float, in double precision; t (B,) -> float32 (B,) ----------------
-
-    def beta(self, t: Any) -> Any:
-        return self._beta[t] if isinstance(t, Tensor) else self.schedule["beta"][t]
-
-    def alpha(self, t: Any) -> Any:
-        return 1 - self.beta(t)
-
-    def alpha_bar(self, t: Any) -> Any:
-        return self._alpha_bar[t] if isinstance(t, Tensor) else self.schedule["alpha_bar"][t]
-
-    def signal_and_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar(t)) and sqrt(1 - alpha_bar(t)), t (B,) -> 2 x (B,1,1,1)."""
-        return self._signal[t][:, None, None, None], self._sigma[t][:, None, None, None]
-
-    def step_beta(self, t: Tensor, s: Tensor) -> Tensor:
-        """The variance that the forward process adds from s to t > s, both (B,), -> (B,1,1,1): beta(t) where s = t - 1,
-        else 1 - alpha_bar(t) / alpha_bar(s), written so that float32 loses few digits."""
-        (signal_t, sigma_t), (signal_s, sigma_s) = self.signal_and_sigma(t), self.signal_and_sigma(s)
-        return torch.where((t - s == 1)[:, None, None, None], self._beta[t][:, None, None, None],
-                           sigma_t**2 - (signal_t / signal_s * sigma_s) ** 2)
-
-    # ---- forward process -----------------------------------------------------------------------------------------
-
-    def q_sample(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_0). Eq. 4, Ho et al. 2020. x_0, eps (B,C,H,W) of any size, t (B,) in 0..T."""
-        signal, sigma = self.signal_and_sigma(t)
-        return signal * x_0 + sigma * eps
-
-    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean (B,C,H,W) and variance (B,1,1,1) of q(x_s | x_t, x_0). Eq. 6 and 7, Ho et al. 2020, for s = t - 1 (the
-        default), and the same with `step_beta` for any s < t."""
-        s = t - 1 if s is None else s
-        (signal_s, sigma_s), (_, sigma_t), beta = self.signal_and_sigma(s), self.signal_and_sigma(t), self.step_beta(t, s)
-        mean = (signal_s * beta * x_0 + (1 - beta).sqrt() * sigma_s**2 * x_t) / sigma_t**2
-        return mean, beta * sigma_s**2 / sigma_t**2
 
     # ---- parameterization ----------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The network's output for x_t: x (B,C,H,W), t (B,) in 1..T, y (B,) labels or None -> (B,C,H,W)."""
-        return self.unet(x, t - 1, y)  # the network counts from 0; nothing else does
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
+        """The network's output for x_t: x (B,C,H,W), t (B,) in 1..T, y (B,) labels or None, augmentation (B,L) or None ->
+        (B,C,H,W), or (B,2C,H,W) where the variance is learned."""
+        return self.unet(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the network should predict: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0."""
@@ -122,17 +97,29 @@ class DiffusionModel(pl.LightningModule):
         signal, sigma = self.signal_and_sigma(t)
         return signal * eps - sigma * x_0
 
-    def denoise(self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True) -> Tensor:
-        """x0_hat (B,C,H,W), the prediction of x_0 from x_t (B,C,H,W) at t (B,) in 1..T; `clip`ped to [-1, 1] as in the
-        paper's code. For eps it is Eq. 15, Ho et al. 2020."""
-        output, (signal, sigma) = self(x, t, y).float(), self.signal_and_sigma(t)
+    def predictions(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x0_hat (B,C,H,W) from the network's `output`, Eq. 15 of Ho et al. 2020 where that is eps; and from its second half,
+        where there is one, the place of the learned log variance between the small one (0) and the large one (1)."""
+        signal, sigma = self.signal_and_sigma(t)
+        output, *rest = output.float().split(x.shape[1], dim=1)
         if self.parameterization == "eps":
             x0_hat = (x - sigma * output) / signal
         elif self.parameterization == "x0":
             x0_hat = output
         else:
             x0_hat = signal * x - sigma * output
+        return x0_hat, (rest[0] + 1) / 2 if rest else torch.full_like(x0_hat, torch.nan)
+
+    def denoise(self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True) -> Tensor:
+        """x0_hat (B,C,H,W), the prediction of x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,) or None;
+        `clip`ped to [-1, 1] as in the paper's code."""
+        x0_hat = self.predictions(self(x, t, y), x, t)[0]
         return x0_hat.clamp(-1, 1) if clip else x0_hat
+
+    def denoise_and_share(self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True) -> tuple[Tensor, Tensor]:
+        """`denoise`, and with it the place of the learned log variance between the small one (0) and the large one (1)."""
+        x0_hat, share = self.predictions(self(x, t, y), x, t)
+        return x0_hat.clamp(-1, 1) if clip else x0_hat, share
 
     # ---- Algorithm 2 ---------------------------------------------------------------------------------------------
 
@@ -143,32 +130,64 @@ class DiffusionModel(pl.LightningModule):
         z (B,C,H,W) is standard normal noise, drawn here where it is not given; none is added where s = 0.
         """
         s = t - 1 if s is None else s
-        mean, small = self.posterior(self.denoise(x, t, clip=clip), x, t, s)
-        variance = small if self.variance == "small" else self.step_beta(t, s)
+        x0_hat, share = self.denoise_and_share(x, t, clip=clip)
+        mean, small = self.posterior(x0_hat, x, t, s)
+        variance = (self.step_beta(t, s) if self.variance == "large" else small if self.variance == "small" else
+                    self.log_variance(share, self.step_beta(t, s), small).exp())
         z = torch.randn_like(x) if z is None else z
         return mean + (s > 0)[:, None, None, None] * variance.sqrt() * z
+
+    @staticmethod
+    def log_variance(share: Tensor, large: Tensor, small: Tensor) -> Tensor:
+        """Eq. 15, Nichol & Dhariwal 2021; where the small variance is 0 its logarithm is -46."""
+        return share * large.log() + (1 - share) * small.log().clamp(min=-46)
 
     # ---- Algorithm 1 ---------------------------------------------------------------------------------------------
 
     def get_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        """Algorithm 1 of Ho et al. 2020, L_simple (Eq. 14): the mean squared error at t ~ U{1..T}.
+        """Algorithm 1 of Ho et al. 2020, L_simple (Eq. 14): the mean squared error at t ~ U{1..T}; or the loss that was
+        chosen: other times and weights, and with a learned variance L_hybrid (Eq. 16, Nichol & Dhariwal 2021).
 
-        batch: x_0 (B,C,H,W) in [-1,1] or a tuple that begins with it. t and eps are a function of (seed, batch_idx), so
+        batch: x_0 (B,C,H,W) in [-1,1] or a tuple of it and labels (B,). t and eps are a function of (seed, batch_idx), so
         give every batch of a training run its own number: `training_step` gives the number of the step. Where several
         processes train, `batch` is this one's share; they are drawn for all of it, and the shares' mean is its loss.
         """
-        return self._squared_error(batch, (self.seed, TRAIN, batch_idx, self.stream), self.rank, self.world)[1].mean()
+        return self._errors(batch, (self.seed, TRAIN, batch_idx, self.stream), self.rank, self.world, train=True)[1].mean()
 
-    def _squared_error(self, batch: Any, key: tuple[int, ...], rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """t (B,) and the mean squared error of each image at its t (B,), t and eps drawn from `generator(*key)` for
-        `world` times B images, of which these are the `rank`-th B."""
-        x_0 = batch[0] if isinstance(batch, (tuple, list)) else batch                        # (B,C,H,W)
-        B, random = len(x_0), generator(x_0.device, *key)
+    def _errors(self, batch: Any, key: tuple[int, ...], rank: int = 0, world: int = 1, train: bool = False) -> tuple[Tensor, Tensor]:
+        """t (B,) and each image's error at its t (B,): mean squared, and in training as it was chosen to count. All that
+        is random comes from `generator(*key)` for `world` times B images, of which these are the `rank`-th B."""
+        x_0, y = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) else (batch, None)  # (B,C,H,W), (B,)
+        B, random, augmentation = len(x_0), generator(x_0.device, *key), None
         share = slice(rank * B, (rank + 1) * B)
-        t = torch.randint(1, self.T + 1, (world * B,), generator=random, device=x_0.device)[share]              # (B,)
+        t = Objective.draw_times(self.t_sampling if train else "uniform", world * B, self._ratio[1:], random)[share]      # (B,)
         eps = torch.randn((world * B, *x_0.shape[1:]), generator=random, device=x_0.device)[share]              # (B,C,H,W)
-        output = self(self.q_sample(x_0, t, eps), t).float()                                 # (B,C,H,W)
-        return t, F.mse_loss(output, self.target(x_0, eps, t), reduction="none").mean(dim=(1, 2, 3))
+        if y is not None and train and self.unet.classes:
+            hidden = torch.rand(world * B, generator=random, device=x_0.device)[share] < self.label_dropout                # (B,)
+            y = torch.where(hidden, self.unet.classes, y)
+        if train and self.augment:
+            x_0, augmentation = Augment.augmented(x_0, Augment.draw(world * B, self.augment, random)[share])
+        x_t = self.q_sample(x_0, t, eps)                                                     # (B,C,H,W)
+        output = self(x_t, t, y if self.unet.classes else None, augmentation).float()        # (B,C,H,W) or (B,2C,H,W)
+        error = F.mse_loss(output[:, :x_0.shape[1]], self.target(x_0, eps, t), reduction="none").mean(dim=(1, 2, 3))     # (B,)
+        if train and self.weighting != "plain":
+            error = error * Objective.weight(self.weighting, self.parameterization, self._snr[t])
+        if train and self.variance == "learned":
+            error = error + BOUND * self.T * self.bound_term(output, x_0, x_t, t)
+        return t, error
+
+    def bound_term(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """L_{t-1} of the variational bound in bits a value (B,), t (B,) in 1..T; at t = 1 the decoder's, Eq. 13, Ho et al.
+        2020. Only the variance learns from it, not the mean (Nichol & Dhariwal 2021, section 3.1)."""
+        C = x_0.shape[1]
+        x0_hat, share = self.predictions(torch.cat([output[:, :C].detach(), output[:, C:]], dim=1), x_t, t)
+        s = t - 1
+        (true_mean, _), (mean, _) = self.posterior(x_0, x_t, t, s), self.posterior(x0_hat.clamp(-1, 1), x_t, t, s)
+        small = self.posterior(x_0, x_t, t.clamp(min=min(2, self.T)))[1].clamp(min=1e-20)    # it is 0 at t = 1: there as at 2
+        log_variance = self.log_variance(share, self.step_beta(t, s), small)
+        term = torch.where((t == 1)[:, None, None, None], -decoder_log_likelihood(x_0, mean, log_variance),
+                           gaussian_kl(true_mean, small.log(), mean, log_variance))
+        return term.mean(dim=(1, 2, 3)) / np.log(2)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -195,7 +214,7 @@ class DiffusionModel(pl.LightningModule):
         several processes each takes every `world`-th batch."""
         if self.cut_short or not len(batch[0]):
             return
-        t, error = self._squared_error(batch, (self.seed, VALIDATE, batch_idx * self.world + self.rank))
+        t, error = self._errors(batch, (self.seed, VALIDATE, batch_idx * self.world + self.rank))
         bins = F.one_hot((t - 1) * 10 // self.T, 10).float()                                 # (B,10)
         self.validated += torch.stack([error[:, None] * bins, bins]).sum(dim=1)              # (2,10); no matmul: autocast rounds
 

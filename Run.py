@@ -170,6 +170,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         ema = Callbacks.Ema(args.ema_decay)
         checkpoints = Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
         checkpoints.elapsed = elapsed
+        averages = [Callbacks.PowerEmas(run_dir / "averages")] if args.posthoc_ema else []
         shown = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop),
                  Callbacks.Progress(args.batch_size, checkpoints.seconds_left)]
         trainer = pl.Trainer(
@@ -179,7 +180,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
             max_epochs=-1, gradient_clip_val=args.clip or None, val_check_interval=args.val_every, check_val_every_n_epoch=None,
             num_sanity_val_steps=0, log_every_n_steps=args.log_every, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False, use_distributed_sampler=False, logger=False,
-            callbacks=[ema, checkpoints, *(shown if first else [])],
+            callbacks=[ema, *averages, checkpoints, *(shown if first else [])],
             default_root_dir=run_dir / ".none")  # Lightning would load an hpc_ckpt_* that lies there
         trainer._signal_connector.register_signal_handlers = lambda: None  # they end a run in disorder, or never
         try:

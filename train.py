@@ -10,12 +10,12 @@ Run again, it goes on where it stopped. Ctrl-C, SIGTERM and SIGUSR1 leave a comp
 
 import argparse
 import contextlib
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from Arguments import duration, numbers, real, whole
 from Signals import Stop
 
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
@@ -24,41 +24,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, parameterization="v", lr=2e-3, warmup=200,
                    variance="small", batch_size=32, max_steps=2000, max_time=600.0, val_every=500, val_images=500, save_every=500),
 }
-
-
-def whole(low: int) -> Any:
-    def number(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < low:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {low}, not {text!r}")
-        return int(text)
-    return number
-
-
-def real(low: float, high: float) -> Any:
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, not {text!r}")
-        return value
-    return number
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"(\d+(,\d+)*)?", text):
-        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, as in 1,2,2, not {text!r}")
-    return tuple(int(part) for part in text.split(",") if part)
-
-
-def duration(text: str) -> float:
-    """Seconds of 90s, 10m, 8h or HH:MM:SS."""
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text):
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-    if match := re.fullmatch(r"(\d+):(\d\d):(\d\d)", text):
-        return int(match[1]) * 3600.0 + int(match[2]) * 60 + int(match[3])
-    raise argparse.ArgumentTypeError(f"expected a time like 90s, 10m, 8h or 01:30:00, not {text!r}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data-root", default="data", metavar="DIR", help="where datasets are kept (data)")
     add("--image-size", type=whole(1), default=32, metavar="N", help="height and width (32)")
     add("--flip", action=argparse.BooleanOptionalAction, help="mirror images at random (as suits the dataset: not digits or garments)")
+    add("--augment", type=real(0, 1), default=0.0, metavar="P", help="turn, stretch and shift images with this probability and tell the "
+        "network, which then does not imitate it; EDM has 0.12; not in the paper (0)")
     add = parser.add_argument_group("network").add_argument
     add("--width", type=whole(4), default=128, metavar="N", help="channels of the first level (128)")
     add("--mults", type=numbers, default=(1, 2, 2, 2), metavar="N,..", help="width of each level, as multiples (1,2,2,2)")
@@ -78,13 +45,26 @@ def build_parser() -> argparse.ArgumentParser:
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
     add("--dropout", type=real(0, 0.999), metavar="P", help="0.1 on cifar10, else 0")
     add("--patch", type=whole(1), default=1, metavar="N", help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)")
+    add("--refine", type=whole(0), default=0, metavar="N",
+        help="channels of a last convolution across the borders of --patch; not in the paper (0)")
     add("--film", action=argparse.BooleanOptionalAction, default=False, help="time scales, too, and not only shifts; not in the paper (no)")
     add = parser.add_argument_group("diffusion").add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="number of steps (1000)")
-    add("--beta-small", type=real(0, 1), default=1e-4, metavar="B", help="beta at t = 1 (1e-4)")
-    add("--beta-large", type=real(0, 1), default=0.02, metavar="B", help="beta at t = T (0.02)")
+    add("--schedule", default="linear", metavar="WHAT",
+        help="linear, cosine, sigmoid, or a file of betas, one a line: then it gives T (linear)")
+    add("--beta-small", type=real(0, 1), default=1e-4, metavar="B", help="of the linear schedule: beta at t = 1 (1e-4)")
+    add("--beta-large", type=real(0, 1), default=0.02, metavar="B", help="and at t = T (0.02)")
+    add("--zero-terminal-snr", action=argparse.BooleanOptionalAction, default=False,
+        help="x_T is nothing but noise, for x0 and v; not in the paper (no)")
     add("--parameterization", choices=("eps", "x0", "v"), default="eps", help="what the network predicts (eps)")
-    add("--variance", choices=("large", "small"), default="large", help="of a reverse step: beta_t or the posterior's (large)")
+    add("--variance", choices=("large", "small", "learned"), default="large",
+        help="of a reverse step: beta_t, the posterior's, or learned between them (large)")
+    add("--weighting", choices=("plain", "min-snr", "p2", "edm"), default="plain", help="of the squared error over t (plain: 1)")
+    add("--t-sampling", choices=("uniform", "stratified", "lognormal"), default="uniform",
+        help="t uniform, evenly spread over the batch, or ln sigma normal as in EDM (uniform)")
+    add("--class-conditional", action=argparse.BooleanOptionalAction, default=False,
+        help="tell the network the label; not in the paper (no)")
+    add("--label-dropout", type=real(0, 1), default=0.1, metavar="P", help="share of images whose label is hidden, for guidance (0.1)")
     add = parser.add_argument_group("training").add_argument
     add("--preset", choices=("auto", *PRESETS), default="auto", help="auto: paper on a CUDA GPU, laptop without one (auto)")
     add("--batch-size", type=whole(1), default=128, metavar="N", help="images a step, over all devices (128)")
@@ -92,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--warmup", type=whole(0), default=5000, metavar="N", help="steps in which the rate rises linearly (5000)")
     add("--clip", type=real(0, 1e9), default=1.0, metavar="X", help="largest norm of the gradient, 0 for any (1.0)")
     add("--ema-decay", type=real(0, 1), default=0.9999, metavar="D", help="reached as min(D, (1+n)/(10+n)) (0.9999)")
+    add("--posthoc-ema", action=argparse.BooleanOptionalAction, default=False,
+        help="also keep what Inference.py --ema-length needs to choose the average afterwards (EDM2); not in the paper (no)")
     add("--max-steps", type=whole(1), default=800_000, metavar="N", help="(800000)")
     add("--max-time", type=duration, metavar="TIME", help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)")
     add("--seed", type=whole(0), default=0, metavar="N", help="(0)")
@@ -179,6 +161,7 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
     import torch
 
     import Checkpoint
+    import Schedule
     from Dataset import Batches, DiffSet
     from DiffusionModel import DiffusionModel
     Checkpoint.check_settings({"size": args.image_size})
@@ -186,9 +169,14 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
     if args.dropout is None:
         args.dropout = 0.1 if data.name == "cifar10" and preset == "paper" else 0.0
     settings = {name: getattr(args, name) for name in (
-        "T", "beta_small", "beta_large", "parameterization", "variance", "lr", "warmup", "seed", "width", "mults",
-        "attention", "blocks", "dropout", "patch", "film")}
+        "T", "schedule", "beta_small", "beta_large", "zero_terminal_snr", "parameterization", "variance", "weighting", "t_sampling",
+        "label_dropout", "augment", "lr", "warmup", "seed", "width", "mults", "attention", "blocks", "dropout", "patch", "refine", "film")}
     settings |= {"depth": data.depth, "size": data.size, "dataset": data.name, "class_names": data.classes}
+    if args.class_conditional:
+        settings["classes"] = len(data.classes)
+    if args.schedule not in Schedule.SCHEDULES:
+        betas = Schedule.read_betas(args.schedule)
+        settings |= {"schedule": "linear", "betas": betas, "T": len(betas)}
     Checkpoint.check_settings(settings)
     flip = data.flip if args.flip is None else args.flip
     served = {"device": processes.device, "rank": processes.global_rank, "world": processes.world_size}
@@ -198,7 +186,8 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
         batches=Batches(data, args.batch_size, args.seed, flip=flip, **served),
         validation=Batches(unseen, args.batch_size, shuffle=False, limit=args.val_images, **served),
         run_dir=args.run_dir or Path("runs") / data.name,
-        course={"data": data.digest(), "batch_size": args.batch_size, "flip": flip, "clip": args.clip, "ema_decay": args.ema_decay})
+        course={"data": data.digest(), "batch_size": args.batch_size, "flip": flip, "clip": args.clip, "ema_decay": args.ema_decay,
+                "posthoc_ema": args.posthoc_ema})
 
 
 def dry_run(run: Any, max_steps: int, max_time: float | None, precision: str) -> int:

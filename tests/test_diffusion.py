@@ -20,7 +20,7 @@ class Predicts(DiffusionModel):
 
     output: torch.Tensor
 
-    def forward(self, x, t, y=None):
+    def forward(self, x, t, *_):
         return self.output
 
 
@@ -144,7 +144,7 @@ def test_the_network_counts_from_0():
 def drawn(m: DiffusionModel, batches: int, count: int):
     """The t and x_t that training sees, with x_0 = 0."""
     seen = []
-    m.forward = lambda x, t, y=None: (seen.append((t, x)), torch.zeros_like(x))[1]
+    m.forward = lambda x, t, *_: (seen.append((t, x)), torch.zeros_like(x))[1]
     losses = [m.get_loss(torch.zeros(count, 1, 8, 8), i) for i in range(batches)]
     return torch.cat([t for t, _ in seen]), torch.cat([x for _, x in seen]), losses
 
@@ -158,7 +158,7 @@ def test_t_is_uniform_on_1_to_T():
 
 
 def test_noise_is_standard_and_a_function_of_seed_and_batch():
-    m = model(T=1000, beta_small=0.99, beta_large=0.99)         # x_t is eps, all but
+    m = model(T=2, beta_small=0.9999, beta_large=0.9999)         # x_t is eps, all but
     _, eps, losses = drawn(m, 8, 64)
     assert abs(float(eps.mean())) < 0.03
     assert abs(float(eps.std()) - 1) < 0.03
@@ -167,9 +167,9 @@ def test_noise_is_standard_and_a_function_of_seed_and_batch():
     assert len({float(loss) for loss in losses}) == 8
     torch.manual_seed(123)
     torch.randn(7)
-    again = drawn(model(T=1000, beta_small=0.99, beta_large=0.99), 8, 64)[1]
+    again = drawn(model(T=2, beta_small=0.9999, beta_large=0.9999), 8, 64)[1]
     assert torch.equal(eps, again)
-    assert not torch.equal(eps, drawn(model(T=1000, beta_small=0.99, beta_large=0.99, seed=1), 8, 64)[1])
+    assert not torch.equal(eps, drawn(model(T=2, beta_small=0.9999, beta_large=0.9999, seed=1), 8, 64)[1])
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
@@ -177,7 +177,7 @@ def test_loss_is_the_mean_squared_error_against_the_target(parameterization):
     m, x_0, seen = model(parameterization=parameterization), torch.rand(4, 1, 8, 8) * 2 - 1, {}
     original = m.target
     m.target = lambda x, e, t: seen.setdefault("target", original(x, e, t))
-    m.forward = lambda x, t, y=None: seen.setdefault("output", torch.randn_like(x))
+    m.forward = lambda x, t, *_: seen.setdefault("output", torch.randn_like(x))
     loss = m.get_loss((x_0, torch.zeros(4)), 0)
     assert torch.allclose(loss, F.mse_loss(seen["output"], seen["target"]))
     assert torch.allclose(loss, m.get_loss(x_0, 0))             # a bare tensor is a batch, too
