@@ -38,19 +38,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read(path: Path) -> "tuple[np.ndarray, np.ndarray]":
-    """frames uint8 (F,N,H,W,C) and times (F,). Raises ValueError with a one-line message."""
+def read(path: Path) -> "tuple[np.ndarray, np.ndarray, int]":
+    """frames uint8 (F,N,H,W,C), times (F,), and how many images a row is to have, or 0. Raises ValueError with a one-line message."""
     import numpy as np
     try:
         with np.load(path, allow_pickle=False) as archive:
-            frames, times = archive["frames"], archive["times"]
+            frames, times, columns = archive["frames"], archive["times"], archive.get("columns", np.zeros(()))
     except FileNotFoundError:
         raise ValueError(f"no trajectory at {path}: give the trajectory.npz that Inference.py writes") from None
     except Exception as error:  # numpy and zipfile raise many kinds for what is no .npz
         raise ValueError(f"{path} is not a trajectory ({type(error).__name__}): give the trajectory.npz that Inference.py writes") from None
     if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[4] not in (1, 3) or times.shape != frames.shape[:1] or not frames.size:
         raise ValueError(f"{path} must hold frames uint8 (F,N,H,W,1 or 3) and times (F,), not {frames.dtype} {frames.shape}, {times.shape}")
-    return frames, times
+    return frames, times, int(columns) if not columns.shape else 0
 
 
 def picture(images: "np.ndarray", t: int, columns: int, scale: int) -> "np.ndarray":
@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from CompleteFile import complete_file
     try:
-        frames, times = read(args.trajectory)
-        columns = min(args.columns or round(frames.shape[1] ** 0.5), frames.shape[1])
+        frames, times, columns = read(args.trajectory)
+        columns = min(args.columns or columns or round(frames.shape[1] ** 0.5), frames.shape[1])
         pictures = [picture(images, int(t), columns, args.scale) for images, t in zip(frames, times)]
         durations: Any = [1000 / args.fps] * (len(pictures) - 1) + [1000 * args.hold]
         with complete_file(args.out) as temporary:
