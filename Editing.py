@@ -28,10 +28,10 @@ def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> 
     eps: Tensor | None = None
     for t, s in pairwise(times := list(times)):
         (signal_t, sigma_t, _), (signal_s, sigma_s, _) = levels(model, t), levels(model, s)
-        x_s, x0_hat = x if eps is None else signal_s / signal_t * x + (sigma_s - signal_s * sigma_t / signal_t) * eps, x
+        x_s, x0_hat = (x if eps is None else signal_s / signal_t * x + (sigma_s - signal_s * sigma_t / signal_t) * eps), x
         for _ in range(tries):
             x0_hat = predict(model, x_s, s)
-            eps = (x_s - signal_s * x0_hat) / sigma_s
+            eps = (x_s - signal_s * x0_hat) / sigma_s if signal_s else (x - signal_t * x0_hat) / sigma_t
             x_s = signal_s / signal_t * x + (sigma_s - signal_s * sigma_t / signal_t) * eps
         yield t, x, x0_hat
         x = x_s

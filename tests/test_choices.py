@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_diffusion import SMALL, model, predicts
+from test_diffusion import model, predicts
 
 import Augment
 import Likelihood

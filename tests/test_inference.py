@@ -8,11 +8,13 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 
 import Inference
 import make_gif
 import RunFolder
+import train
 
 
 def infer(*argv) -> int:
@@ -234,3 +236,139 @@ def test_a_bad_trajectory_is_refused(refused, tmp_path, kind):
                                             (["--out", "x.mp4"], "must end in .gif"), (["--out", "/dev/null/x.gif"], "cannot write")])
 def test_bad_gif_options_are_refused(refused, out, argv, said):
     assert said in refused(make_gif.main, out / "trajectory.npz", *argv)
+
+
+# ---- samplers, classes, editing --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def conditional_run(tiny_data, tmp_path_factory):
+    """12 steps on `tiny_data` with its two classes, dark and bright, the averages kept every 4 steps."""
+    run_dir = tmp_path_factory.mktemp("runs") / "conditional"
+    assert train.main(["--dataset", str(tiny_data), "--run-dir", str(run_dir), "--max-steps", "12", *TINY, "--save-every", "4",
+                       "--class-conditional", "--posthoc-ema", "--lr", "1e-2"]) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize("options", [["ddpm"], ["ddpm", "--variance", "small", "--steps", "7"], ["ddim"], ["ddim", "--eta", "0.5"],
+                                     ["heun"], ["dpm++", "--grid", "log-snr"], ["unipc", "--steps", "3"]])
+def test_every_sampler_passes_the_saved_steps_and_makes_each_image_in_any_batch(tiny_run, tmp_path, options):
+    for size in (1, 3):
+        infer("--ckpt", tiny_run, "--num", 3, "--out", tmp_path / str(size), "--batch-size", size, "--save-steps", "0,3,17,20",
+              "--sampler", *options)
+    one, three = (np.load(tmp_path / size / "trajectory.npz") for size in "13")
+    assert {0, 3, 17, 20} <= set(one["times"].tolist())
+    if "ddpm" in options and "--steps" not in options:
+        assert one["times"].tolist() == list(range(20, -1, -1))              # the paper's
+    assert np.abs(one["frames"].astype(int) - three["frames"]).max() <= 1
+    assert np.array_equal(one["frames"][-1], np.load(tmp_path / "1" / "samples.npz")["arr_0"])
+
+
+def test_a_class_can_be_asked_for(conditional_run, tmp_path):
+    def mean(name, *argv):
+        infer("--ckpt", conditional_run, "--num", 4, "--out", tmp_path / name, "--weights", "raw", *argv)
+        return np.load(tmp_path / name / "samples.npz")
+    zero, one, none = mean("zero", "--class", 0), mean("one", "--class", "1", "--guidance", 2), mean("none")
+    assert zero["arr_1"].tolist() == [0] * 4
+    assert one["arr_1"].tolist() == [1] * 4
+    assert "arr_1" not in none
+    images = {part["arr_0"].tobytes() for part in (zero, one, none, mean("weak", "--class", 1),
+                                                   mean("part", "--class", "1", "--guidance", 2, "--guidance-interval", "5,10"))}
+    assert len(images) == 5
+
+
+def test_all_classes_are_rows_of_one_grid(conditional_run, tmp_path):
+    infer("--ckpt", conditional_run, "--class", "all", "--num", 3, "--out", tmp_path / "all", "--save-steps", "0")
+    samples, trajectory = np.load(tmp_path / "all" / "samples.npz"), np.load(tmp_path / "all" / "trajectory.npz")
+    assert samples["arr_1"].tolist() == [0, 1] * 3
+    grid = np.asarray(Image.open(tmp_path / "all" / "t0000.png"))
+    assert grid.shape == (2 * 10 + 2, 3 * 10 + 2, 3)
+    for i in range(6):
+        row, column = i % 2, i // 2
+        assert np.array_equal(grid[2 + 10 * row:10 + 10 * row, 2 + 10 * column:10 + 10 * column], samples["arr_0"][i])
+    infer("--ckpt", conditional_run, "--class", "1", "--num", 6, "--out", tmp_path / "one", "--save-steps", "0")
+    assert np.abs(np.load(tmp_path / "one" / "samples.npz")["arr_0"][5].astype(int) - samples["arr_0"][5]).max() <= 1
+    assert make_gif.main([str(tmp_path / "all" / "trajectory.npz"), "--out", str(tmp_path / "x.gif"), "--scale", "1"]) == 0
+    assert imageio.imread(tmp_path / "x.gif", index=0).shape[1] == 3 * 10 + 2
+    assert trajectory["columns"] == 3
+
+
+def test_the_average_can_be_chosen_afterwards(conditional_run, tmp_path):
+    import Checkpoint
+    assert [p.name for p in sorted((conditional_run / "averages").glob("*.ckpt"))] == [f"step_000000{n}.ckpt" for n in ("04", "08", "12")]
+    kept = RunFolder.contents(conditional_run / "averages" / "step_00000012.ckpt")["weights"]
+    for i, length in enumerate((0.05, 0.1)):
+        found = Checkpoint.load_model(conditional_run, length=length).unet.state_dict()
+        assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in kept[i].items())
+    samples = []
+    for length in (0.05, 0.2):
+        infer("--ckpt", conditional_run, "--num", 2, "--ema-length", length, "--out", tmp_path / "x")
+        samples.append(np.load(tmp_path / "x" / "samples.npz")["arr_0"])
+    assert not np.array_equal(*samples)
+
+
+def picture(path, seed=0, size=8):
+    array = np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8)
+    Image.fromarray(array).save(path)
+    return array
+
+
+def test_what_the_mask_leaves_black_is_kept(tiny_run, tmp_path):
+    image, mask = picture(tmp_path / "image.png"), np.zeros((8, 8), np.uint8)
+    mask[2:5, 3:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    infer("--ckpt", tiny_run, "--input-image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--num", 3, "--steps", 10,
+          "--out", tmp_path / "out")
+    samples = np.load(tmp_path / "out" / "samples.npz")["arr_0"]
+    assert (samples[:, mask == 0] == image[mask == 0]).all()
+    assert (samples[:, mask > 0] != image[mask > 0]).mean() > 0.9
+    assert len({s.tobytes() for s in samples}) == 3
+
+
+def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
+    ends = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("ab")]
+    infer("--ckpt", tiny_run, "--interpolate", tmp_path / "a.png", tmp_path / "b.png", "--num", 5, "--out", tmp_path / "out", "--steps", 20)
+    samples = np.load(tmp_path / "out" / "samples.npz")["arr_0"].astype(int)
+    assert np.abs(samples[0] - ends[0]).max() <= 3
+    assert np.abs(samples[-1] - ends[1]).max() <= 3
+    assert len({s.tobytes() for s in samples}) == 5
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["--class", "0"], "knows no classes: train one with --class-conditional"),
+    (["--guidance", "2"], "add --class"),
+    (["--eta", "0.5"], "add --sampler ddim"),
+    (["--sampler", "heun", "--eta", "0.5"], "add --sampler ddim"),
+    (["--sampler", "ddim", "--variance", "small"], "add --sampler ddpm"),
+    (["--sampler", "ddpm", "--variance", "learned"], "needs a model trained with it"),
+    (["--steps", "21"], "choose from 1 to 20 steps"),
+    (["--steps", "0"], "at least 1"),
+    (["--sampler", "euler"], "invalid choice: 'euler'"),
+    (["--ema-length", "0.1"], "train with --posthoc-ema"),
+    (["--ema-length", "0.5"], "from 0.01 to 0.25"),
+    (["--mask", "PHOTO"], "add --input-image"),
+    (["--mask", "PHOTO", "--input-image", "PHOTO"], "black all over"),
+    (["--mask", "PHOTO", "--input-image", "PHOTO", "--start-step", "5"], "choose one"),
+    (["--mask", "PHOTO", "--input-image", "PHOTO", "--sampler", "heun"], "works with --sampler ddpm alone"),
+    (["--interpolate", "PHOTO", "PHOTO", "--sampler", "unipc"], "works with --sampler ddim alone"),
+    (["--interpolate", "PHOTO", "PHOTO", "--input-image", "PHOTO"], "goes with --start-step"),
+    (["--interpolate", "PHOTO", "NOPHOTO"], "cannot be read as an image"),
+    (["--class", "0", "--guidance-interval", "9,3"], "the lower first"),
+])
+def test_what_does_not_go_together_is_one_line_and_status_2(refused, tiny_run, tmp_path, argv, said):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    (tmp_path / "no.png").write_text("no image")
+    places = {"PHOTO": tmp_path / "photo.png", "NOPHOTO": tmp_path / "no.png"}
+    assert said in refused(Inference.main, "--ckpt", tiny_run, *(places.get(a, a) for a in argv), "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("label", "said"), [("2", "Give all, a number from 0 to 1"), ("-1", "unknown class"), ("on", "unknown class")])
+def test_unknown_classes_are_refused(refused, conditional_run, tmp_path, label, said):
+    assert said in refused(Inference.main, "--ckpt", conditional_run, f"--class={label}", "--out", tmp_path / "out")
+
+
+def test_without_a_model_there_is_nothing_to_ask(refused, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    for flag in (["--sampler", "ddim"], ["--steps", "5"], ["--class", "1"], ["--mask", tmp_path / "photo.png"]):
+        assert f"{flag[0]} needs a model" in refused(Inference.main, "--input-image", tmp_path / "photo.png", *flag)
