@@ -28,7 +28,8 @@ from Guidance import Guided
 
 SHOWN = 64  # images in the grids and the trajectory; samples.npz has all
 A_CLASS = 8  # of each class there, with --class all
-STEPS = {"heun": 10, "--mask": 100, "--interpolate": 50}  # where --steps is not given; else 20, and ddpm takes all
+SAMPLER, USUAL = "unipc", 20  # where nothing else is said: see the table in the README
+STEPS = {"heun": 10, "--mask": 100, "--interpolate": 50}  # where 20 are not the usual; ddpm takes all
 
 
 def plan(args: Namespace, device: Any) -> Namespace:
@@ -50,8 +51,8 @@ def plan(args: Namespace, device: Any) -> Namespace:
     if max(saved) > start:
         raise ValueError(f"--save-steps {max(saved)} is past t = {start}, where it starts: choose from 0 to {start}")
 
-    sampler = args.sampler or ("ddpm" if args.mask else "ddim" if args.interpolate else "unipc")
-    usual = STEPS["--mask"] if args.mask else STEPS["--interpolate"] if args.interpolate else STEPS.get(sampler, 20)
+    sampler = args.sampler or ("ddpm" if args.mask else "ddim" if args.interpolate else SAMPLER)
+    usual = STEPS["--mask"] if args.mask else STEPS["--interpolate"] if args.interpolate else STEPS.get(sampler, USUAL)
     usual = start if sampler == "ddpm" and not args.mask else min(usual, start)
     variance = args.variance or model.variance
     if variance == "learned" and model.variance != "learned":

@@ -115,7 +115,7 @@ fi
 echo "== training on $dataset: $run_dir =="
 step "$PYTHON" train.py --dataset "$dataset" "$@" --run-dir "$run_dir"
 [[ -z ${only_train:-} ]] || exit 0
-echo "== sampling: Algorithm 2, from t = T to 0 =="
+echo "== sampling, from t = T to 0 =="
 step "$PYTHON" Inference.py --ckpt "$run_dir" --out "$run_dir/images" ${machine[@]+"${machine[@]}"}
 echo "== denoising GIF =="
 step --once "$PYTHON" make_gif.py "$run_dir/images/trajectory.npz" --out "$run_dir/denoise.gif"

@@ -21,8 +21,9 @@ from Signals import Stop
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, parameterization="v", lr=2e-3, warmup=200,
-                   variance="small", batch_size=32, max_steps=2000, max_time=600.0, val_every=500, val_images=500, save_every=500),
+    "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, refine=8, schedule="cosine", parameterization="v",
+                   variance="small", lr=2e-3, warmup=200, batch_size=32, max_steps=3000, max_time=600.0, val_every=750, val_images=500,
+                   save_every=750),
 }
 
 

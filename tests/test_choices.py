@@ -433,3 +433,29 @@ def test_the_last_convolution_sees_across_the_squares():
     with torch.no_grad():
         change = (m.unet.refine(torch.cat([F.silu(h), other], 1)) - m.unet.refine(torch.cat([F.silu(h), x], 1)))[0, 0]
     assert (change.abs().sum(0) > 0).tolist() == [False, False, False, True, True, True, False, False]
+
+
+# ---- all of them together --------------------------------------------------------------------------------------------------
+
+
+EVERYTHING = dict(schedule="cosine", zero_terminal_snr=True, parameterization="v", variance="learned", weighting="min-snr",
+                  t_sampling="stratified", augment=0.5, classes=3, label_dropout=0.5)
+
+
+def test_the_shares_of_processes_are_one_batch():
+    x, y = torch.rand(8, 1, 8, 8, generator=random()) * 2 - 1, torch.arange(8) % 3
+    m, key = spread_out(model(**EVERYTHING)), (0, 1, 5, 0)
+    whole = m._errors((x, y), key, train=True)
+    parts = [m._errors((x[4 * rank:4 * rank + 4], y[4 * rank:4 * rank + 4]), key, rank, 2, train=True)
+             for rank in (0, 1)]
+    for a, b in zip(whole, map(torch.cat, zip(*parts))):
+        assert torch.allclose(a.float(), b.float(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_a_model_with_everything(sampler):
+    m = spread_out(model(**EVERYTHING))
+    noise = Noise(0, range(2), (1, 8, 8))
+    *_, (_, x, _) = sample(sampler, Guided(m, torch.tensor([0, 2]), 2.0), noise(), time_grid(m, 9, 1000), noise, m.variance)
+    assert x.isfinite().all()
+    assert x.abs().max() <= 1 + 1e-5 or sampler == "ddpm"

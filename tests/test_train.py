@@ -58,10 +58,14 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     assert not list(tiny_run.rglob("*.tmp.*"))
 
 
-@pytest.mark.parametrize(("dropout", "at"), [(0, 5), (0.3, 6), (0, 7), (0.3, 9)])
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_data, tmp_path, dropout, at):
-    """Every loss and every weight, the average too, to the last bit; 7 batches an epoch, validation at 6 and 12."""
-    options = ("--dropout", dropout, "--flip")
+CHOICES = ("--schedule", "cosine", "--zero-terminal-snr", "--parameterization", "v", "--variance", "learned", "--weighting", "min-snr",
+           "--t-sampling", "stratified", "--augment", "0.5", "--class-conditional", "--label-dropout", "0.5", "--posthoc-ema")
+
+
+@pytest.mark.parametrize(("dropout", "at", "choices"), [(0, 5, ()), (0.3, 6, ()), (0, 7, ()), (0.3, 9, ()), (0.3, 8, CHOICES)])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_data, tmp_path, dropout, at, choices):
+    """Every loss and every weight, the averages too, to the last bit; 7 batches an epoch, validation at 6 and 12."""
+    options = ("--dropout", dropout, "--flip", *choices)
     fit(tiny_data, tmp_path / "whole", "--max-steps", 17, *options)
     fit(tiny_data, tmp_path / "parts", "--max-steps", at, *options)
     fit(tiny_data, tmp_path / "parts", "--max-steps", 17, *options)
@@ -71,6 +75,9 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_data, tmp_path, drop
     assert same(whole["state_dict"], parts["state_dict"])
     assert whole["ema"]["n"] == parts["ema"]["n"] == 17
     assert same(whole["ema"]["weights"], parts["ema"]["weights"])
+    for a, b in zip(whole.get("power", ()), parts.get("power", ())):
+        assert same(a, b)
+    assert ("power" in whole) == bool(choices)
 
 
 def test_where_a_run_was_stopped_is_not_in_its_metrics(tiny_data, tmp_path):
@@ -276,6 +283,10 @@ def test_the_papers_preset_is_the_papers():
     (["--resume", "/no/such.ckpt"], "no checkpoint at"),
     (["--run-dir", "/dev/null/x"], "choose another --run-dir"),
     (["--no-such-flag"], "unrecognized"),
+    (["--schedule", "cosin"], "did you mean cosine?"),
+    (["--schedule", "/etc/passwd"], "cannot be read as a table of betas"),
+    (["--augment", "2"], "from 0 to 1"),
+    (["--weighting", "snr"], "invalid choice"),
 ])
 def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, said):
     if argv == ["--device", "cuda"] and torch.cuda.is_available():
@@ -285,6 +296,36 @@ def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, 
     line = refused(train.main, *TINY, *(part for pair in given.items() for part in pair))
     assert said in line
     assert not (tmp_path / "run").exists()
+
+
+def test_eps_is_not_predicted_from_nothing(refused, tiny_data, tmp_path):
+    line = refused(train.main, *TINY, "--dataset", tiny_data, "--run-dir", tmp_path / "run", "--zero-terminal-snr")
+    assert "or parameterization v or x0" in line
+
+
+def test_a_table_of_betas_trains_and_is_kept(tiny_data, tmp_path):
+    (tmp_path / "betas").write_text("0.01 0.02 0.05 0.1 0.2 0.4 0.6")
+    assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--schedule", tmp_path / "betas") == 0
+    m = Checkpoint.load_model(tmp_path / "run")
+    assert m.T == 7
+    assert [m.beta(t) for t in range(8)] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6]
+
+
+@pytest.mark.parametrize("change", [{"betas": (0.1, 2.0)}, {"betas": (0.1,) * 3}, {"schedule": "x"}, {"augment": 5.0}, {"outputs": 3},
+                                    {"power": 0}])
+def test_settings_of_the_choices_are_distrusted(tiny_data, tmp_path, change):
+    fit(tiny_data, tmp_path / "run", "--max-steps", 2, *CHOICES)
+    file, found = RunFolder.newest(tmp_path / "run"), contents(tmp_path / "run")
+    original = DiffusionModel(**found["hyper_parameters"])
+    assert Checkpoint.to_resume(str(file), tmp_path / "elsewhere", original, found["course"])
+    if "power" in change:
+        found["power"][1][next(iter(found["power"][1]))][0] = float("nan")
+    else:
+        found["hyper_parameters"] |= change
+    RunFolder.checksum(file).unlink()
+    torch.save(found, file)
+    with pytest.raises(ValueError, match=r"is refused|must be|one of"):
+        Checkpoint.to_resume(str(file), tmp_path / "elsewhere", original, found["course"])
 
 
 def test_other_settings_than_the_runs_are_refused(refused, tiny_run, tiny_data):

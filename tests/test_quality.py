@@ -1,0 +1,64 @@
+"""The default sampler is as good in 20 evaluations as the paper's in 1000, on a small model trained here."""
+
+import pytest
+import torch
+
+import Generation
+import Inference
+from Dataset import Batches, DiffSet
+from DiffusionModel import DiffusionModel
+from Sampler import Noise, sample, time_grid
+
+STEPS, COUNT = 1000, 1000
+
+
+def distance(images: torch.Tensor, real: torch.Tensor) -> float:
+    """Frechet's, between normal distributions in the pixels themselves: float (N,C,H,W) both."""
+    a, b = (x.flatten(1).double() for x in (images, real))
+    between = torch.linalg.eigvals(torch.cov(a.T) @ torch.cov(b.T)).real.clamp(min=0).sqrt().sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + torch.cov(a.T).trace() + torch.cov(b.T).trace() - 2 * between)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model of 8x8 gray shapes in v, with the laptop preset's schedule and variance, its last weights averaged."""
+    torch.manual_seed(0)
+    data = DiffSet(True, "shapes", image_size=8)
+    data.images = data.images.float().mean(1, keepdim=True).round().byte()
+    m = DiffusionModel(schedule="cosine", parameterization="v", variance="small", depth=1, size=8, width=16, mults=(1, 2),
+                       attention=(), blocks=1)
+    optimizer, step = m.configure_optimizers()["optimizer"], 0
+    average = {name: p.detach().clone() for name, p in m.named_parameters()}
+    while step < STEPS:
+        for batch in Batches(data, 64, seed=step):
+            loss = m.get_loss(batch, step)
+            optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 100)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for name, p in m.named_parameters():
+                average[name].lerp_(p.detach(), 1 - min(0.9999, (1 + step) / (10 + step)))
+            step += 1
+            if step == STEPS:
+                break
+    m.load_state_dict(average)
+    return m.eval().requires_grad_(False), data.images.float() / 127.5 - 1
+
+
+def samples(m: DiffusionModel, sampler: str, steps: int, count: int = COUNT) -> torch.Tensor:
+    noise = Noise(0, range(count), (1, 8, 8))
+    *_, (_, x, _) = sample(sampler, m, noise(), time_grid(m, steps, m.T), noise, "small")
+    return x.clamp(-1, 1)
+
+
+def test_the_default_sampler_is_no_worse_in_20_steps_than_1000_ancestral_ones(trained):
+    m, real = trained
+    assert Inference.build_parser().parse_args(["--ckpt", "x"]).sampler is None     # Generation's default
+    assert Generation.SAMPLER not in Generation.STEPS
+    found = distance(samples(m, Generation.SAMPLER, Generation.USUAL), real)
+    ancestral = distance(samples(m, "ddpm", 1000), real)
+    floor, noise = distance(real[:COUNT], real), distance(torch.randn(COUNT, 1, 8, 8).clamp(-1, 1), real)
+    print(f"{Generation.SAMPLER} in {Generation.USUAL}: {found:.3f}; ddpm in 1000: {ancestral:.3f}; real {floor:.3f}, noise {noise:.3f}")
+    assert Generation.USUAL == 20
+    assert found <= 1.05 * ancestral
+    assert ancestral < noise / 5                                             # it has learned something: both are not just bad
