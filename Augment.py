@@ -42,9 +42,8 @@ def augmented(x: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
         return torch.diag_embed(torch.stack([across, along], dim=1))                         # (B,2,2)
 
     with torch.autocast(x.device.type, enabled=False):                                       # products in bf16 would blur
-        to = (turned(direction) @ scaled(2**stretch, 2**-stretch) @ turned(-direction) @ turned(turn)
-              @ scaled(2**size, 2**size) @ scaled(1 - 2 * mirror, 1 - 2 * flip))                 # from the image to the augmented one
-        back = torch.linalg.inv(to)                                                              # (B,2,2)
+        back = (scaled(1 - 2 * mirror, 1 - 2 * flip) @ scaled(2**-size, 2**-size) @ turned(-turn)
+                @ turned(direction) @ scaled(2**-stretch, 2**stretch) @ turned(-direction))  # (B,2,2)  to where a pixel was
         shift = -(back @ (2 * torch.stack([right, down], dim=1))[:, :, None])                    # (B,2,1); the side is 2 long
         grid = F.affine_grid(torch.cat([back, shift], dim=2), list(x.shape), align_corners=False)
         moved = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)

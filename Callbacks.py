@@ -66,12 +66,12 @@ class Ema(pl.Callback):
 
 
 class PowerEmas(pl.Callback):
-    """The two averages of `PostHocEma`, kept beside the live weights and in the checkpoint under "power"; with every checkpoint
-    `folder/step_*.ckpt` gets a snapshot of both, {"step", "weights": one dictionary for each length}. Of more than `most`
-    every second one is removed."""
+    """The two averages of `PostHocEma`, kept beside the live weights and in every checkpoint under "power"; at each `every`-th
+    step `folder/step_*.ckpt` gets a snapshot of both, {"step", "weights": a dictionary for each length}. Where they are
+    more than `most`, those at twice, four times, .. as many steps are kept."""
 
-    def __init__(self, folder: Path, most: int = 64):
-        self.folder, self.most = folder, most
+    def __init__(self, folder: Path, every: int, most: int = 64):
+        self.folder, self.every, self.most = folder, every, most
         self.weights: list[dict[str, Tensor]] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -88,14 +88,24 @@ class PowerEmas(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["power"] = self.weights
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.global_step % self.every == 0:
             self.folder.mkdir(exist_ok=True)
             CompleteCheckpointIO().save_checkpoint({"step": trainer.global_step, "weights": self.weights},
                                                    self.folder / f"step_{trainer.global_step:08d}.ckpt")
-            files = sorted(self.folder.glob("step_*.ckpt"))
-            for old in files[:-1:2] if len(files) > self.most else ():
-                old.unlink()
-                checksum(old).unlink(missing_ok=True)
+            kept = self.every
+            while trainer.global_step // kept > self.most:
+                kept *= 2
+            self.remove(lambda step: step % kept != 0)
+
+    def remove(self, which: Callable[[int], bool]) -> None:
+        for file in self.folder.glob("step_*.ckpt"):
+            if which(int(file.stem.removeprefix("step_"))):
+                file.unlink()
+                checksum(file).unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.remove(lambda step: step > trainer.global_step)  # of a course that was left
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.weights = checkpoint["power"]

@@ -54,11 +54,14 @@ def check_settings(settings: dict[str, Any]) -> None:
         elif name == "dataset":
             good, expected = type(value) is str, "a name"
         elif name == "class_names":
-            good, expected = type(value) is tuple and all(type(v) is str for v in value), "names"
+            good = type(value) is tuple and all(type(v) is str and v.isprintable() for v in value)
+            expected = "printable names"
         else:
             raise ValueError(f"unknown setting {reprlib.repr(name)}")
         if not good:
             raise ValueError(f"{name} must be {expected}, not {reprlib.repr(value)}")
+    if settings.get("classes") and len(settings.get("class_names", ())) != settings["classes"]:
+        raise ValueError(f"class_names are {len(settings.get('class_names', ()))}, not {settings['classes']}")
     if settings.get("beta_small", 0) > settings.get("beta_large", 1):
         raise ValueError(f"beta_small {settings['beta_small']} is larger than beta_large {settings['beta_large']}")
 
@@ -85,8 +88,11 @@ def check_training(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
     steps = checkpoint["global_step"]
     check_weights(checkpoint["state_dict"], model.state_dict())
     check_weights(checkpoint["ema"].get("weights"), model.unet.state_dict())
-    for average in checkpoint["power"] if checkpoint["course"].get("posthoc_ema") else ():
-        check_weights(average, model.unet.state_dict())
+    if checkpoint["course"].get("posthoc_ema"):
+        if len(checkpoint["power"]) != len(PostHocEma.LENGTHS):
+            raise ValueError(f"{len(checkpoint['power'])} averages are not {len(PostHocEma.LENGTHS)}")
+        for weights in checkpoint["power"]:
+            check_weights(weights, model.unet.state_dict())
     fresh = model.configure_optimizers()
     (adam,), (rate,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     parameters = list(model.parameters())
@@ -178,28 +184,37 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool =
     model = DiffusionModel(**checkpoint["hyper_parameters"])
     model.load_state_dict(weights_of(checkpoint))
     if length is not None:
-        model.unet.load_state_dict(average(checkpoint["path"].parent.parent / "averages", checkpoint["global_step"], length, model))
+        model.unet.load_state_dict(average(checkpoint, length, model))
     return model.to(device).eval().requires_grad_(False)
 
 
-def average(folder: Path, step: int, length: float, model: DiffusionModel) -> dict[str, Tensor]:
-    """The weights averaged over `length` of the first `step` steps, from the snapshots in `folder`. Raises ValueError."""
-    wanted = (step, PostHocEma.gamma(length))
-    files = [file for file in sorted(folder.glob("step_*.ckpt")) if file.stem <= f"step_{step:08d}"]
-    if not files or files[-1].stem != f"step_{step:08d}":
-        raise ValueError(f"{folder} holds no snapshots up to step {step}: train with --posthoc-ema, or leave out --ema-length")
-    profiles = [(int(file.stem.removeprefix("step_")), PostHocEma.gamma(kept)) for file in files for kept in PostHocEma.LENGTHS]
-    factors = iter(PostHocEma.combination(profiles, wanted).tolist())
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in model.unet.state_dict().items()}
-    for file in files:
-        try:
-            snapshot = RunFolder.contents(file)["weights"]
-            for weights in (snapshot[0], snapshot[1]):
-                check_weights(weights, model.unet.state_dict())
-        except (LookupError, TypeError) as error:
-            raise ValueError(f"{file} is no snapshot of averages ({type(error).__name__}): remove it") from None
-        for weights in snapshot:
-            factor = next(factors)
+def average(checkpoint: dict[str, Any], length: float, model: DiffusionModel) -> dict[str, Tensor]:
+    """The weights averaged over `length` of the checkpoint's steps, from the two averages in it and their snapshots beside it.
+    Says how good it is on standard error; raises ValueError where it is not."""
+    step, folder, expected = checkpoint["global_step"], checkpoint["path"].parent.parent / "averages", model.unet.state_dict()
+    if not checkpoint["course"].get("posthoc_ema"):
+        raise ValueError(f"{checkpoint['path']} holds no averages to combine: train with --posthoc-ema, or leave out --ema-length")
+
+    def averages(file: Path, weights: Any) -> list[dict[str, Tensor]]:
+        if type(weights) is not list or len(weights) != len(PostHocEma.LENGTHS):
+            raise ValueError(f"{file} must hold {len(PostHocEma.LENGTHS)} averages: remove it")
+        for one in weights:
+            check_weights(one, expected)
+        return weights
+
+    files = [file for file in sorted(folder.glob("step_*.ckpt")) if "step_00000000" < file.stem < f"step_{step:08d}"]
+    steps = [*(int(file.stem.removeprefix("step_")) for file in files), step]
+    factors, error = PostHocEma.combination([(at, PostHocEma.gamma(kept)) for at in steps for kept in PostHocEma.LENGTHS],
+                                            (step, PostHocEma.gamma(length)))
+    said = f"an average over {length:g} of the training, from {len(steps)} snapshots, off by {100 * error:.1f}%"
+    if error > 0.3:
+        raise ValueError(f"{said}: choose a length nearer to 0.05 or 0.1, or train with a smaller --save-every")
+    print(said, file=sys.stderr)
+    total, rest = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in expected.items()}, iter(factors.tolist())
+    for file in [*files, checkpoint["path"]]:
+        found = checkpoint["power"] if file == checkpoint["path"] else RunFolder.contents(file)
+        for weights in averages(file, found.get("weights") if isinstance(found, dict) else found):
+            factor = next(rest)
             for name, value in weights.items():
                 total[name] += factor * value.double()
     return {name: value.float() for name, value in total.items()}

@@ -12,6 +12,7 @@ be compared between models that were measured with the same classifier, never wi
 Letters in the shape columns: N images, C channels, K classes.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -57,7 +58,9 @@ class Classifier(nn.Module):
 def of(name: str, root: str | Path = "data", device: str | torch.device = "cpu") -> Classifier:
     """The classifier of a dataset that `DiffSet` knows, in eval mode; trained with a fixed seed where `root` has none yet."""
     data = DiffSet(True, name, str(root), SIZE)
-    judge, file = Classifier(data.depth, len(data.classes)), Path(root) / f"{data.name}-classifier-{data.digest()}.pt"
+    judge = Classifier(data.depth, len(data.classes))
+    made_from = (data.digest(), data.labels.tolist(), str(judge), EPOCHS, BATCH, LR, SEED)
+    file = Path(root) / f"{data.name}-classifier-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:8]}.pt"
     if not file.is_file():
         unseen = DiffSet(False, name, str(root), SIZE)
         judge = trained(data, unseen, device)
@@ -68,7 +71,7 @@ def of(name: str, root: str | Path = "data", device: str | torch.device = "cpu")
 
 
 def trained(data: DiffSet, unseen: DiffSet, device: str | torch.device = "cpu") -> Classifier:
-    """A classifier after `EPOCHS` epochs of Adam with one cycle of its rate; images are shifted by up to two pixels, and
+    """A classifier after `EPOCHS` epochs of AdamW with one cycle of its rate; images are shifted by up to two pixels, and
     mirrored where their kind allows it, garments too."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
@@ -101,8 +104,9 @@ def frechet_distance(judge: Classifier, real: Tensor, images: Tensor) -> float:
         def forward(self, images: Tensor) -> Tensor:
             return judge.features(images)
 
-    metric = FrechetInceptionDistance(feature=Features()).set_dtype(torch.float64)
+    device = judge.accuracy.device
+    metric = FrechetInceptionDistance(feature=Features()).set_dtype(torch.float64).to(device)
     for part, is_real in ((real, True), (images, False)):
         for batch in part.split(500):
-            metric.update(batch, real=is_real)
+            metric.update(batch.to(device), real=is_real)
     return float(metric.compute())

@@ -70,6 +70,8 @@ class DiffSet(torch.utils.data.Dataset):
             images, labels = split(arrays, train, file)
             self.images = torch.from_numpy(fit(images, image_size).transpose(0, 3, 1, 2).copy())   # (N,C,size,size)
             self.labels = torch.from_numpy(labels.astype(np.int64))
+            if labels.max() >= 100_000:
+                raise ValueError(f"{file}: label {labels.max()} is too large: number the classes from 0")
             numbers = range(1 + int(arrays.get("train_labels", labels).max()))
             self.classes = CLASSES.get(key) or tuple(map(str, np.atleast_1d(arrays.get("classes", numbers))))
             if labels.max() >= len(self.classes):

@@ -71,10 +71,16 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
             raise ValueError(f"betas has {len(betas)} numbers, not T = {T}")
         added = np.array(betas) if betas else Schedule.betas(schedule, T, beta_small, beta_large)            # (T,)
         self.tabulate(Schedule.zero_terminal_snr(added) if zero_terminal_snr else added)
-        last = T if parameterization == "eps" else T - 1
-        if not self.alpha_bar(last) > 1e-30:
-            raise ValueError(f"the betas leave no trace of the image at t = {last} (alpha_bar is {self.alpha_bar(last):.0e}): choose fewer "
-                             "steps or smaller betas" + (", or parameterization v or x0" if parameterization == "eps" else ""))
+        alpha_bar, least = np.array(self.schedule["alpha_bar"]), 1e-30
+        if not (np.diff(alpha_bar[:-1]) < 0).all() or not 0 <= alpha_bar[-1] < alpha_bar[-2] or alpha_bar[-2] < least:
+            raise ValueError("alpha_bar must fall at every t, and the betas leave no trace of the image before t = T "
+                             f"(at T - 1 it is {alpha_bar[-2]:.0e}): choose fewer steps or other betas")
+        if parameterization == "eps" and alpha_bar[-1] < least:
+            raise ValueError(f"the betas leave no trace of the image at t = {T} (alpha_bar is {alpha_bar[-1]:.0e}): choose fewer steps, "
+                             "smaller betas, or parameterization v or x0")
+        if zero_terminal_snr and weighting in ("min-snr", "p2"):
+            raise ValueError(f"weighting {weighting} gives no weight to t = T, where sampling begins with zero_terminal_snr: "
+                             "choose plain or edm")
 
         self.rank, self.world = 0, 1                                         # this process's place among those that train
         self.stream = 0                                                      # of noise; another one after going back

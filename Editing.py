@@ -22,8 +22,8 @@ def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> 
     """`ddim` with eta 0 the other way: the x_t (N,C,H,W) from which it goes to x_0 = `x`; times go up, from 0.
 
     Each step solves ddim's own equation for x_s by `tries` fixed-point iterations (Pan et al. 2023, "AIDI"), so that
-    going back gives the image again; with a single one it is the inversion of Song et al. 2021, section 5.4. Give it a
-    model that does not clip.
+    going back gives the image again; with a single one it is the inversion of Song et al. 2021, section 5.4. The x0_hat
+    beside x_t was made at the next time. Give it a model that does not clip.
     """
     eps: Tensor | None = None
     for t, s in pairwise(times := list(times)):

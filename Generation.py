@@ -57,11 +57,19 @@ def plan(args: Namespace, device: Any) -> Namespace:
     variance = args.variance or model.variance
     if variance == "learned" and model.variance != "learned":
         raise ValueError("--variance learned needs a model trained with it: choose large or small")
-    times = (Sampler.time_grid(model, args.steps or usual, start, args.grid, saved) if args.ckpt
+    times = (Sampler.time_grid(model, args.steps or usual, start, args.grid or "uniform", saved) if args.ckpt
              else sorted({round(t) for t in torch.linspace(0, start, args.frames).tolist()} | set(saved)))
     few = times if len(times) <= args.frames else [times[round(i)] for i in torch.linspace(0, len(times) - 1, args.frames).tolist()]
 
-    labels = None
+    if args.interpolate and len(times) < 3:
+        raise ValueError("--interpolate needs at least 2 steps")
+    if args.guidance_interval and args.guidance_interval[1] > model.T:
+        raise ValueError(f"--guidance-interval ends past T = {model.T} of this model: choose steps from 0 to {model.T}")
+    labels, hidden = None, model.hparams["label_dropout"] > 0
+    if args.label is None and model.unet.classes and not hidden:  # it was never asked for an image of no class
+        args.label, args.num = "all", args.num or -(-16 // model.unet.classes)
+    if args.guidance != 1 and not hidden:
+        raise ValueError("this model was trained with --label-dropout 0, and guidance needs what that hides: leave out --guidance")
     if args.label is not None:
         wanted = chosen(args.label, model)
         total = (args.num or A_CLASS) * len(wanted) if len(wanted) > 1 else args.num or 16
@@ -69,7 +77,7 @@ def plan(args: Namespace, device: Any) -> Namespace:
         rows = len(wanted) if len(wanted) > 1 else 0
     else:
         total, rows = args.num or 16, 0
-    columns = min(A_CLASS, total // rows) if rows else 0
+    columns = max(1, min(A_CLASS, total // rows, 1024 // rows)) if rows else 0
     shown = rows * columns if rows else min(SHOWN, total)
     order = [column * rows + row for row in range(rows) for column in range(columns)] if rows else list(range(shown))
 
@@ -80,10 +88,15 @@ def plan(args: Namespace, device: Any) -> Namespace:
     image = None if args.input_image is None else read_image(args.input_image, model if args.ckpt else None)
     mask = None if args.mask is None else read_mask(args.mask, model)
     ends = [read_image(path, model).to(device) for path in args.interpolate or ()]
-    latents = [list(Editing.invert(ask(range(1)), end[None], times[::-1]))[-1][1][0] for end in ends]       # (C,H,W) each
+    latents: list[Tensor] = []                                                   # (C,H,W) each
+    if args.mask and args.input_image and ratio(args.mask) != ratio(args.input_image):
+        raise ValueError(f"{args.mask} has another shape than {args.input_image}: give a mask of the same width and height")
 
     def begin(indices: range, x: Tensor) -> Tensor:
-        if latents:
+        if ends and not latents:
+            print("looking for the latents of both images", file=sys.stderr, flush=True)
+            latents.extend(list(Editing.invert(ask(range(1)), end[None], times[::-1]))[-1][1][0] for end in ends)
+        if ends:
             return torch.stack([Editing.slerp(latents[0], latents[1], i / max(1, total - 1)) for i in indices])
         if image is not None and mask is None:
             return model.q_sample(image.to(device).expand_as(x), torch.full((len(x),), start, device=device), x)
@@ -164,6 +177,12 @@ def read_image(path: Path, model: Any) -> Tensor:
         picture = ImageOps.fit(picture.convert("L" if model.unet.depth == 1 else "RGB"), size, Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return pixels.view(picture.height, picture.width, -1).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def ratio(path: Path) -> float:
+    """Width by height of an image file."""
+    picture = open_image(path)
+    return picture.width / picture.height
 
 
 def read_mask(path: Path, model: Any) -> Tensor:

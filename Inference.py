@@ -44,10 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how").add_argument
     add("--sampler", choices=("ddpm", "ddim", "heun", "dpm++", "unipc"), help="(unipc; ddpm with --mask, ddim to --interpolate)")
     add("--steps", type=whole(1), metavar="N", help="steps to t = 0; heun evaluates the network twice in each, the others once "
-        "(20, heun 10; ddpm: all T, the paper's)")
-    add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), default="uniform", help="at which t the steps are (uniform)")
+        "(20, heun 10; ddpm: all T, the paper's; --interpolate 50, --mask 100, each five times)")
+    add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), help="at which t the steps are (uniform)")
     add("--eta", type=real(0, 1), metavar="X", help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")
-    add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model)")
+    add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model; with --mask small)")
     add = parser.add_argument_group("conditioning, of a model trained with --class-conditional").add_argument
     add("--class", dest="label", metavar="CLASS", help="a class by number or name; all: a row of each (any image, unconditional)")
     add("--guidance", type=real(0, 1000), default=1.0, metavar="W", help="how strongly; 1 is the model's own distribution (1)")
@@ -138,7 +138,9 @@ def contradiction(args: argparse.Namespace) -> str:
     if args.ckpt is None:
         if args.input_image is None:
             return "give --ckpt (a checkpoint or a run directory) to sample, or --input-image to noise an image"
-        for flag, value in (ways | {"--class": args.label, "--sampler": args.sampler, "--steps": args.steps}).items():
+        others = {"--class": args.label, "--sampler": args.sampler, "--steps": args.steps, "--grid": args.grid, "--num": args.num,
+                  "--ema-length": args.ema_length}
+        for flag, value in (ways | others).items():
             if value:
                 return f"{flag} needs a model: add --ckpt"
     if args.ema_length is not None and args.weights == "raw":
@@ -157,6 +159,10 @@ def contradiction(args: argparse.Namespace) -> str:
         return "--interpolate needs the ddim without noise: leave out --eta"
     if args.variance and only != "ddpm":
         return "--variance is that of ddpm: add --sampler ddpm"
+    if args.interpolate and (args.label or "").lower() == "all":
+        return "--interpolate asks for one class or none: leave out --class all"
+    if args.guidance_interval and args.guidance == 1:
+        return "--guidance-interval needs a strength: add --guidance"
     if args.label is None and (args.guidance != 1 or args.guidance_interval):
         return "--guidance needs a class: add --class"
     return ""

@@ -1,7 +1,7 @@
 """Averages of the weights whose length is chosen after training.
 
     a = gamma(0.05)                                    # exponent of an average 5% of the training long
-    weights = combination([(1000, a), (2000, a)], (2000, gamma(0.1)))     # of snapshots (step, exponent) -> of another average
+    factors, error = combination([(1000, a), (2000, a)], (2000, gamma(0.1)))     # of snapshots (step, exponent) -> of another average
 
 While training runs, `Callbacks.PowerEmas` keeps two averages with power-function profiles, the step to the power of an
 exponent, and a snapshot of both now and then; any other length is a combination of the snapshots, found by least squares.
@@ -34,10 +34,13 @@ def overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (g + 1) * (h + 1) / (g + h + 1) * (s / t) ** h / t
 
 
-def combination(snapshots: list[tuple[int, float]], wanted: tuple[int, float]) -> np.ndarray:
-    """The factors, one for each snapshot (step, exponent), whose sum of profiles is nearest to the one `wanted`; they sum to 1."""
+def combination(snapshots: list[tuple[int, float]], wanted: tuple[int, float]) -> tuple[np.ndarray, float]:
+    """The factors, one for each snapshot (step, exponent), whose sum of profiles is nearest to the one `wanted`, scaled to sum
+    to 1; and how far it is from it, as a part of its own norm."""
     A = np.array([[overlap(a, b) for b in snapshots] for a in snapshots])
     b = np.array([overlap(a, wanted) for a in snapshots])
     scale = np.diag(A) ** -0.5                                                   # well-conditioned before it is solved
     factors = scale * np.linalg.lstsq(A * scale[:, None] * scale[None], b * scale, rcond=1e-12)[0]
-    return factors / factors.sum()
+    factors /= factors.sum()
+    squared = 1 + (factors @ A @ factors - 2 * factors @ b) / overlap(wanted, wanted)
+    return factors, max(0.0, squared) ** 0.5

@@ -170,7 +170,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         ema = Callbacks.Ema(args.ema_decay)
         checkpoints = Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
         checkpoints.elapsed = elapsed
-        averages = [Callbacks.PowerEmas(run_dir / "averages")] if args.posthoc_ema else []
+        averages = [Callbacks.PowerEmas(run_dir / "averages", args.save_every)] if args.posthoc_ema else []
         shown = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop),
                  Callbacks.Progress(args.batch_size, checkpoints.seconds_left)]
         trainer = pl.Trainer(

@@ -86,7 +86,7 @@ def claim(run_dir: Path) -> Any:
         raise ValueError(f"another process is training in {run_dir}: wait for it, or choose another --run-dir") from None
     except OSError:
         return file  # a file system without locks
-    for folder in (run_dir, run_dir / "checkpoints", run_dir / "samples"):
+    for folder in (run_dir, run_dir / "checkpoints", run_dir / "samples", run_dir / "averages"):
         remove_temporaries(folder)  # of a process that was killed
     return file
 

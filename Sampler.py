@@ -76,6 +76,8 @@ def time_grid(model: Denoiser, steps: int, start: int, grid: str = "uniform", ke
         wanted = start * (1 - u)
     elif grid == "quadratic":
         wanted = start * (1 - u) ** 2
+    elif grid not in GRIDS:
+        raise ValueError(f"unknown grid {grid!r}: one of {', '.join(GRIDS)}")
     else:
         ratio = np.array([sigma / signal if signal else np.inf for signal, sigma, _ in (levels(model, t) for t in range(1, start + 1))])
         value = np.log(ratio) if grid == "log-snr" else ratio ** (1 / RHO)                   # (start,), rises with t
@@ -142,7 +144,6 @@ def ancestral(model: Denoiser, x: Tensor, t: int, s: int, noise: Callable[[], Te
 def ddpm(model: Denoiser, x: Tensor, times: Iterable[int], noise: Callable[[], Tensor], variance: str = "large") -> Iterator[Step]:
     """Ancestral sampling, Algorithm 2 of Ho et al. 2020; with times T, T-1, .., 0 it is the paper's. x (N,C,H,W) is x_t at
     the first of `times`; for `variance` and for times left out see `ancestral`."""
-    t = 0
     for t, s in pairwise(times := list(times)):
         x_s, x0_hat = ancestral(model, x, t, s, noise, variance)
         yield t, x, x0_hat
@@ -172,14 +173,15 @@ def ddim(model: Denoiser, x: Tensor, times: Iterable[int], noise: Callable[[], T
 @torch.no_grad()
 def heun(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     """Heun's method for dx/d(sigma) = (x - x0_hat) / sigma in x / signal and sigma / signal: Algorithm 1 of Karras et al.
-    2022. Second order, with two evaluations a step; a step to t = 0, or from pure noise, is Euler's with one."""
+    2022. Second order, with two evaluations a step. A step over which sigma / signal falls to less than a quarter is Euler's, with
+    one: to t = 0, and where a schedule ends in pure noise, from which the slope of a straight line would lead far away."""
     for t, s in pairwise(times := list(times)):
         (signal_t, sigma_t, _), (signal_s, sigma_s, _) = levels(model, t), levels(model, s)
         x0_hat = predict(model, x, t)
         yield t, x, x0_hat
         slope = (x - signal_t * x0_hat) / sigma_t                                # d(x / signal) / d(sigma / signal): eps
         euler = signal_s * x0_hat + sigma_s * slope
-        if sigma_s and signal_t:
+        if sigma_s and sigma_t * signal_s < 4 * sigma_s * signal_t:
             slope_s = (euler - signal_s * predict(model, euler, s)) / sigma_s
             x = signal_s * (x / signal_t + (sigma_s / signal_s - sigma_t / signal_t) * (slope + slope_s) / 2)
         else:
@@ -204,7 +206,8 @@ def dpm(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
 @torch.no_grad()
 def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     """UniPC of order 3 with B(h) = e^h - 1, predicting x_0: Algorithm 5 and 6 of Zhao et al. 2023. One evaluation a step:
-    that at the predicted x_s also corrects x_s, before the next step. The first steps are of lower order, and the last.
+    that at the predicted x_s also corrects x_s, before the next step. The first steps are of lower order, and the last; one
+    after a step that was less than a quarter as long leaves out what is so near.
     The x0_hat that is yielded was made from x_t before its correction."""
     history: list[tuple[float, Tensor]] = []                                     # log_snr and x0_hat, the newest first
     last: tuple[Tensor, int, list[tuple[float, Tensor]]] | None = None           # x, t and history used in the last step
@@ -216,7 +219,9 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
             x_before, t_before, (newest, *older) = last
             x = exponential_step(model, x_before, t_before, t, newest[1], [*older, (log_snr, x0_hat)])
         yield t, x, x0_hat
-        history = [(log_snr, x0_hat), *history][:min(ORDER, len(times) - 1 - i)] if math.isfinite(log_snr) else []
+        near = (levels(model, s)[2] - log_snr) / 4                               # a slope over less would show the corrections
+        history = [(log_snr, x0_hat), *(node for node in history if log_snr - node[0] > near or math.isinf(near))]
+        history = history[:min(ORDER, len(times) - 1 - i)] if math.isfinite(log_snr) else []
         last = (x, t, history) if history else None
         x = exponential_step(model, x, t, s, x0_hat, history[1:])
     yield times[-1], x, x

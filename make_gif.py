@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from Arguments import whole
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -19,12 +21,6 @@ def positive(text: str) -> float:
     return float(text)
 
 
-def whole(text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,8 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("denoise.gif"), metavar="FILE", help="(denoise.gif)")
     add("--fps", type=positive, default=15, metavar="X", help="frames a second (15)")
     add("--hold", type=positive, default=2, metavar="S", help="seconds that the last frame stays (2)")
-    add("--scale", type=whole, default=3, metavar="N", help="each pixel becomes NxN (3)")
-    add("--columns", type=whole, metavar="N", help="images a row (as wide as high)")
+    add("--scale", type=whole(1), default=3, metavar="N", help="each pixel becomes NxN (3)")
+    add("--columns", type=whole(1), metavar="N", help="images a row (as wide as high)")
     return parser
 
 
@@ -43,14 +39,14 @@ def read(path: Path) -> "tuple[np.ndarray, np.ndarray, int]":
     import numpy as np
     try:
         with np.load(path, allow_pickle=False) as archive:
-            frames, times, columns = archive["frames"], archive["times"], archive.get("columns", np.zeros(()))
+            frames, times, columns = archive["frames"], archive["times"], archive.get("columns", np.zeros((), int))
     except FileNotFoundError:
         raise ValueError(f"no trajectory at {path}: give the trajectory.npz that Inference.py writes") from None
     except Exception as error:  # numpy and zipfile raise many kinds for what is no .npz
         raise ValueError(f"{path} is not a trajectory ({type(error).__name__}): give the trajectory.npz that Inference.py writes") from None
     if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[4] not in (1, 3) or times.shape != frames.shape[:1] or not frames.size:
         raise ValueError(f"{path} must hold frames uint8 (F,N,H,W,1 or 3) and times (F,), not {frames.dtype} {frames.shape}, {times.shape}")
-    return frames, times, int(columns) if not columns.shape else 0
+    return frames, times, max(0, int(columns)) if columns.dtype.kind == "i" and not columns.shape else 0
 
 
 def picture(images: "np.ndarray", t: int, columns: int, scale: int) -> "np.ndarray":

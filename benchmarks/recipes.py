@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import Classifier
+import Devices
 import train
 from Callbacks import Ema
 from Guidance import Guided
@@ -58,11 +59,12 @@ def trial(name: str, dataset: str, root: str, seconds: float, seed: int, count: 
     configured = model.configure_optimizers()
     optimizer, warmup = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     ema.on_fit_start(None, model)  # type: ignore[arg-type]
+    bf16 = Devices.pick_precision("cpu", "auto") != "32-true"
     began, step = time.process_time(), 0
     for batch in itertools.chain.from_iterable(itertools.repeat(run.batches)):
         if time.process_time() - began > seconds:
             break
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = model.get_loss(batch, step)
         optimizer.zero_grad()
         loss.backward()
@@ -72,7 +74,7 @@ def trial(name: str, dataset: str, root: str, seconds: float, seed: int, count: 
         ema.on_train_batch_end(None, model, None, None, step)  # type: ignore[arg-type]
         step += 1
     images = []
-    with ema.applied(model), torch.autocast("cpu", torch.bfloat16):
+    with ema.applied(model), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for first in range(0, count, 100):
             x = Noise(seed, range(first, first + 100), (net.depth, net.size, net.size))()
             y = torch.arange(first, first + 100) % net.classes if net.classes else None
@@ -91,6 +93,10 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="(0,1,2)")
     parser.add_argument("--images", type=int, default=1000, help="sampled for the distance, a multiple of 100 (1000)")
     args = parser.parse_args()
+    if unknown := set(args.recipe.split(",")) - RECIPES.keys():
+        parser.error(f"unknown recipe {min(unknown)}: choose from {', '.join(RECIPES)}")
+    if args.images % 100 or args.images < 200:
+        parser.error(f"--images {args.images} must be a multiple of 100, and at least 200")
     torch.set_num_threads(1)
     table = {}
     for name in args.recipe.split(","):

@@ -22,7 +22,7 @@ import Classifier
 import Devices
 from Dataset import DiffSet
 from Guidance import Guided
-from Sampler import SAMPLERS, Noise, sample, time_grid
+from Sampler import GRIDS, SAMPLERS, Noise, sample, time_grid
 
 ROWS = [("ddpm, large variance", "ddpm", "large"), ("ddpm, small variance", "ddpm", "small"),
         *((name, name, "small") for name in SAMPLERS[1:])]
@@ -45,12 +45,15 @@ def main() -> None:
     parser.add_argument("--data-root", default="data", help="(data)")
     parser.add_argument("--evaluations", default="5,10,20,50,100,1000", help="of the network (5,10,20,50,100,1000)")
     parser.add_argument("--most", default="ddpm", help="samplers that are also measured with 1000 evaluations (ddpm)")
-    parser.add_argument("--grid", default="uniform", help="(uniform)")
+    parser.add_argument("--grid", choices=GRIDS, default="uniform", help="(uniform)")
     parser.add_argument("--num", type=int, default=500, help="images (500)")
     args = parser.parse_args()
     device = Devices.pick_device("auto")
     precision = Devices.pick_precision(device, "auto")
-    model = Checkpoint.load_model(args.ckpt, device)
+    try:
+        model = Checkpoint.load_model(args.ckpt, device)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     name, net = model.hparams["dataset"], model.unet
     data, unseen = (DiffSet(train, name, args.data_root, net.size) for train in (True, False))
     judge = Classifier.of(name, args.data_root)

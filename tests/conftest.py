@@ -34,6 +34,16 @@ def tiny_run(tiny_data, tmp_path_factory) -> Path:
     return run_dir
 
 
+@pytest.fixture(scope="session")
+def conditional_run(tiny_data, tmp_path_factory):
+    """12 steps on `tiny_data` with its two classes, dark and bright, the averages kept every 4 steps."""
+    import train
+    run_dir = tmp_path_factory.mktemp("runs") / "conditional"
+    assert train.main(["--dataset", str(tiny_data), "--run-dir", str(run_dir), "--max-steps", "12", *TINY, "--save-every", "4",
+                       "--class-conditional", "--posthoc-ema", "--lr", "1e-2"]) == 0
+    return run_dir
+
+
 @pytest.fixture
 def real_root():
     """A function: name of a real dataset -> the data folder that has it; the test is skipped, saying so, where none has."""

@@ -416,11 +416,12 @@ def test_the_exponents_are_those_of_edm2():
 def test_a_combination_of_snapshots_is_the_average_asked_for(length, error):
     steps, exponents = range(250, 2001, 250), [PostHocEma.gamma(kept) for kept in PostHocEma.LENGTHS]
     snapshots = [(step, exponent) for step in steps for exponent in exponents]
-    factors = PostHocEma.combination(snapshots, (2000, PostHocEma.gamma(length)))
+    factors, said = PostHocEma.combination(snapshots, (2000, PostHocEma.gamma(length)))
     made = factors @ np.stack([profile(step, 2000, exponent) for step, exponent in snapshots])
     wanted = profile(2000, 2000, PostHocEma.gamma(length))
     assert factors.sum() == pytest.approx(1)
     assert np.linalg.norm(made - wanted) < error * np.linalg.norm(wanted)
+    assert said == pytest.approx(np.linalg.norm(made - wanted) / np.linalg.norm(wanted), abs=0.01)
 
 
 def test_the_last_convolution_sees_across_the_squares():
@@ -438,7 +439,7 @@ def test_the_last_convolution_sees_across_the_squares():
 # ---- all of them together --------------------------------------------------------------------------------------------------
 
 
-EVERYTHING = dict(schedule="cosine", zero_terminal_snr=True, parameterization="v", variance="learned", weighting="min-snr",
+EVERYTHING = dict(schedule="cosine", zero_terminal_snr=True, parameterization="v", variance="learned", weighting="edm",
                   t_sampling="stratified", augment=0.5, classes=3, label_dropout=0.5)
 
 
@@ -459,3 +460,13 @@ def test_every_sampler_takes_a_model_with_everything(sampler):
     *_, (_, x, _) = sample(sampler, Guided(m, torch.tensor([0, 2]), 2.0), noise(), time_grid(m, 9, 1000), noise, m.variance)
     assert x.isfinite().all()
     assert x.abs().max() <= 1 + 1e-5 or sampler == "ddpm"
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    (dict(T=1, zero_terminal_snr=True, parameterization="v"), "must fall"), (dict(T=2, betas=(1e-17, 0.5)), "must fall"),
+    (dict(zero_terminal_snr=True, parameterization="v", weighting="min-snr"), "choose plain or edm"),
+    (dict(T=500, beta_small=0.5, beta_large=0.9, parameterization="v"), "no trace"),
+])
+def test_betas_that_cannot_be_trained_with_are_refused(settings, said):
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=said):
+        model(**settings)

@@ -6,7 +6,7 @@ import torch
 from test_diffusion import SMALL, model
 
 from DiffusionModel import DiffusionModel
-from Sampler import Noise, ddim, ddpm, dpm, heun, unipc
+from Sampler import Noise, ddim, ddpm, dpm, heun, sample, time_grid, unipc
 
 
 class Gaussian(DiffusionModel):
@@ -209,3 +209,27 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance():
     noise, again = (Noise(0, range(3), (1, 8, 8)) for _ in range(2))
     for (_, x, _), (_, y, _) in zip(ddim(m, noise(), times, noise, eta=1.0), ddpm(m, again(), times, again, "small")):
         assert torch.allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpm++", "unipc"])
+def test_few_steps_reach_the_covariance_of_a_gaussian_with_every_schedule(sampler, schedule):
+    """Also where the schedule ends in all but pure noise, of which the first step must make something at all."""
+    g = Gaussian(**{**SMALL, "depth": 2}, schedule=schedule)
+    random = torch.Generator().manual_seed(0)
+    *_, (_, x, _) = sample(sampler, g, torch.randn(20_000, 2, 1, 1, generator=random), time_grid(g, 40, 1000), lambda: pytest.fail("noise"))
+    x = x[:, :, 0, 0]
+    np.testing.assert_allclose(x.mean(0), g.mean, atol=0.05)
+    np.testing.assert_allclose(torch.cov(x.T), g.covariance, atol=0.06)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+def test_a_saved_step_beside_another_disturbs_no_solver(sampler):
+    g = Gaussian(**{**SMALL, "depth": 2}, schedule="cosine")
+    x = torch.randn(200, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    ends = [list(sample(sampler, g, x, time_grid(g, 20, 1000, keep=keep), lambda: pytest.fail("noise")))[-1][1]
+            for keep in ([], [499], [501, 949, 101])]
+    exact = list(sample(sampler, g, x, time_grid(g, 500, 1000), lambda: pytest.fail("noise")))[-1][1]
+    errors = [float((end - exact).abs().mean()) for end in ends]
+    print(errors)
+    assert max(errors[1:]) < 1.5 * errors[0] + 1e-3

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "Run": {"DiffusionModel", "Checkpoint", "RunFolder", "Callbacks", "Devices", "Signals", "CompleteFile"},
     "train": {"Arguments", "Dataset", "DiffusionModel", "Schedule", "Checkpoint", "Run", "Devices", "Signals"},
     "Inference": {"Arguments", "Generation", "Devices", "Signals", "CompleteFile"},
-    "make_gif": {"CompleteFile"},
+    "make_gif": {"Arguments", "CompleteFile"},
 }
 FILES = sorted(ROOT.glob("*.py"))
 

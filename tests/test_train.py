@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     assert not list(tiny_run.rglob("*.tmp.*"))
 
 
-CHOICES = ("--schedule", "cosine", "--zero-terminal-snr", "--parameterization", "v", "--variance", "learned", "--weighting", "min-snr",
+CHOICES = ("--schedule", "cosine", "--zero-terminal-snr", "--parameterization", "v", "--variance", "learned", "--weighting", "edm",
            "--t-sampling", "stratified", "--augment", "0.5", "--class-conditional", "--label-dropout", "0.5", "--posthoc-ema")
 
 
@@ -311,21 +312,48 @@ def test_a_table_of_betas_trains_and_is_kept(tiny_data, tmp_path):
     assert [m.beta(t) for t in range(8)] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6]
 
 
-@pytest.mark.parametrize("change", [{"betas": (0.1, 2.0)}, {"betas": (0.1,) * 3}, {"schedule": "x"}, {"augment": 5.0}, {"outputs": 3},
-                                    {"power": 0}])
-def test_settings_of_the_choices_are_distrusted(tiny_data, tmp_path, change):
-    fit(tiny_data, tmp_path / "run", "--max-steps", 2, *CHOICES)
-    file, found = RunFolder.newest(tmp_path / "run"), contents(tmp_path / "run")
-    original = DiffusionModel(**found["hyper_parameters"])
-    assert Checkpoint.to_resume(str(file), tmp_path / "elsewhere", original, found["course"])
-    if "power" in change:
+@pytest.mark.parametrize(("change", "said"), [
+    ({"betas": (0.1, 2.0)}, "betas must be"), ({"betas": (0.1,) * 3}, "betas has 3 numbers"), ({"schedule": "x"}, "schedule must be"),
+    ({"augment": 5.0}, "augment must be"), ({"outputs": 3}, "outputs must be"), ({"class_names": ("a",)}, "class_names are 1, not 2"),
+    ({"class_names": ("a", "b\nc")}, "printable"),
+])
+def test_settings_of_the_choices_are_distrusted(conditional_run, tmp_path, change, said):
+    found = contents(conditional_run)
+    torch.save(found | {"hyper_parameters": found["hyper_parameters"] | change}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=said):
+        Checkpoint.load_model(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("power", [[], "three", "nan"])
+def test_averages_are_distrusted(conditional_run, tmp_path, power):
+    found = contents(conditional_run)
+    m = DiffusionModel(**found["hyper_parameters"])
+    torch.save(found, tmp_path / "x.ckpt")
+    assert Checkpoint.to_resume(str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"])
+    if power == "nan":
         found["power"][1][next(iter(found["power"][1]))][0] = float("nan")
     else:
-        found["hyper_parameters"] |= change
-    RunFolder.checksum(file).unlink()
-    torch.save(found, file)
-    with pytest.raises(ValueError, match=r"is refused|must be|one of"):
-        Checkpoint.to_resume(str(file), tmp_path / "elsewhere", original, found["course"])
+        found["power"] = found["power"] + found["power"][:1] if power else []
+    torch.save(found, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"not 2|not finite"):
+        Checkpoint.to_resume(str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"])
+    with pytest.raises(ValueError, match=r"must hold 2|not finite"):
+        Checkpoint.load_model(tmp_path / "x.ckpt", length=0.1)
+
+
+def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_data, tmp_path):
+    """And of many, those at twice as many steps are kept; those of a course that was left are removed."""
+    options = ("--posthoc-ema", "--save-every", 2)
+    for at in (5, 9):
+        fit(tiny_data, tmp_path / "run", "--max-steps", at, *options)
+    names = lambda: [p.name[5:13] for p in sorted((tmp_path / "run" / "averages").glob("*.ckpt"))]  # noqa: E731
+    assert names() == ["00000002", "00000004", "00000006", "00000008"]
+    ((tmp_path / "run" / "averages") / "step_00000010.ckpt").write_bytes(b"of another course")
+    fit(tiny_data, tmp_path / "run", "--max-steps", 11, *options)
+    assert len(RunFolder.contents(tmp_path / "run" / "averages" / "step_00000010.ckpt")["weights"]) == 2
+    few = Callbacks.PowerEmas(tmp_path / "run" / "averages", 2, most=3)
+    few.on_save_checkpoint(Namespace(is_global_zero=True, global_step=12), None, {})
+    assert names() == ["00000004", "00000008", "00000012"]
 
 
 def test_other_settings_than_the_runs_are_refused(refused, tiny_run, tiny_data):
