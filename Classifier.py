@@ -3,7 +3,7 @@
     judge = Classifier.of("fashionmnist", root="data")             # trained once, some minutes on two cores, then read from data/
     judge(images)                                                  # uint8 (N,C,32,32) -> logits (N,K)
     judge.features(images)                                         # -> (N,128)
-    frechet_distance(judge, real, samples)                         # 0 for the same images
+    FrechetDistance(judge, real)(samples)                          # 0 for the same images
 
 The distance is Frechet's between two normal distributions (Heusel et al. 2017, Eq. 6, "GANs trained by a two time-scale
 update rule"), in these features instead of Inception's: for digits and garments, of which Inception knows nothing. It can
@@ -95,18 +95,27 @@ def trained(data: DiffSet, unseen: DiffSet, device: str | torch.device = "cpu") 
     return judge
 
 
-@torch.no_grad()
-def frechet_distance(judge: Classifier, real: Tensor, images: Tensor) -> float:
-    """Between two sets of images, uint8 (N,C,32,32) each; in torchmetrics' computation."""
-    class Features(nn.Module):
-        num_features = judge.num_features
+class FrechetDistance:
+    """`FrechetDistance(judge, real)(images)`: between two sets of images, uint8 (N,C,32,32) each, in torchmetrics' computation;
+    the features of the real ones are taken once."""
 
-        def forward(self, images: Tensor) -> Tensor:
-            return judge.features(images)
+    def __init__(self, judge: Classifier, real: Tensor):
+        class Features(nn.Module):
+            num_features = judge.num_features
 
-    device = judge.accuracy.device
-    metric = FrechetInceptionDistance(feature=Features()).set_dtype(torch.float64).to(device)
-    for part, is_real in ((real, True), (images, False)):
-        for batch in part.split(500):
-            metric.update(batch.to(device), real=is_real)
-    return float(metric.compute())
+            def forward(self, images: Tensor) -> Tensor:
+                return judge.features(images)
+
+        self.device = judge.accuracy.device
+        self.metric = FrechetInceptionDistance(feature=Features(), reset_real_features=False).set_dtype(torch.float64).to(self.device)
+        self.update(real, is_real=True)
+
+    @torch.no_grad()
+    def update(self, images: Tensor, is_real: bool) -> None:
+        for batch in images.split(500):
+            self.metric.update(batch.to(self.device), real=is_real)
+
+    def __call__(self, images: Tensor) -> float:
+        self.metric.reset()
+        self.update(images, is_real=False)
+        return float(self.metric.compute())

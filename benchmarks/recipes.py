@@ -4,7 +4,7 @@
     python benchmarks/recipes.py --recipe laptop,linear --seeds 0                                  # 15 minutes
 
 Every trial trains in one thread for the same CPU time, which what else runs on the machine disturbs little; 300 s are about
-150 s on two cores. Then it samples 1000 images with UniPC in 20 steps. The distance is `Classifier.frechet_distance` to 20,000
+150 s on two cores. Then it samples 1000 images with UniPC in 20 steps. The distance is `Classifier.FrechetDistance` to 20,000
 training images. Prints a line a trial, and the table with mean and range over the seeds.
 """
 
@@ -80,7 +80,7 @@ def trial(name: str, dataset: str, root: str, seconds: float, seed: int, count: 
             y = torch.arange(first, first + 100) % net.classes if net.classes else None
             *_, (_, x, _) = unipc(Guided(model, y), x, time_grid(model, 20, model.T))
             images.append((x * 127.5 + 127.5).round().clamp(0, 255).byte())
-    distance = Classifier.frechet_distance(Classifier.of(dataset, root), run.data.images[:20_000], torch.cat(images))
+    distance = Classifier.FrechetDistance(Classifier.of(dataset, root), run.data.images[:20_000])(torch.cat(images))
     return {"recipe": name, "seed": seed, "steps": step, "distance": round(distance, 2)}
 
 

@@ -9,7 +9,7 @@ from Dataset import Batches, DiffSet
 from DiffusionModel import DiffusionModel
 from Sampler import Noise, sample, time_grid
 
-STEPS, COUNT = 1000, 1000
+STEPS, COUNT = 1000, 2000
 
 
 def distance(images: torch.Tensor, real: torch.Tensor) -> float:
