@@ -26,7 +26,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "T": (int, 1, 100_000), "beta_small": (float, 1e-12, 0.9999), "beta_large": (float, 1e-12, 0.9999),
     "depth": (int, 1, 16), "size": (int, 1, 1024), "width": (int, 4, 1024), "blocks": (int, 1, 16),
     "dropout": (float, 0, 0.999), "patch": (int, 1, 16), "film": (bool, 0, 1), "classes": (int, 0, 100_000),
-    "refine": (int, 0, 1024), "outputs": (int, 1, 2), "augmentations": (int, 0, 64), "augment": (float, 0, 1),
+    "outputs": (int, 1, 2), "augmentations": (int, 0, 64), "augment": (float, 0, 1),
     "label_dropout": (float, 0, 1), "zero_terminal_snr": (bool, 0, 1),
     "lr": (float, 0, 10), "warmup": (int, 0, 10**9), "seed": (int, 0, 2**63 - 1),
 }

@@ -119,17 +119,16 @@ class Unet(nn.Module):
     attention: resolutions (in pixels of the feature map) with self-attention; the middle always has it.
     blocks: residual blocks a level on the way down (one more on the way up). size: height and width of the image.
     patch: side of the squares folded into channels at the input and unfolded at the output (space-to-depth); 1 is the
-    paper's, 2 makes everything about 4 times cheaper. refine: channels that are unfolded; from them and x a last
-    convolution makes the output, across the borders of the squares; 0 for none, as in the paper. film: see
-    `ResidualBlock`. classes: number of labels, 0 for none. outputs: images that it gives for one. augmentations: how many
-    numbers say what was done to an image, all 0 for nothing (Karras et al. 2022, appendix F.2).
+    paper's, 2 makes everything about 4 times cheaper. film: see `ResidualBlock`. classes: number of labels, 0 for
+    none. outputs: images that it gives for one. augmentations: how many numbers say what was done to an image, all 0 for
+    nothing (Karras et al. 2022, appendix F.2).
 
     Raises ValueError where the sizes do not divide.
     """
 
     def __init__(self, depth: int = 3, width: int = 128, mults: tuple[int, ...] = (1, 2, 2, 2),
                  attention: tuple[int, ...] = (16,), blocks: int = 2, dropout: float = 0.0, size: int = 32,
-                 patch: int = 1, refine: int = 0, film: bool = False, classes: int = 0, outputs: int = 1, augmentations: int = 0):
+                 patch: int = 1, film: bool = False, classes: int = 0, outputs: int = 1, augmentations: int = 0):
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.settings = settings                                             # Unet(**settings) is this network again
@@ -173,8 +172,7 @@ class Unet(nn.Module):
         assert not skips
 
         self.norm_out = group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, (refine or outputs * depth) * patch**2, 3, padding=1)
-        self.refine = nn.Conv2d(refine + depth, outputs * depth, 3, padding=1) if refine else None
+        self.conv_out = nn.Conv2d(channels, outputs * depth * patch**2, 3, padding=1)
         self.initialize()
 
     def initialize(self) -> None:
@@ -193,7 +191,7 @@ class Unet(nn.Module):
                 nn.init.zeros_(module.conv2.weight)
             elif isinstance(module, Attention):
                 nn.init.zeros_(module.out.weight)
-        nn.init.zeros_((self.refine or self.conv_out).weight)
+        nn.init.zeros_(self.conv_out.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         """x (B, depth, size, size), t (B,) from 0, y (B,) labels or None, augmentation (B, augmentations) or None ->
@@ -212,5 +210,5 @@ class Unet(nn.Module):
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], dim=1), e) if isinstance(layer, Stage) else layer(h)
         assert not skips
-        h = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)         # (B, refine or outputs * depth, size, size)
-        return h if self.refine is None else self.refine(torch.cat([F.silu(h), x], dim=1))   # (B, outputs * depth, size, size)
+        h = self.conv_out(F.silu(self.norm_out(h)))                          # (B, outputs * depth * patch^2, size/patch, ...)
+        return F.pixel_shuffle(h, self.patch)                                # (B, outputs * depth, size, size)

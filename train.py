@@ -21,7 +21,7 @@ from Signals import Stop
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, refine=8, schedule="cosine", parameterization="v",
+    "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, schedule="cosine", parameterization="v",
                    variance="small", lr=2e-3, warmup=200, batch_size=32, max_steps=3000, max_time=600.0, val_every=750, val_images=500,
                    save_every=750),
 }
@@ -46,8 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
     add("--dropout", type=real(0, 0.999), metavar="P", help="0.1 on cifar10, else 0")
     add("--patch", type=whole(1), default=1, metavar="N", help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)")
-    add("--refine", type=whole(0), default=0, metavar="N",
-        help="channels of a last convolution across the borders of --patch; not in the paper (0)")
     add("--film", action=argparse.BooleanOptionalAction, default=False, help="time scales, too, and not only shifts; not in the paper (no)")
     add = parser.add_argument_group("diffusion").add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="number of steps (1000)")
@@ -171,7 +169,7 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
         args.dropout = 0.1 if data.name == "cifar10" and preset == "paper" else 0.0
     settings = {name: getattr(args, name) for name in (
         "T", "schedule", "beta_small", "beta_large", "zero_terminal_snr", "parameterization", "variance", "weighting", "t_sampling",
-        "label_dropout", "augment", "lr", "warmup", "seed", "width", "mults", "attention", "blocks", "dropout", "patch", "refine", "film")}
+        "label_dropout", "augment", "lr", "warmup", "seed", "width", "mults", "attention", "blocks", "dropout", "patch", "film")}
     settings |= {"depth": data.depth, "size": data.size, "dataset": data.name, "class_names": data.classes}
     if args.class_conditional:
         settings["classes"] = len(data.classes)

@@ -1,7 +1,7 @@
 """Which training recipe gives the best images in the same time: Frechet distance after so many CPU seconds.
 
     python benchmarks/recipes.py --dataset fashionmnist --cpu-seconds 300 --seeds 0,1,2            # all recipes: hours
-    python benchmarks/recipes.py --recipe laptop,linear --seeds 0                                  # 15 minutes
+    python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120                        # 20 minutes
 
 Every trial trains in one thread for the same CPU time, which what else runs on the machine disturbs little; 300 s are about
 150 s on two cores. Then it samples 1000 images with UniPC in 20 steps. The distance is `Classifier.FrechetDistance` to 20,000
@@ -31,8 +31,6 @@ from Sampler import Noise, time_grid, unipc
 RECIPES = {  # what each changes in the laptop preset
     "laptop": [],
     "linear": ["--schedule", "linear"],
-    "linear-no-refine": ["--schedule", "linear", "--refine", "0"],
-    "no-refine": ["--refine", "0"],
     "lognormal": ["--schedule", "linear", "--t-sampling", "lognormal"],
     "sigmoid": ["--schedule", "sigmoid"],
     "stratified": ["--t-sampling", "stratified"],
