@@ -185,7 +185,7 @@ class Unet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
-                nn.init.zeros_(module.weight)                                # every class starts as "no label"
+                nn.init.normal_(module.weight)                               # classes that differ from the start are soon heeded
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)

@@ -148,10 +148,17 @@ def test_a_wrong_npz_is_refused_in_one_line(tmp_path, arrays):
 
 def test_a_known_name_is_known_wherever_its_file_lies(tmp_path):
     images = np.zeros((12, 28, 28, 1), np.uint8)
-    np.savez(tmp_path / "mnist.npz", train_images=images, train_labels=np.full(12, 10**9))
+    np.savez(tmp_path / "mnist.npz", train_images=images, train_labels=np.full(12, 3))
     data = DiffSet(True, str(tmp_path / "mnist.npz"))
     assert not data.flip
     assert len(data.classes) == 10
+
+
+@pytest.mark.parametrize(("name", "label", "said"), [("mnist", 10, "has no name among the 10 classes"), ("mine", 10**9, "is too large")])
+def test_labels_that_name_no_class_are_refused(tmp_path, name, label, said):
+    np.savez(tmp_path / f"{name}.npz", train_images=np.zeros((12, 28, 28, 1), np.uint8), train_labels=np.full(12, label))
+    with pytest.raises(ValueError, match=said):
+        DiffSet(True, str(tmp_path / f"{name}.npz"))
 
 
 def test_a_truncated_npz_is_refused(tmp_path):
