@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num", type=whole(1), metavar="N", help="number of images (16; with --class all: of each class, 8)")
     add("--seed", type=whole(0), default=0, metavar="N", help="image i depends on (seed, i) alone (0)")
     add = parser.add_argument_group("how").add_argument
-    add("--sampler", choices=("ddpm", "ddim", "heun", "dpm++", "unipc"), help="(unipc; ddpm with --mask, ddim to --interpolate)")
+    add("--sampler", choices=("ddpm", "ddim", "heun", "dpm++", "unipc"),
+        help="ddpm is the paper's; unipc was nearest to the data of all with 20 evaluations (Frechet distance 3.65; dpm++ 4.06, ddim "
+        "4.63, heun 4.67, ddpm 5.71: see the README) (unipc; ddpm with --mask, ddim to --interpolate)")
     add("--steps", type=whole(1), metavar="N", help="steps to t = 0; heun evaluates the network twice in each, the others once "
         "(20, heun 10; ddpm: all T, the paper's; --interpolate 50, --mask 100, each five times)")
     add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), help="at which t the steps are (uniform)")

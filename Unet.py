@@ -177,7 +177,8 @@ class Unet(nn.Module):
 
     def initialize(self) -> None:
         """All initialization: Glorot's uniform and zero biases, as the paper's code has it; the last layer of every
-        residual branch and of the network is zero, so that each block starts as its shortcut and the output as zero.
+        residual branch and of the network is zero, so that each block starts as its shortcut and the output as zero. Labels
+        begin apart from each other, so that they are soon heeded.
         """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -185,7 +186,7 @@ class Unet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight)                               # classes that differ from the start are soon heeded
+                nn.init.normal_(module.weight)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)
