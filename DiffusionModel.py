@@ -23,13 +23,13 @@ import Augment
 import Objective
 import Schedule
 from ForwardProcess import ForwardProcess
-from Likelihood import decoder_log_likelihood, gaussian_kl
+from Likelihood import bound_term
 from Unet import Unet
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small", "learned")
 BOUND = 1e-3  # weight of the variational bound in the hybrid loss: lambda in section 3.1 of Nichol & Dhariwal 2021
-TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has ORDER = 4 and SHAPES = 6, Sampler IMAGE = 5
+TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has 4 and 6, Sampler 5, Likelihood 7 and 8
 SKIPS = 5  # steps in a row without a finite gradient, after which training will not recover by itself
 
 
@@ -103,10 +103,10 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         signal, sigma = self.signal_and_sigma(t)
         return signal * eps - sigma * x_0
 
-    def predictions(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x0_hat (B,C,H,W) from the network's `output`, Eq. 15 of Ho et al. 2020 where that is eps; and from its second half,
-        where there is one, the place of the learned log variance between the small one (0) and the large one (1)."""
-        signal, sigma = self.signal_and_sigma(t)
+    def predictions(self, output: Tensor, x: Tensor, signal: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+        """x0_hat (B,C,H,W) from the network's `output` for x = signal x_0 + sigma eps, Eq. 15 of Ho et al. 2020 where that is
+        eps; and from its second half, where there is one, the place of the learned log variance between the small one (0)
+        and the large one (1)."""
         output, *rest = output.float().split(x.shape[1], dim=1)
         if self.parameterization == "eps":
             x0_hat = (x - sigma * output) / signal
@@ -119,13 +119,19 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def denoise(self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True) -> Tensor:
         """x0_hat (B,C,H,W), the prediction of x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,) or None;
         `clip`ped to [-1, 1] as in the paper's code."""
-        x0_hat = self.predictions(self(x, t, y), x, t)[0]
+        x0_hat = self.predictions(self(x, t, y), x, *self.signal_and_sigma(t))[0]
         return x0_hat.clamp(-1, 1) if clip else x0_hat
 
     def denoise_and_share(self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True) -> tuple[Tensor, Tensor]:
         """`denoise`, and with it the place of the learned log variance between the small one (0) and the large one (1)."""
-        x0_hat, share = self.predictions(self(x, t, y), x, t)
+        x0_hat, share = self.predictions(self(x, t, y), x, *self.signal_and_sigma(t))
         return x0_hat.clamp(-1, 1) if clip else x0_hat, share
+
+    def denoise_at(self, ratio: float, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """x0_hat (B,C,H,W), not clipped, of x (B,C,H,W) in which sigma / signal is `ratio`: any number above 0, between the
+        t that the network was trained at, too."""
+        signal, sigma, t = self.at_ratio(ratio)
+        return self.predictions(self(x, torch.full((len(x),), t, device=x.device), y), x, signal, sigma)[0]
 
     # ---- Algorithm 2 ---------------------------------------------------------------------------------------------
 
@@ -186,14 +192,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         """L_{t-1} of the variational bound in bits a value (B,), t (B,) in 1..T; at t = 1 the decoder's, Eq. 13, Ho et al.
         2020. Only the variance learns from it, not the mean (Nichol & Dhariwal 2021, section 3.1)."""
         C = x_0.shape[1]
-        x0_hat, share = self.predictions(torch.cat([output[:, :C].detach(), output[:, C:]], dim=1), x_t, t)
-        s = t - 1
-        (true_mean, _), (mean, _) = self.posterior(x_0, x_t, t, s), self.posterior(x0_hat.clamp(-1, 1), x_t, t, s)
-        small = self.posterior(x_0, x_t, t.clamp(min=min(2, self.T)))[1].clamp(min=1e-20)    # it is 0 at t = 1: there as at 2
-        log_variance = self.log_variance(share, self.step_beta(t, s), small)
-        term = torch.where((t == 1)[:, None, None, None], -decoder_log_likelihood(x_0, mean, log_variance),
-                           gaussian_kl(true_mean, small.log(), mean, log_variance))
-        return term.mean(dim=(1, 2, 3)) / np.log(2)
+        x0_hat, share = self.predictions(torch.cat([output[:, :C].detach(), output[:, C:]], dim=1), x_t, *self.signal_and_sigma(t))
+        return bound_term(self, x_0, x_t, t, x0_hat.clamp(-1, 1), share).mean(dim=(1, 2, 3)) / np.log(2)
 
     # ---- training ------------------------------------------------------------------------------------------------
 

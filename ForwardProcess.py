@@ -7,6 +7,7 @@ Time counts as in the paper: t = 0 is the clean image, t = T is pure noise; beta
 Letters in the shape columns: B batch, C channels, H and W height and width, T the number of steps.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,13 @@ class ForwardProcess(nn.Module):
         (signal_t, sigma_t), (signal_s, sigma_s) = self.signal_and_sigma(t), self.signal_and_sigma(s)
         return torch.where((t - s == 1)[:, None, None, None], self._beta[t][:, None, None, None],
                            sigma_t**2 - (signal_t / signal_s * sigma_s) ** 2)
+
+    def at_ratio(self, ratio: float) -> tuple[float, float, float]:
+        """signal, sigma and t where sigma / signal is `ratio`, for whom t is a real number: its logarithm is linear in t
+        between two entries of the table; t is 1 at all smaller ones, which the network was never shown."""
+        known = np.array([math.log((1 - a) / a) / 2 if a else math.inf for a in self.schedule["alpha_bar"][1:]])     # (T,)
+        signal = 1 / math.hypot(1, ratio)
+        return signal, ratio * signal, float(np.interp(math.log(ratio), known, np.arange(1, len(known) + 1)))
 
     # ---- forward process -----------------------------------------------------------------------------------------
 

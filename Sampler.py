@@ -46,11 +46,12 @@ class Noise:
     """Standard normal noise in which image i has a generator of its own, seeded by (seed, i): it is the same in any batch.
 
     `Noise(seed, range(8, 16), (C, H, W))()` -> the next (8,C,H,W). It is drawn on the CPU, so that a seed means the
-    same pictures on every device.
+    same pictures on every device. `purpose` is what it is for, where that is not to begin an image.
     """
 
-    def __init__(self, seed: int, indices: Iterable[int], shape: tuple[int, ...], device: str | torch.device = "cpu"):
-        keys = [np.random.SeedSequence((seed, IMAGE, i)).generate_state(1, np.uint64)[0] for i in indices]
+    def __init__(self, seed: int, indices: Iterable[int], shape: tuple[int, ...], device: str | torch.device = "cpu",
+                 purpose: int = IMAGE):
+        keys = [np.random.SeedSequence((seed, purpose, i)).generate_state(1, np.uint64)[0] for i in indices]
         self.generators = [torch.Generator().manual_seed(int(key)) for key in keys]
         self.shape, self.device = shape, device
 

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "Run": {"DiffusionModel", "Checkpoint", "RunFolder", "Callbacks", "Devices", "Signals", "CompleteFile"},
     "train": {"Arguments", "Dataset", "DiffusionModel", "Schedule", "Checkpoint", "Run", "Devices", "Signals"},
     "Inference": {"Arguments", "Generation", "Devices", "Signals", "CompleteFile"},
+    "evaluate": {"Arguments", "Checkpoint", "CompleteFile", "Dataset", "Devices", "Likelihood", "Sampler", "Signals"},
     "make_gif": {"Arguments", "CompleteFile"},
 }
 FILES = sorted(ROOT.glob("*.py"))
@@ -40,9 +41,11 @@ FILES = sorted(ROOT.glob("*.py"))
 def test_every_purpose_of_randomness_has_its_own_number():
     import Dataset
     import DiffusionModel
+    import Likelihood
     import Sampler
-    purposes = [DiffusionModel.TRAIN, DiffusionModel.VALIDATE, DiffusionModel.DROPOUT, Dataset.ORDER, Dataset.SHAPE, Sampler.IMAGE]
-    assert sorted(purposes) == [1, 2, 3, 4, 5, 6]  # none is 0: a key that ends in zeros is the key without them
+    purposes = [DiffusionModel.TRAIN, DiffusionModel.VALIDATE, DiffusionModel.DROPOUT, Dataset.ORDER, Dataset.SHAPE, Sampler.IMAGE,
+                Likelihood.NOISE, Likelihood.PLACE]
+    assert sorted(purposes) == [1, 2, 3, 4, 5, 6, 7, 8]  # none is 0: a key that ends in zeros is the key without them
 
 
 def test_every_module_has_a_room():
@@ -71,7 +74,7 @@ def test_no_flag_is_true_for_the_word_false_and_no_pickle_is_run(file):
             assert options.get("weights_only") is True or options.get("allow_pickle") is False, ast.unparse(node)
 
 
-@pytest.mark.parametrize("script", ["train.py", "Inference.py", "make_gif.py"])
+@pytest.mark.parametrize("script", ["train.py", "Inference.py", "make_gif.py", "evaluate.py"])
 def test_help_and_typing_errors_do_not_wait_for_torch(script):
     code = ("import sys, runpy; sys.modules['torch'] = None; sys.modules['pytorch_lightning'] = None; "
             f"sys.argv = ['{script}', sys.argv[1]]; runpy.run_path('{script}', run_name='__main__')")
