@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     print(table(measured, unseen))
     metrics = {"checkpoint": str(args.ckpt), "weights": args.weights, "dataset": unseen.name, "split": "test",
                "images_sha256": unseen.digest(), "size": unseen.size, "seed": args.seed, "device": device, "bits_per_dim": measured}
-    print(json.dumps(metrics | {"bits_per_dim": {name: {k: v for k, v in found.items() if k != "terms"} for name, found in measured.items()}}))
+    short = {name: {part: value for part, value in found.items() if part != "terms"} for name, found in measured.items()}
+    print(json.dumps(metrics | {"bits_per_dim": short}))
     file = (args.ckpt if args.ckpt.is_dir() else args.ckpt.parent) / "metrics.json"
     try:
         with complete_file(file) as temporary:
