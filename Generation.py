@@ -90,11 +90,11 @@ def plan(args: Namespace, device: Any) -> Namespace:
     ends = [read_image(path, model).to(device) for path in args.interpolate or ()]
     latents: list[Tensor] = []                                                   # (C,H,W) each
     if args.mask and args.input_image and ratio(args.mask) != ratio(args.input_image):
-        raise ValueError(f"{args.mask} has another shape than {args.input_image}: give a mask of the same width and height")
+        raise ValueError(f"{args.mask} has not the proportions of {args.input_image}: give a mask of the same width and height")
 
     def begin(indices: range, x: Tensor) -> Tensor:
         if ends and not latents:
-            print("looking for the latents of both images", file=sys.stderr, flush=True)
+            tqdm.write("looking for the latents of both images", file=sys.stderr)
             latents.extend(list(Editing.invert(ask(range(1)), end[None], times[::-1]))[-1][1][0] for end in ends)
         if ends:
             return torch.stack([Editing.slerp(latents[0], latents[1], i / max(1, total - 1)) for i in indices])
@@ -122,8 +122,8 @@ def chosen(text: str, model: Any) -> list[int]:
         return [names.index(text.lower())]
     if text.isdecimal() and int(text) < count:
         return [int(text)]
-    close = difflib.get_close_matches(text.lower(), names, n=1)
-    raise ValueError(f"unknown class {text!r}" + (f", did you mean {close[0]}?" if close else "")
+    close = [] if text.isdecimal() else difflib.get_close_matches(text.lower(), names, n=1)
+    raise ValueError(f"unknown class {text!r}" + (f", did you mean {close[0]}?" if close else ".")
                      + f" Give all, a number from 0 to {count - 1}, or one of {', '.join(names[:20])}")
 
 

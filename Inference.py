@@ -45,7 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sampler", choices=("ddpm", "ddim", "heun", "dpm++", "unipc"),
         help="ddpm is the paper's; unipc was nearest to the data of all with 20 evaluations (Frechet distance 3.65; dpm++ 4.06, ddim "
         "4.63, heun 4.67, ddpm 5.71: see the README) (unipc; ddpm with --mask, ddim to --interpolate)")
-    add("--steps", type=whole(1), metavar="N", help="steps to t = 0; heun evaluates the network twice in each, the others once "
+    add("--steps", type=whole(1), metavar="N", help="steps to t = 0, besides those that --save-steps puts in between; heun "
+        "evaluates the network twice in each, the others once "
         "(20, heun 10; ddpm: all T, the paper's; --interpolate 50, --mask 100, each five times)")
     add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), help="at which t the steps are (uniform)")
     add("--eta", type=real(0, 1), metavar="X", help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")
@@ -115,6 +116,10 @@ def main(argv: list[str] | None = None) -> int:
             assert image is not None
             kept, predicted = Generation.forward(model, image, frames if image.numel() <= 3 * 512**2 else sorted(saved), args.seed), {}
             print("the image is large: the trajectory has the saved steps only" if len(kept) < len(frames) else "", end="")
+        if (args.out / "trajectory.npz").exists():  # of an earlier run: its pictures are not to stand beside these
+            for old in args.out.glob("*t[0-9][0-9][0-9][0-9]*.png"):
+                if re.fullmatch(r"(x0_)?t\d{4,6}", old.stem):
+                    old.unlink()
         times = sorted(kept, reverse=True)
         write(args.out / "trajectory.npz", frames=[kept[t] for t in times], times=times,
               **({"columns": prepared.columns} if prepared.columns else {}))

@@ -68,14 +68,15 @@ def main(argv: list[str] | None = None) -> int:
     print(table(measured, unseen))
     metrics = {"checkpoint": str(args.ckpt), "weights": args.weights, "dataset": unseen.name, "split": "test",
                "images_sha256": unseen.digest(), "size": unseen.size, "seed": args.seed, "device": device, "bits_per_dim": measured}
-    short = {name: {part: value for part, value in found.items() if part != "terms"} for name, found in measured.items()}
-    print(json.dumps(metrics | {"bits_per_dim": short}))
     file = (args.ckpt if args.ckpt.is_dir() else args.ckpt.parent) / "metrics.json"
     try:
         with complete_file(file) as temporary:
             temporary.write_text(json.dumps(metrics) + "\n")
     except OSError as error:
         parser.error(f"cannot write {file} ({error.strerror})")
+    print(f"  +- is one standard error of the mean; written to {file}")
+    short = {name: {part: value for part, value in found.items() if part != "terms"} for name, found in measured.items()}
+    print(json.dumps(metrics | {"bits_per_dim": short}))
     return 0
 
 

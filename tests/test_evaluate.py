@@ -15,7 +15,8 @@ from Sampler import Noise
 
 def measure(capsys, run, data, *more):
     assert evaluate.main(["--ckpt", str(run), "--dataset", str(data), "--num", "20", "--device", "cpu", *more]) == 0
-    *table, line = capsys.readouterr().out.splitlines()
+    *table, said, line = capsys.readouterr().out.splitlines()
+    assert said.endswith(f"written to {run / 'metrics.json'}")
     found, written = json.loads(line), json.loads((run / "metrics.json").read_text())
     terms = written["bits_per_dim"]["bound"].pop("terms", None)              # a thousand numbers are for the file alone
     assert written == found

@@ -362,3 +362,11 @@ def test_without_a_model_there_is_nothing_to_ask(refused, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     for flag in (["--sampler", "ddim"], ["--steps", "5"], ["--class", "1"], ["--mask", tmp_path / "photo.png"]):
         assert f"{flag[0]} needs a model" in refused(Inference.main, "--input-image", tmp_path / "photo.png", *flag)
+
+
+def test_pictures_of_an_earlier_run_do_not_stand_beside_these(tiny_run, tmp_path):
+    out = tmp_path / "out"
+    assert Inference.main(["--ckpt", str(tiny_run), "--num", "2", "--out", str(out), "--save-steps", "0,3,20"]) == 0
+    (out / "mine.png").touch()
+    assert Inference.main(["--ckpt", str(tiny_run), "--num", "2", "--out", str(out), "--save-steps", "0,5"]) == 0
+    assert sorted(p.name for p in out.glob("*.png")) == ["mine.png", "t0000.png", "t0005.png", "x0_t0000.png", "x0_t0005.png"]
