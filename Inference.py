@@ -116,10 +116,6 @@ def main(argv: list[str] | None = None) -> int:
             assert image is not None
             kept, predicted = Generation.forward(model, image, frames if image.numel() <= 3 * 512**2 else sorted(saved), args.seed), {}
             print("the image is large: the trajectory has the saved steps only" if len(kept) < len(frames) else "", end="")
-        if (args.out / "trajectory.npz").exists():  # of an earlier run: its pictures are not to stand beside these
-            for old in args.out.glob("*t[0-9][0-9][0-9][0-9]*.png"):
-                if re.fullmatch(r"(x0_)?t\d{4,6}", old.stem):
-                    old.unlink()
         times = sorted(kept, reverse=True)
         write(args.out / "trajectory.npz", frames=[kept[t] for t in times], times=times,
               **({"columns": prepared.columns} if prepared.columns else {}))
@@ -127,6 +123,10 @@ def main(argv: list[str] | None = None) -> int:
             write_grid(args.out / f"t{t:04d}.png", kept[t], prepared.columns)
             if t in predicted:
                 write_grid(args.out / f"x0_t{t:04d}.png", predicted[t], prepared.columns)
+        written = {f"{kind}{t:04d}" for t in saved for kind in ("t", *(["x0_t"] if t in predicted else []))}
+        for old in args.out.glob("*.png"):  # of an earlier run: its pictures are not to stand beside these
+            if re.fullmatch(r"(x0_)?t\d{4,6}", old.stem) and old.stem not in written:
+                old.unlink()
     except (torch.OutOfMemoryError, MemoryError):
         print(f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}", file=sys.stderr)
         return Devices.desert(processes, 2)

@@ -1,7 +1,7 @@
 """Bits/dim of images under the model: the variational bound of Ho et al. 2020, and the probability flow's likelihood.
 
     bound(model, x_0, noise)                          # (T+1,B): every term, each with one sample; their sum is the bound
-    estimate(model, x_0, noise, uniform, samples=16)  # (B,): the bound from few terms
+    estimate(model, x_0, noise, uniform)              # (B,): the bound from few terms, where uniform is (B,K)
     flow(model, x_0, uniform, noise)                  # (B,): of the ordinary differential equation that has the same marginals
 
 All in bits for each of an image's C*H*W values, of images x_0 (B,C,H,W) in [-1, 1] that have 256 levels.
@@ -109,7 +109,8 @@ def flow(model: Any, x_0: Tensor, uniform: Tensor, noise: Callable[[], Tensor], 
     With u = log(sigma / signal) and z = x / signal it reads dz/du = z - x0_hat(z), d log p(z)/du = -div(z - x0_hat(z)), from
     sigma / signal = `smallest`, at which z is taken to be the image, to t = T, at which it is noise. Integrated by RK45 with the
     relative and absolute `tolerance`; the divergence is Hutchinson's estimate with `probes` vectors of -1 and 1 for each
-    image, from `noise()` (B,C,H,W). Any number of evaluations, some hundred usually.
+    image, from `noise()` (B,C,H,W). The steps are those of the whole batch, so that other batches change what lies within
+    the tolerance.
     """
     from scipy.integrate import solve_ivp
     shape, (B, D) = x_0.shape, x_0.flatten(1).shape

@@ -56,9 +56,14 @@ def main(argv: list[str] | None = None) -> int:
         if unseen.depth != model.unet.depth:
             raise ValueError(f"{unseen.name} has {unseen.depth} channels, and the model {model.unet.depth}: "
                              "give the --dataset that it was trained on")
+        if model.unet.classes and int(unseen.labels.max()) >= model.unet.classes:
+            raise ValueError(f"{unseen.name} has the label {int(unseen.labels.max())}, and the model knows {model.unet.classes} classes: "
+                             "give the --dataset that it was trained on")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     images = min(args.num, len(unseen))
+    if images < 2 or args.flow == 1:
+        parser.error("one image has no standard error: give 2 or more")
     if args.flow > images:
         parser.error(f"--flow {args.flow} is more than the {images} images: choose a larger --num")
     try:

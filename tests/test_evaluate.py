@@ -75,9 +75,13 @@ def test_padded_digits_are_also_counted_by_their_own_values():
     assert found["standard_error"] == pytest.approx(1)
 
 
-def test_what_is_wrong_is_one_line(tiny_run, tiny_data, tmp_path, refused):
+def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_path, refused):
     np.savez(tmp_path / "gray.npz", train_images=np.zeros((9, 8, 8, 1), np.uint8), train_labels=np.zeros(9, int))
     assert "no checkpoint at" in refused(evaluate.main, "--ckpt", tmp_path / "none")
     assert "unknown dataset 'tiny'" in refused(evaluate.main, "--ckpt", tiny_run)
     assert "has 1 channels, and the model 3" in refused(evaluate.main, "--ckpt", tiny_run, "--dataset", tmp_path / "gray.npz")
     assert "more than the 20 images" in refused(evaluate.main, "--ckpt", tiny_run, "--dataset", tiny_data, "--flow", 21)
+    np.savez(tmp_path / "more.npz", train_images=np.zeros((9, 8, 8, 3), np.uint8), train_labels=np.full(9, 2))
+    more = tmp_path / "more.npz"
+    assert "the label 2, and the model knows 2 classes" in refused(evaluate.main, "--ckpt", conditional_run, "--dataset", more)
+    assert "2 or more" in refused(evaluate.main, "--ckpt", tiny_run, "--dataset", tiny_data, "--flow", 1)
