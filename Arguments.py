@@ -1,6 +1,7 @@
 """Kinds of values that a person types, checked before torch is imported: for argparse's `type`."""
 
 import argparse
+import difflib
 import re
 from collections.abc import Callable
 
@@ -49,3 +50,25 @@ def duration(text: str) -> float:
     if match := re.fullmatch(r"(\d+):(\d\d):(\d\d)", text):
         return int(match[1]) * 3600.0 + int(match[2]) * 60 + int(match[3])
     raise argparse.ArgumentTypeError(f"expected a time like 90s, 10m, 8h or 01:30:00, not {text!r}")
+
+
+def names(*known: str) -> Callable[[str], list[str]]:
+    """Some of `known`, separated by commas, each once."""
+    def several(text: str) -> list[str]:
+        given = list(dict.fromkeys(part.strip() for part in text.split(",")))
+        if wrong := [name for name in given if name not in known]:
+            close = difflib.get_close_matches(wrong[0], known, n=1)
+            raise argparse.ArgumentTypeError((f"did you mean {close[0]}? " if close else "")
+                                             + f"Expected some of {', '.join(known)}, separated by commas, not {text!r}")
+        return given
+    return several
+
+
+def some_numbers(low: int) -> Callable[[str], tuple[int, ...]]:
+    """Different whole numbers of at least `low`, at least one."""
+    def several(text: str) -> tuple[int, ...]:
+        found = tuple(dict.fromkeys(numbers(text)))
+        if not found or min(found) < low:
+            raise argparse.ArgumentTypeError(f"expected whole numbers of at least {low}, separated by commas, not {text!r}")
+        return found
+    return several

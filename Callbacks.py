@@ -23,6 +23,8 @@ from RunFolder import CompleteCheckpointIO, checksum
 from Sampler import Noise, time_grid, unipc
 from Signals import Stop
 
+MEASURED = ("bits_per_dim", "classifier_distance")  # what --eval-every logs beside the losses
+
 
 class Ema(pl.Callback):
     """Exponential moving average of the parameters, appendix B of Ho et al. 2020: what is sampled from.
@@ -183,8 +185,12 @@ class Progress(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModel)
         found = "cut short" if pl_module.cut_short else f"{float(trainer.callback_metrics['val_loss']):.4f}"
-        self.bar.write(f"step {trainer.global_step}: validation loss {found}", sys.stderr)
-        self.begin()  # the time of the validation is not training's
+        self.say(f"step {trainer.global_step}: validation loss {found}")
+
+    def say(self, text: str) -> None:
+        """A line of what was measured beside the training: the time that it took is not training's."""
+        self.bar.write(text, sys.stderr)
+        self.begin()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.bar.close()
@@ -200,7 +206,7 @@ class MetricsCsv(Logger):
         kept: list[dict[str, str]] = []
         if path.is_file():
             with open(path, newline="", errors="replace") as file:
-                kept = [row for row in csv.DictReader(file) if row.keys() == set(self.columns) and None not in row.values()
+                kept = [row for row in csv.DictReader(file) if {"step"} <= row.keys() <= set(self.columns) and None not in row.values()
                         and row["step"].isdecimal() and int(row["step"]) <= resumed_step]
         with complete_file(path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)

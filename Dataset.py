@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from CompleteFile import complete_file
 
-ORDER, SHAPE = 4, 6  # what randomness is for: DiffusionModel lists all purposes
+ORDER, SHAPE, PICK = 4, 6, 9  # what randomness is for: DiffusionModel lists all purposes
 NAMES = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "shapes": "shapes"}
 SHAPES = ("circle", "triangle", "square", "pentagon", "star")
 CLASSES = {
@@ -44,7 +44,7 @@ class DiffSet(torch.utils.data.Dataset):
     and centre-cropped.
 
     .images uint8 (N,C,size,size), .labels int64 (N,), .classes names, .size, .depth (1 or 3), .flip: whether a mirrored
-    image is as good as the original, .name. Raises ValueError or OSError with a one-line message.
+    image is as good as the original, .padded: whether 28 became 32, .name. Raises ValueError or OSError with a one-line message.
     """
 
     def __init__(self, train: bool, dataset_name: str, root: str = "data", image_size: int = 32):
@@ -54,7 +54,7 @@ class DiffSet(torch.utils.data.Dataset):
             key = path.stem.lower()                                              # data/mnist.npz is mnist, wherever it lies
         if key == "shapes":
             self.images, self.labels = draw_shapes(20_000 if train else 2_000, image_size, seed=0 if train else 1)
-            self.name, self.classes, self.flip = key, SHAPES, False
+            self.name, self.classes, self.flip, self.padded = key, SHAPES, False, False
         else:
             if path.suffix == ".npz" and path.is_file():
                 self.name, file = path.stem, path
@@ -68,6 +68,7 @@ class DiffSet(torch.utils.data.Dataset):
                                  + f" Give {', '.join(NAMES)}, a folder of images or an .npz file")
             arrays = read_npz(file)
             images, labels = split(arrays, train, file)
+            self.padded = images.shape[1:3] == (28, 28) and image_size == 32
             self.images = torch.from_numpy(fit(images, image_size).transpose(0, 3, 1, 2).copy())   # (N,C,size,size)
             self.labels = torch.from_numpy(labels.astype(np.int64))
             if labels.max() >= 100_000:
@@ -85,6 +86,11 @@ class DiffSet(torch.utils.data.Dataset):
     def digest(self) -> str:
         """A fingerprint of the images: a resumed run must go on with the same ones."""
         return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
+
+    def some(self, count: int | None = None) -> Tensor:
+        """The numbers (n,) of `count` images, all by default, in an order drawn once and for all: those that come first in a folder
+        are of one class."""
+        return torch.from_numpy(np.random.default_rng((0, PICK)).permutation(len(self))[:count])
 
     def __getitem__(self, index: int) -> Tensor:
         return self.images[index].float() / 127.5 - 1                            # (C,size,size)

@@ -29,7 +29,7 @@ from Unet import Unet
 PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small", "learned")
 BOUND = 1e-3  # weight of the variational bound in the hybrid loss: lambda in section 3.1 of Nichol & Dhariwal 2021
-TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has 4 and 6, Sampler 5, Likelihood 7 and 8
+TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has 4, 6 and 9, Sampler 5, Likelihood 7 and 8
 SKIPS = 5  # steps in a row without a finite gradient, after which training will not recover by itself
 
 
@@ -82,6 +82,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
             raise ValueError(f"weighting {weighting} gives no weight to t = T, where sampling begins with zero_terminal_snr: "
                              "choose plain or edm")
 
+        self.origin: dict[str, Any] = {}                                     # the file that it was loaded from
         self.rank, self.world = 0, 1                                         # this process's place among those that train
         self.stream = 0                                                      # of noise; another one after going back
         self.register_buffer("skipped", torch.zeros(()), persistent=False)   # () steps in a row, as known on the device

@@ -171,8 +171,12 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         checkpoints = Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
         checkpoints.elapsed = elapsed
         averages = [Callbacks.PowerEmas(run_dir / "averages", args.save_every)] if args.posthoc_ema else []
-        shown = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop),
-                 Callbacks.Progress(args.batch_size, checkpoints.seconds_left)]
+        progress = Callbacks.Progress(args.batch_size, checkpoints.seconds_left)
+        shown: list[pl.Callback] = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop), progress]
+        if args.eval_every and first:
+            import Measuring  # slow to import, and seldom needed
+            shown.append(Measuring.Measure(args.eval_every, args.eval_images, run.unseen, run.judge, run.real, ema, progress,
+                                           args.batch_size, stop))
         trainer = pl.Trainer(
             accelerator=processes.device.type, devices=world // nodes, num_nodes=nodes,
             strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world > 1 else "auto",
@@ -184,7 +188,8 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
             default_root_dir=run_dir / ".none")  # Lightning would load an hpc_ckpt_* that lies there
         trainer._signal_connector.register_signal_handlers = lambda: None  # they end a run in disorder, or never
         try:
-            trainer.loggers = [Callbacks.MetricsCsv(run_dir / "metrics.csv", ["train_loss", "val_loss", *model.bin_names()], done),
+            columns = ["train_loss", "val_loss", *model.bin_names(), *Callbacks.MEASURED]
+            trainer.loggers = [Callbacks.MetricsCsv(run_dir / "metrics.csv", columns, done),
                                TensorBoardLogger(run_dir, name="", version="tensorboard")] if first else []
             trainer.fit(model, run.batches, run.validation, ckpt_path=resume["path"] if resume else None, weights_only=True)
         except (torch.OutOfMemoryError, MemoryError):

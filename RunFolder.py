@@ -41,6 +41,14 @@ def checksum(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def sha256(file: Path) -> str:
+    found = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while part := opened.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
 def contents(path: str | Path) -> Any:
     """The contents of a checkpoint file, whose sha256 is checked where it lies beside it. No code in it is run.
 
@@ -49,11 +57,7 @@ def contents(path: str | Path) -> Any:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
-    found = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while part := opened.read(1 << 20):
-            found.update(part)
-    if checksum(file).is_file() and checksum(file).read_text(errors="replace").split()[:1] != [found.hexdigest()]:
+    if checksum(file).is_file() and checksum(file).read_text(errors="replace").split()[:1] != [sha256(file)]:
         raise Damaged(f"checkpoint {file} is damaged: its sha256 is not the one in {checksum(file).name}")
     try:
         with zipfile.ZipFile(file) as archive:  # no few bytes that unpack to many, and not torch's older format

@@ -87,6 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--val-images", type=whole(1), default=10_000, metavar="N", help="test images in a validation (10000)")
     add("--save-every", type=whole(1), default=5000, metavar="N", help="steps between checkpoints (5000)")
     add("--log-every", type=whole(1), default=50, metavar="N", help="steps between logged losses (50)")
+    add("--eval-every", type=whole(0), default=0, metavar="N",
+        help="steps between measurements of bits/dim and of the classifier's distance; changes nothing else (0: none)")
+    add("--eval-images", type=whole(2), default=500, metavar="N", help="unseen images and samples for that (500)")
     add("--dry-run", action="store_true", help="print size, speed and time to expect, and stop")
     add("--prepare-data", action="store_true", help="download and decode the dataset, and stop")
     return parser
@@ -178,10 +181,15 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
         settings |= {"schedule": "linear", "betas": betas, "T": len(betas)}
     Checkpoint.check_settings(settings)
     flip = data.flip if args.flip is None else args.flip
+    judge = real = None
+    if args.eval_every and processes.global_rank == 0 and len(data.classes) > 1 and not (args.dry_run or args.prepare_data):
+        import Features  # slow to import, and seldom needed
+        judge = Features.judge("classifier", data, unseen, args.data_root, processes.device)
+        real = Features.reference(judge, data, args.data_root)
     served = {"device": processes.device, "rank": processes.global_rank, "world": processes.world_size}
     torch.manual_seed(args.seed)
     return argparse.Namespace(
-        data=data, unseen=unseen, settings=settings, model=DiffusionModel(**settings),
+        data=data, unseen=unseen, judge=judge, real=real, settings=settings, model=DiffusionModel(**settings),
         batches=Batches(data, args.batch_size, args.seed, flip=flip, **served),
         validation=Batches(unseen, args.batch_size, shuffle=False, limit=args.val_images, **served),
         run_dir=args.run_dir or Path("runs") / data.name,

@@ -1,4 +1,4 @@
-"""The classifier that judges samples, and the distance in its features."""
+"""The classifier that judges samples."""
 
 import subprocess
 import sys
@@ -9,55 +9,64 @@ import torch
 from conftest import ROOT
 
 import Classifier
+from Dataset import DiffSet
 
 
 @pytest.fixture(scope="module")
-def bright_and_dark(tmp_path_factory):
-    """200 images 32x32 of two kinds, and the folder in which the classifier is kept."""
+def kinds(tmp_path_factory):
+    """200 images 32x32 of two kinds, bright and dark, and the folder in which the classifier is kept."""
     random, root = np.random.default_rng(0), tmp_path_factory.mktemp("classifier")
     labels = random.integers(0, 2, 200)
     images = (random.random((200, 32, 32, 1)) * 100 + 120 * labels[:, None, None, None]).astype(np.uint8)
-    np.savez(root / "kinds.npz", train_images=images, train_labels=labels, test_images=images[:50], test_labels=labels[:50])
-    return root, torch.from_numpy(images.transpose(0, 3, 1, 2)), labels
+    np.savez(root / "kinds.npz", train_images=images, train_labels=labels, test_images=images[:50],
+             test_labels=np.concatenate([labels[:40], 1 - labels[40:50]]))   # a fifth of the unseen labels is wrong
+    return *(DiffSet(train, str(root / "kinds.npz")) for train in (True, False)), root
 
 
-def test_it_learns_is_kept_and_is_the_same_again(bright_and_dark, monkeypatch):
-    root, images, labels = bright_and_dark
-    judge = Classifier.of(str(root / "kinds.npz"), root)
-    assert judge.accuracy == 1
-    assert (judge(images).argmax(1).numpy() == labels).all()
-    assert judge(images).shape == (200, 2)
+def test_it_learns_is_kept_and_is_the_same_again(kinds, monkeypatch):
+    data, unseen, root = kinds
+    monkeypatch.setattr(Classifier, "LEAST", 20)
+    before = torch.get_rng_state()
+    judge = Classifier.of(data, unseen, root)
+    assert torch.equal(torch.get_rng_state(), before)                        # a training that goes on afterwards is not disturbed
+    assert float(judge.accuracy) == pytest.approx(0.8)
+    assert (judge(data.images).argmax(1) == data.labels).all()
+    assert judge(data.images).shape == (200, 2)
+    assert judge.features(data.images[:3]).shape == (3, 256)
     assert len(list(root.glob("kinds-classifier-*.pt"))) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(Classifier, "trained", lambda *_: pytest.fail("it was kept"))
-        again = Classifier.of(str(root / "kinds.npz"), root)
-    assert torch.equal(judge(images), again(images))
-    monkeypatch.setattr(Classifier, "EPOCHS", 1)                             # another recipe is another classifier
-    Classifier.of(str(root / "kinds.npz"), root)
+        patched.setattr(Classifier, "train", lambda *_: pytest.fail("it was kept"))
+        again = Classifier.of(data, unseen, root)
+    assert torch.equal(judge(data.images), again(data.images))
+    (kept,) = root.glob("kinds-classifier-*.pt")
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert torch.equal(Classifier.of(data, unseen, root)(data.images), again(data.images))       # trained anew, the same
+    monkeypatch.setattr(Classifier, "LEAST", 21)                             # another recipe is another classifier
+    Classifier.of(data, unseen, root)
     assert len(list(root.glob("kinds-classifier-*.pt"))) == 2
 
 
-def test_the_distance_is_frechets_and_grows_with_noise(bright_and_dark):
-    root, images, _ = bright_and_dark
-    judge = Classifier.of(str(root / "kinds.npz"), root)
-    random = torch.Generator().manual_seed(0)
-    distance = Classifier.FrechetDistance(judge, images)
-    found = [distance((images + torch.randn(images.shape, generator=random) * noise).clamp(0, 255).byte()) for noise in (0, 10, 40, 160)]
-    assert distance(images) == pytest.approx(found[0], abs=1e-6)             # nothing is left of those before
-    assert abs(found[0]) < 1e-3
-    assert found == sorted(found)
-    half, other = judge.features(images[:100]).double(), judge.features(images[100:]).double()
-    cov_a, cov_b = torch.cov(half.T), torch.cov(other.T)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root_a = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T    # Tr sqrt(A B) = Tr sqrt(sqrt(A) B sqrt(A))
-    between = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
-    expected = ((half.mean(0) - other.mean(0)) ** 2).sum() + cov_a.trace() + cov_b.trace() - 2 * between
-    assert Classifier.FrechetDistance(judge, images[:100])(images[100:]) == pytest.approx(float(expected), rel=1e-3)
+def test_images_of_another_size_are_resized(kinds, monkeypatch):
+    data, unseen, root = kinds
+    monkeypatch.setattr(Classifier, "LEAST", 20)
+    judge = Classifier.of(data, unseen, root)
+    large = data.images[:20].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (judge(large).argmax(1) == data.labels[:20]).all()
+    assert torch.allclose(judge.features(large), judge.features(data.images[:20]), rtol=0.1, atol=0.05)
+
+
+def test_shifted_images_are_moved_by_whole_pixels_and_repeat_their_edge():
+    x = torch.arange(36.0).view(1, 1, 6, 6).expand(64, 1, 6, 6)
+    torch.manual_seed(0)
+    found = Classifier.shifted(x)
+    grid = torch.nn.functional.pad(x[:1], (2, 2, 2, 2), mode="replicate")[0, 0]
+    places = {tuple(grid[i:i + 6, j:j + 6].flatten().tolist()): (i, j) for i in range(5) for j in range(5)}
+    seen = {places[tuple(image.flatten().tolist())] for image in found}
+    assert len(seen) > 15                                                    # of 25, each image by itself
 
 
 @pytest.mark.parametrize(("argv", "said"), [
     (["recipes.py", "--recipe", "nosuch"], "unknown recipe nosuch"), (["recipes.py", "--images", "150"], "multiple of 100"),
-    (["samplers.py", "--ckpt", "/no/such"], "no checkpoint at"), (["samplers.py", "--ckpt", "x", "--grid", "even"], "invalid choice"),
 ])
 def test_benchmarks_say_what_is_wrong(argv, said):
     process = subprocess.run([sys.executable, ROOT / "benchmarks" / argv[0], *argv[1:]], capture_output=True, text=True)

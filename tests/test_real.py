@@ -52,8 +52,8 @@ def test_digits_are_those_that_were_asked_for(real_root, tmp_path, monkeypatch):
                 "--device", "cpu", "--max-steps", str(CLASS_STEPS), "--val-every", str(CLASS_STEPS), "--val-images", "100"])
     Inference.main(["--ckpt", str(tmp_path / "run"), "--class", "all", "--num", "20", "--guidance", "3", "--out", str(tmp_path / "out")])
     samples = np.load(tmp_path / "out" / "samples.npz")
-    monkeypatch.setattr(Classifier, "EPOCHS", 1)
-    judge = Classifier.trained(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root))
+    monkeypatch.setattr(Classifier, "SMALL", {"mnist": 1})
+    judge = Classifier.of(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root), tmp_path)
     with torch.no_grad():
         found = judge(torch.from_numpy(samples["arr_0"]).permute(0, 3, 1, 2)).argmax(1).numpy()
     correct = (found == samples["arr_1"]).mean()

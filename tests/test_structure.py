@@ -24,15 +24,25 @@ MAY_IMPORT = {
     "Sampler": set(),
     "Editing": {"Sampler"},
     "Guidance": set(),
-    "Classifier": {"CompleteFile", "Dataset"},
+    "Classifier": {"CompleteFile", "Dataset", "Devices"},
+    "Features": {"Classifier", "CompleteFile", "Dataset"},
+    "Distances": set(),
+    "Neighbours": set(),
+    "Samples": {"CompleteFile", "Generation", "Guidance", "Sampler"},
+    "Metrics": {"Dataset", "Distances", "Features", "Likelihood", "Neighbours", "Sampler"},
+    "Sweep": {"CompleteFile", "Dataset", "Distances", "Features", "Metrics"},
+    "Results": {"CompleteFile", "Sweep"},
+    "Doctor": {"Checkpoint", "Dataset", "RunFolder"},
+    "Measuring": {"Callbacks", "Dataset", "DiffusionModel", "Distances", "Features", "Metrics", "Samples", "Signals"},
     "PostHocEma": set(),
     "Checkpoint": {"DiffusionModel", "Objective", "PostHocEma", "RunFolder", "Schedule"},
     "Generation": {"Checkpoint", "Dataset", "DiffusionModel", "Editing", "Guidance", "Sampler"},
     "Callbacks": {"DiffusionModel", "Guidance", "PostHocEma", "RunFolder", "Sampler", "Signals", "CompleteFile"},
-    "Run": {"DiffusionModel", "Checkpoint", "RunFolder", "Callbacks", "Devices", "Signals", "CompleteFile"},
-    "train": {"Arguments", "Dataset", "DiffusionModel", "Schedule", "Checkpoint", "Run", "Devices", "Signals"},
+    "Run": {"DiffusionModel", "Checkpoint", "RunFolder", "Callbacks", "Devices", "Measuring", "Signals", "CompleteFile"},
+    "train": {"Arguments", "Dataset", "DiffusionModel", "Features", "Schedule", "Checkpoint", "Run", "Devices", "Signals"},
     "Inference": {"Arguments", "Generation", "Devices", "Signals", "CompleteFile"},
-    "evaluate": {"Arguments", "Checkpoint", "CompleteFile", "Dataset", "Devices", "Likelihood", "Sampler", "Signals"},
+    "evaluate": {"Arguments", "Checkpoint", "CompleteFile", "Dataset", "Devices", "Doctor", "Features", "Metrics", "Results", "Samples",
+                 "Signals", "Sweep"},
     "make_gif": {"Arguments", "CompleteFile"},
 }
 FILES = sorted(ROOT.glob("*.py"))
@@ -43,9 +53,9 @@ def test_every_purpose_of_randomness_has_its_own_number():
     import DiffusionModel
     import Likelihood
     import Sampler
-    purposes = [DiffusionModel.TRAIN, DiffusionModel.VALIDATE, DiffusionModel.DROPOUT, Dataset.ORDER, Dataset.SHAPE, Sampler.IMAGE,
-                Likelihood.NOISE, Likelihood.PLACE]
-    assert sorted(purposes) == [1, 2, 3, 4, 5, 6, 7, 8]  # none is 0: a key that ends in zeros is the key without them
+    purposes = [DiffusionModel.TRAIN, DiffusionModel.VALIDATE, DiffusionModel.DROPOUT, Dataset.ORDER, Dataset.SHAPE, Dataset.PICK,
+                Sampler.IMAGE, Likelihood.NOISE, Likelihood.PLACE]
+    assert sorted(purposes) == [1, 2, 3, 4, 5, 6, 7, 8, 9]  # none is 0: a key that ends in zeros is the key without them
 
 
 def test_every_module_has_a_room():

@@ -1,0 +1,60 @@
+"""bits/dim and the classifier's distance while a model is trained.
+
+    Measure(every=1000, count=500, unseen=unseen, judge=judge, real=Features.reference(judge, data), ...)     # a callback of Trainer
+"""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+import Distances
+import Features
+import Metrics
+import Samples
+from Callbacks import MEASURED, Ema, Progress
+from Dataset import DiffSet
+from DiffusionModel import DiffusionModel
+from Signals import Stop
+
+TERMS = 8  # of the bound, for each image
+
+
+class Measure(pl.Callback):
+    """Every `every` steps, of the averaged weights: the bound in bits/dim of `count` unseen images, and, where there is a `judge`
+    (see `Features`), the Frechet distance of `count` samples to the training images, whose features are `real`; logged as `MEASURED`.
+
+    Both come from noise that is always the same, and draw nothing from the training's. A signal ends them without a result.
+    """
+
+    def __init__(self, every: int, count: int, unseen: DiffSet, judge: Any, real: Tensor | None, ema: Ema, progress: Progress,
+                 batch_size: int, stop: Stop):
+        self.every, self.count, self.unseen, self.judge = every, count, unseen, judge
+        self.ema, self.progress, self.batch_size, self.stop = ema, progress, batch_size, stop
+        self.real = {} if real is None else Distances.statistics(real)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step % self.every or self.stop.signal:
+            return
+        assert isinstance(pl_module, DiffusionModel)
+        model, images = pl_module, []
+        with self.ema.applied(model):
+            images_of = min(self.count, len(self.unseen))
+            found = Metrics.bound(model, self.unseen, images_of, TERMS, model.seed, self.batch_size, "", lambda: self.stop.signal)
+            for first in range(0, self.count if self.judge else 0, self.batch_size):
+                if self.stop.signal:
+                    break
+                indices = range(first, min(first + self.batch_size, self.count))
+                images.append(Samples.drawn(model, Samples.plan(model), indices, model.seed))
+        if self.stop.signal:
+            return
+        values = [found["mean"]]
+        if self.judge:
+            features, _ = Features.seen(self.judge, torch.cat(images), batch_size=self.batch_size)
+            values.append(Distances.frechet(Distances.statistics(features), self.real))
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(zip(MEASURED, values)), trainer.global_step - 1)     # loggers count from 0
+        self.progress.say(f"step {trainer.global_step}: {values[0]:.3f} bits/dim"
+                          + (f", classifier distance {values[1]:.2f}" if self.judge else ""))

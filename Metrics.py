@@ -1,0 +1,125 @@
+"""What is measured of a model and of its samples, each as a dictionary for metrics.json.
+
+    bound(model, unseen, 1000)                        # bits/dim: {"mean": .., "standard_error": .., "images": ..}
+    distances(judge, sets, data, unseen, root)        # of samples, of held-out real images (floor), of noise (ceiling)
+    memorization(judge, samples, data, unseen, root)  # and a picture of the nearest training images
+
+Letters in the shape columns: N images, C channels, H and W height and width, T the number of steps.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import Distances
+import Features
+import Likelihood
+import Neighbours
+from Dataset import DiffSet
+from Sampler import Noise
+
+# ---- bits/dim ----------------------------------------------------------------------------------------------------------
+
+
+def batches(unseen: DiffSet, count: int, size: int, device: Any, title: str) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Numbers, x_0 and labels of `unseen.some(count)`, with a progress bar where there is a title."""
+    for indices in tqdm(unseen.some(count).split(size), desc=title, unit=" batches", disable=not title,
+                        mininterval=0.5 if sys.stderr.isatty() else 60):
+        yield indices.tolist(), unseen.images[indices].to(device).float() / 127.5 - 1, unseen.labels[indices].to(device)
+
+
+def of_image(bits: Tensor, unseen: DiffSet) -> dict[str, float]:
+    """Mean over images with its standard error; where 28x28 became 32x32 also for each of their own values, since the border is
+    black and tells nothing."""
+    own = {"mean_28x28": bits.mean().item() * 32**2 / 28**2} if unseen.padded else {}
+    return {"mean": bits.mean().item(), "standard_error": bits.std().item() / len(bits)**0.5, **own, "images": len(bits)}
+
+
+def bound(model: Any, unseen: DiffSet, count: int, terms: int | None = 16, seed: int = 0, batch_size: int = 100,
+          title: str = "the variational bound", stopped: Callable[[], Any] = bool) -> dict[str, Any]:
+    """The variational bound in bits/dim of `count` images: L_0, L_T and `terms` of the others, drawn for each image; or with
+    every term, as "terms", where that is None. Between two batches `stopped()` can end it, with nothing."""
+    found = []
+    for indices, x_0, y in batches(unseen, count, batch_size, model.device, title):
+        if stopped():
+            return {}
+        noise = Noise(seed, indices, tuple(x_0.shape[1:]), model.device, Likelihood.NOISE)
+        given = y if model.unet.classes else None
+        if terms is None:
+            found.append(Likelihood.bound(model, x_0, noise, given))
+        else:
+            place = torch.special.ndtr(Noise(seed, indices, (terms,), model.device, Likelihood.PLACE)())
+            found.append(Likelihood.estimate(model, x_0, noise, place, given)[None])
+    parts = torch.cat(found, dim=1).double().cpu()                               # (T+1,N) or (1,N)
+    return of_image(parts.sum(0), unseen) | ({"terms": parts.mean(1).tolist()} if terms is None else {"drawn_terms": terms})
+
+
+def flow(model: Any, unseen: DiffSet, count: int, seed: int = 0, batch_size: int = 100) -> dict[str, Any]:
+    """The probability flow's likelihood in bits/dim of `count` images."""
+    found = []
+    for indices, x_0, y in batches(unseen, count, batch_size, model.device, "the probability flow"):
+        shape = tuple(x_0.shape[1:])
+        place = torch.special.ndtr(Noise(seed, indices, shape, model.device, Likelihood.PLACE)())
+        noise = Noise(seed, indices, shape, model.device, Likelihood.NOISE)
+        found.append(Likelihood.flow(model, x_0, place, noise, y if model.unet.classes else None))
+    return of_image(torch.cat(found).double().cpu(), unseen)
+
+
+# ---- samples -----------------------------------------------------------------------------------------------------------
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Of one number for each set of samples."""
+    return {"mean": sum(values) / len(values), "lowest": min(values), "highest": max(values), "sets": values}
+
+
+def distances(judge: Any, sets: list[Tensor], data: DiffSet, unseen: DiffSet, root: str | Path, references: int | None = None,
+              labels: Tensor | None = None, batch_size: int = 100) -> dict[str, Any]:
+    """How far sets of samples, each uint8 (N,C,H,W), are from the training images (`references` of them) and from the unseen
+    ones. Every number comes with that of held-out real images, of the other split and as many where there are as many (floor), and
+    of as many images of noise (ceiling). labels (N,): the classes that were asked for; a classifier says how many it sees."""
+    count, shape = len(sets[0]), tuple(sets[0].shape[1:])
+    looked = [Features.seen(judge, images, f"{judge.name} looks at samples", batch_size) for images in sets]
+    blank = Features.seen(judge, Distances.noise(count, shape), f"{judge.name} looks at noise", batch_size)
+    real = {"train": Features.reference(judge, data, root, references), "test": Features.reference(judge, unseen, root, references)}
+    found: dict[str, Any] = {"weights_digest": judge.digest, "images": count, "sets": len(sets)}
+    for split, other in (("train", "test"), ("test", "train")):
+        of_real = Distances.statistics(real[split])
+        each = [Distances.between(features, real[split], of_real) for features, _ in looked]
+        floor = Distances.between(real[other][:count], real[split], of_real)
+        ceiling = Distances.between(blank[0], real[split], of_real)
+        found[f"to_{split}"] = {"images": len(real[split]), "floor_images": len(real[other][:count])} | {
+            name: spread([one[name] for one in each]) | {"floor": floor[name], "ceiling": ceiling[name]} for name in floor}
+    if judge.name == "inception":
+        real_logits = Features.seen(judge, unseen.images[unseen.some(count)], "inception looks at unseen images", batch_size)[1]
+        found["inception_score"] = spread([Distances.inception_score(logits) for _, logits in looked]) | {
+            "floor": Distances.inception_score(real_logits), "ceiling": Distances.inception_score(blank[1])}
+    if judge.name == "classifier":
+        classes = len(data.classes)
+        votes = torch.cat([logits.argmax(1) for _, logits in looked])
+        found |= {"accuracy": float(judge.net.accuracy), "class_names": list(data.classes),
+                  "shares": (torch.bincount(votes, minlength=classes) / len(votes)).tolist(),
+                  "real_shares": (torch.bincount(data.labels, minlength=classes) / len(data)).tolist()}
+        if labels is not None:
+            found["as_asked"] = spread([float((logits.argmax(1) == labels).float().mean()) for _, logits in looked])
+    return found
+
+
+def memorization(judge: Any, samples: Tensor, data: DiffSet, unseen: DiffSet, root: str | Path,
+                 references: int | None = None, batch_size: int = 100) -> tuple[dict[str, Any], Tensor]:
+    """`Neighbours.audit` of samples, uint8 (N,C,H,W), in pixels and in features; and a picture of the eight whose nearest training
+    image is nearest in features, by what is usual for it."""
+    train, held_out = data.images[data.some(references)], unseen.images[unseen.some(references)]
+    of = {"pixels": [images.flatten(1) for images in (samples, train, held_out)],
+          "features": [Features.seen(judge, samples, batch_size=batch_size)[0], Features.reference(judge, data, root, references),
+                       Features.reference(judge, unseen, root, references)]}
+    found = {name: Neighbours.audit(*three) for name, three in of.items()}
+    to_train, to_unseen = (Neighbours.nearest(of["features"][0], of["features"][i])[0].flatten() for i in (1, 2))
+    worst = (to_train / to_unseen.clamp(min=1e-9)).argsort()[:8]
+    rows = [Neighbours.nearest(three[0][worst], three[1], min(4, len(train)))[1] for three in of.values()]
+    return {"images": len(samples), "train_images": len(train), **found}, Neighbours.picture(samples[worst], train, rows[0], rows[1])
