@@ -10,20 +10,21 @@ Letters in the shape columns: N and M images, C channels, H and W height and wid
 import torch
 from torch import Tensor
 
-PART = 20_000  # images that are compared at once
+PART = 10_000  # images that are compared at once
 SHARE = 0.01  # of the real images that are nearer to others than what is called a copy
 SAME = 0.001  # of an image's distance from the mean image, which rounding can make
 
 
 def nearest(images: Tensor, others: Tensor, count: int = 1, itself: bool = False) -> tuple[Tensor, Tensor]:
     """Euclidean distances (N,count), rising, of images (N,F) to the nearest of others (M,F), and the numbers of those (N,count).
-    itself: `others` are the same images, and none is its own neighbour. Both may be uint8: floats are made of a part at a time."""
+    itself: `others` are the same images, and none is its own neighbour. Both may be uint8: numbers in double precision, without which
+    near ones are mistaken for each other (cdist subtracts squares), are made of a part at a time."""
     found = []
     for start in range(0, len(images), 1000):
-        part = images[start:start + 1000].float()
-        values, numbers = torch.zeros(len(part), 0), torch.zeros(len(part), 0, dtype=torch.long)
+        part = images[start:start + 1000].double()
+        values, numbers = torch.zeros(len(part), 0).double(), torch.zeros(len(part), 0, dtype=torch.long)
         for first in range(0, len(others), PART):
-            distances = torch.cdist(part, others[first:first + PART].float())  # (n,m)
+            distances = torch.cdist(part, others[first:first + PART].double())   # (n,m)
             if itself:
                 here = torch.arange(len(part)) + start
                 here = here[(here >= first) & (here < first + distances.shape[1])]
@@ -32,8 +33,7 @@ def nearest(images: Tensor, others: Tensor, count: int = 1, itself: bool = False
             values, numbers = torch.cat([values, near.values], 1), torch.cat([numbers, near.indices + first], 1)
             order = values.argsort(dim=1)[:, :count]
             values, numbers = values.gather(1, order), numbers.gather(1, order)
-        exact = (part[:, None] - others[numbers].float()).norm(dim=2)            # cdist rounds what is nearly the same
-        found.append((exact, numbers))
+        found.append((values.float(), numbers))
     values, numbers = zip(*found)
     return torch.cat(values), torch.cat(numbers)
 

@@ -242,9 +242,11 @@ def test_weights_that_lie_with_the_data_need_no_download(shapes, inception_file,
 # ---- neighbours --------------------------------------------------------------------------------------------------------
 
 
-def test_the_nearest_are_those_of_a_slow_search(monkeypatch):
+@pytest.mark.parametrize("far", [0, 3000])
+def test_the_nearest_are_those_of_a_slow_search(monkeypatch, far):
+    """Also among images that are far from 0 and near to each other."""
     monkeypatch.setattr(Neighbours, "PART", 30)
-    images, others = normal(1003, 5), normal(70, 5, seed=1)
+    images, others = normal(1003, 5, far), normal(70, 5, far, seed=1)
     distances, numbers = Neighbours.nearest(images, others, 2)
     for i in (0, 500, 1002):
         slow = sorted((float((images[i] - other).norm()), j) for j, other in enumerate(others))[:2]
