@@ -129,4 +129,5 @@ cat <<END
   samples/step_*.png        samples while it was trained, beside samples/real.png
   metrics.csv, tensorboard/ losses; look with: ${PYTHON#"$here"/} -m tensorboard.main --logdir runs
   checkpoints/              python Inference.py --ckpt $run_dir --num 64
+                            python evaluate.py --ckpt $run_dir    how good it is; with --doctor: what looks wrong
 END

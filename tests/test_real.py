@@ -45,19 +45,18 @@ CLASS_STEPS = 1500
 CORRECT = 0.95     # of the samples, guided, by a classifier of real digits
 
 
-def test_digits_are_those_that_were_asked_for(real_root, tmp_path, monkeypatch):
-    """A laptop run on MNIST, cut short; a classifier trained here for one epoch on the real labels judges its samples."""
+def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
+    """A laptop run on MNIST, cut short; the classifier of the real digits judges its samples."""
     root = real_root("mnist")
     train.main(["--dataset", "mnist", "--data-root", root, "--run-dir", str(tmp_path / "run"), "--preset", "laptop", "--class-conditional",
                 "--device", "cpu", "--max-steps", str(CLASS_STEPS), "--val-every", str(CLASS_STEPS), "--val-images", "100"])
     Inference.main(["--ckpt", str(tmp_path / "run"), "--class", "all", "--num", "20", "--guidance", "3", "--out", str(tmp_path / "out")])
     samples = np.load(tmp_path / "out" / "samples.npz")
-    monkeypatch.setattr(Classifier, "SMALL", {"mnist": 1})
-    judge = Classifier.of(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root), tmp_path)
+    judge = Classifier.of(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root), root)
     with torch.no_grad():
         found = judge(torch.from_numpy(samples["arr_0"]).permute(0, 3, 1, 2)).argmax(1).numpy()
     correct = (found == samples["arr_1"]).mean()
     print(f"classifier {float(judge.accuracy):.3f} on real digits; {correct:.3f} of {len(found)} samples are the digit asked for")
-    assert judge.accuracy > 0.98
+    assert judge.accuracy >= 0.993
     assert sorted(set(samples["arr_1"].tolist())) == list(range(10))
     assert correct >= CORRECT
