@@ -169,7 +169,8 @@ def first_sound(path: str | Path, check: Callable[[dict[str, Any]], None], every
 def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool = True, length: float | None = None) -> DiffusionModel:
     """The model of a checkpoint file, or of a run directory's newest, ready to sample: on `device`, in eval mode, with
     the EMA weights, (`ema=False`) the raw ones, or an average of this `length` (see `PostHocEma`); its `origin` says from
-    which file, with which sha256, after how many steps. Raises FileNotFoundError or ValueError with a one-line message.
+    which file, with which sha256, after how many steps, on images with which `DiffSet.digest`. Raises FileNotFoundError or
+    ValueError with a one-line message.
     """
     def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         return ({"unet." + name: value for name, value in checkpoint["ema"]["weights"].items()} if ema
@@ -186,7 +187,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool =
     if length is not None:
         model.unet.load_state_dict(average(checkpoint, length, model))
     model.origin = {"checkpoint": str(checkpoint["path"]), "checkpoint_sha256": RunFolder.sha256(checkpoint["path"]),
-                    "step": checkpoint["global_step"]}
+                    "step": checkpoint["global_step"], "trained_on": str(checkpoint["course"].get("data"))[:100]}
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -8,7 +8,6 @@ it is at hand, and the runs beside it.
 
 import contextlib
 import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> li
     """All findings of a run directory. Raises ValueError or OSError, in one line, where it is none."""
     if not run_dir.is_dir() or not (run_dir / "metrics.csv").is_file():
         raise ValueError(f"{run_dir} is no run directory: --doctor reads the metrics.csv of one that train.py has written")
-    rows, settings = read_rows(run_dir), read_settings(run_dir)
+    rows, settings = read_rows(run_dir), RunFolder.settings(run_dir)
     return [*of_losses(rows, run_dir, settings), *of_checkpoint(run_dir), *of_samples(run_dir, dataset or settings.get("dataset"), root)]
 
 
@@ -68,15 +67,6 @@ def read_rows(run_dir: Path) -> list[dict[str, float]]:
     return found
 
 
-def read_settings(run_dir: Path) -> dict[str, Any]:
-    """What config.json says, its "settings" and "preset"; nothing where it cannot be read."""
-    try:
-        config = json.loads((run_dir / "config.json").read_text())
-        return {**config["settings"], "preset": config["preset"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def of_losses(rows: list[dict[str, float]], run_dir: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     train = [row["train_loss"] for row in rows if "train_loss" in row]
     valid = [row["val_loss"] for row in rows if "val_loss" in row]
@@ -100,7 +90,7 @@ def of_losses(rows: list[dict[str, float]], run_dir: Path, settings: dict[str, A
     others = []
     for other in sorted(run_dir.resolve().parent.iterdir()):
         if other != run_dir.resolve() and (other / "metrics.csv").is_file():
-            known = read_settings(other)
+            known = RunFolder.settings(other)
             if known and all(known.get(name) == settings.get(name) for name in SAME):
                 others += [row["val_loss"] for row in read_rows(other) if math.isfinite(row.get("val_loss", math.nan))][-1:]
     if not others:

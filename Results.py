@@ -1,4 +1,4 @@
-"""What was measured, for people and for programs: lines of a table, and metrics.json.
+"""What was measured, for people and for programs: lines of a table, pictures, and metrics.json.
 
     print("\\n".join(lines(found)))
     write("runs/mnist/metrics.json", about, found)
@@ -10,6 +10,9 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+from torch import Tensor
 
 import Sweep
 from CompleteFile import complete_file
@@ -33,6 +36,13 @@ def write(file: Path, about: dict[str, Any], found: dict[str, Any]) -> None:
             temporary.write_text(json.dumps({**kept, **about, **merged}, allow_nan=False) + "\n")
     except OSError as error:
         raise OSError(f"cannot write {file} ({error.strerror})") from None
+
+
+def write_picture(file: Path, picture: Tensor) -> None:
+    """uint8 (C,H,W) as a PNG, three times as large. Raises OSError."""
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy().squeeze())
+    with complete_file(file) as temporary:
+        image.resize((3 * image.width, 3 * image.height), Image.Resampling.NEAREST).save(temporary)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

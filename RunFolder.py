@@ -7,6 +7,7 @@ What a checkpoint holds, and whether to believe it, is Checkpoint's matter.
 
 import fcntl
 import hashlib
+import json
 import os
 import warnings
 import zipfile
@@ -29,6 +30,15 @@ def newest_first(run_dir: str | Path, every: int = 1) -> list[Path]:
 def newest(run_dir: str | Path) -> Path | None:
     """The checkpoint with the most steps in a run directory, None where there is none. It may be damaged."""
     return next(iter(newest_first(run_dir)), None)
+
+
+def settings(run_dir: Path) -> dict[str, Any]:
+    """What config.json says of how it was trained: its "settings", and "preset"; nothing where it cannot be read."""
+    try:
+        config = json.loads((run_dir / "config.json").read_text())
+        return {**config["settings"], "preset": config["preset"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def last(run_dir: Path) -> str:

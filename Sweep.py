@@ -17,6 +17,8 @@ from CompleteFile import complete_file
 from Dataset import DiffSet
 from Metrics import spread
 
+STEPS = (5, 10, 20, 50)  # where nothing else is asked for
+
 
 def table(judge: Any, drawn: Iterable[tuple[Any, list[Any]]], data: DiffSet, unseen: DiffSet, root: str | Path,
           references: int | None = None, batch_size: int = 100) -> dict[str, Any]:

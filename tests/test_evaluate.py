@@ -58,6 +58,25 @@ def test_bits_per_dim_as_a_table_and_a_line(run, tiny_data, capsys):
     assert "probability flow" in table[3]
 
 
+def test_a_run_directory_knows_its_images(tiny_run, tiny_data, tmp_path, capsys):
+    """Also a folder or a file of one's own, of which a checkpoint keeps only the name; others are told of."""
+    for given, known in (((), True), (("--dataset", tmp_path / "other.npz"), False)):
+        with np.load(tiny_data) as archive:
+            np.savez(tmp_path / "other.npz", **{name: 255 - part if "images" in name else part for name, part in archive.items()})
+        assert evaluate.main(["--ckpt", str(tiny_run), "--device", "cpu", "--num", "0", "--bound", "4", *map(str, given)]) == 0
+        out = capsys.readouterr().out
+        assert ("not the images that it was trained on" not in out) == known
+        line = json.loads(out.splitlines()[-1])
+        assert (line["trained_on"] == line["train_digest"]) == known
+        assert line["dataset"] == ("tiny" if known else "other")
+
+
+def test_averages_of_other_lengths_are_measured_too(conditional_run, tiny_data, capsys):
+    found = [bits(capsys, conditional_run, tiny_data, "--terms", "2", *more)[1] for more in ((), ("--ema-length", "0.1"))]
+    assert [one["weights"] for one in found] == ["ema", "ema of length 0.1"]
+    assert found[0]["bits_per_dim"]["bound"]["mean"] != found[1]["bits_per_dim"]["bound"]["mean"]
+
+
 def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data, capsys):
     (_, whole), (_, parts) = (bits(capsys, run, tiny_data, "--exact", "--batch-size", n) for n in ("20", "7"))
     assert whole["bits_per_dim"]["bound"]["mean"] == pytest.approx(parts["bits_per_dim"]["bound"]["mean"], rel=1e-5)
@@ -203,7 +222,9 @@ def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_pat
     np.savez(tmp_path / "few.npz", train_images=np.zeros((39, 8, 8, 3), np.uint8))
     np.savez(tmp_path / "flat.npz", train_images=np.zeros((40, 8, 8, 3), np.uint8))
     assert "no checkpoint at" in refused(evaluate.main, "--ckpt", tmp_path / "none")
-    assert "unknown dataset 'tiny'" in said()
+    assert "unknown dataset 'tiny'" in refused(evaluate.main, "--ckpt", tiny_run / "checkpoints" / "step_00000012.ckpt", "--device", "cpu")
+    assert "leave out --weights raw" in said(*here, "--ema-length", 0.1, "--weights", "raw")
+    assert "no averages to combine" in said(*here, "--ema-length", 0.1)
     assert "has 1 channels, and the model 3" in said("--dataset", tmp_path / "gray.npz")
     assert "more than the 20 unseen images" in said(*here, "--flow", 21)
     np.savez(tmp_path / "more.npz", train_images=np.zeros((9, 8, 8, 3), np.uint8), train_labels=np.full(9, 2))

@@ -213,3 +213,25 @@ def test_between_two_times_the_network_is_asked_for_both():
     assert model.at_ratio(1e-6)[2] == 1
     near = model.denoise_at(1e-6, x)                                         # almost no noise: the image is its own prediction
     assert torch.allclose(near, x, atol=1e-4)
+
+
+def test_noise_costs_bits_and_blur_saves_some():
+    """Unlike a distance, likelihood does not call smooth images bad: it is monotone in both, in opposite directions."""
+    x_0, model = of_gaussian(60), Gaussian(T=50)
+    images = (x_0 * 127.5 + 127.5).round()
+
+    def measured(images):
+        x = images.round().clamp(0, 255) / 127.5 - 1
+        same = torch.Generator().manual_seed(3)
+        uniform = torch.rand(x.shape, generator=same)
+        return (float(Likelihood.bound(model, x, noise(x.shape)).sum(0).mean()),
+                float(Likelihood.estimate(model, x, noise(x.shape), torch.rand(len(x), 8, generator=same)).mean()),
+                float(Likelihood.flow(model, x, uniform, noise(x.shape)).mean()))
+
+    noisy = [measured(images + level * noise(x_0.shape, 9)()) for level in (0, 10, 20, 40)]
+    smooth = [measured(127.5 + (images - 127.5) * left) for left in (1, 0.8, 0.6, 0.4)]
+    for one in zip(*noisy):
+        assert list(one) == sorted(one)
+        assert one[-1] > one[0] + 0.5
+    for one in zip(*smooth):
+        assert list(one) == sorted(one, reverse=True)

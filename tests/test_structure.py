@@ -41,8 +41,8 @@ MAY_IMPORT = {
     "Run": {"DiffusionModel", "Checkpoint", "RunFolder", "Callbacks", "Devices", "Measuring", "Signals", "CompleteFile"},
     "train": {"Arguments", "Dataset", "DiffusionModel", "Features", "Schedule", "Checkpoint", "Run", "Devices", "Signals"},
     "Inference": {"Arguments", "Generation", "Devices", "Signals", "CompleteFile"},
-    "evaluate": {"Arguments", "Checkpoint", "CompleteFile", "Dataset", "Devices", "Doctor", "Features", "Metrics", "Results", "Samples",
-                 "Signals", "Sweep"},
+    "Evaluation": {"Checkpoint", "Dataset", "Devices", "Features", "Metrics", "Results", "RunFolder", "Sampler", "Samples", "Sweep"},
+    "evaluate": {"Arguments", "Devices", "Doctor", "Evaluation", "Signals"},
     "make_gif": {"Arguments", "CompleteFile"},
 }
 FILES = sorted(ROOT.glob("*.py"))
