@@ -198,7 +198,8 @@ class Progress(pl.Callback):
 
 class MetricsCsv(Logger):
     """`metrics.csv`: a line whenever something is logged, with the number of steps done; nine digits are all that float32
-    has. A resumed run keeps what was written up to the step from which it goes on, and drops the rest, which it writes again."""
+    has. A resumed run keeps what was written up to the step from which it goes on, and drops the rest, which it writes again;
+    `measured` are the steps for which it has what --eval-every logs."""
 
     def __init__(self, path: Path, columns: list[str], resumed_step: int):
         super().__init__()
@@ -208,6 +209,7 @@ class MetricsCsv(Logger):
             with open(path, newline="", errors="replace") as file:
                 kept = [row for row in csv.DictReader(file) if {"step"} <= row.keys() <= set(self.columns) and None not in row.values()
                         and row["step"].isdecimal() and int(row["step"]) <= resumed_step]
+        self.measured = {int(row["step"]) for row in kept if row.get(MEASURED[0])}
         with complete_file(path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()

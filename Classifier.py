@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import Devices
 from CompleteFile import complete_file
-from Dataset import Batches, DiffSet
+from Dataset import Batches, DiffSet, to_float
 
 BATCH, LR, DECAY, SEED, SHIFT = 256, 0.2, 5e-4, 0, 2
 SIZE = 32  # other images are resized to it
@@ -33,6 +33,8 @@ LEAST = 100  # steps, however few images there are
 
 
 class Residual(nn.Module):
+    """Two blocks beside a shortcut: (N,c,H,W) -> (N,c,H,W), He et al. 2016."""
+
     def __init__(self, c: int):
         super().__init__()
         self.body = nn.Sequential(block(c, c), block(c, c))
@@ -42,6 +44,7 @@ class Residual(nn.Module):
 
 
 def block(c: int, d: int) -> nn.Module:
+    """Convolution, normalization over the batch, ReLU: (N,c,H,W) -> (N,d,H,W)."""
     return nn.Sequential(nn.Conv2d(c, d, 3, padding=1, bias=False), nn.BatchNorm2d(d), nn.ReLU())
 
 
@@ -64,7 +67,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 (N,C,H,W), or float32 in [-1,1] -> (N,F)."""
-        x = images if images.is_floating_point() else images.float() / 127.5 - 1
+        x = images if images.is_floating_point() else to_float(images)
         if x.shape[2:] != (SIZE, SIZE):
             x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -77,10 +80,11 @@ class Classifier(nn.Module):
 
 
 def of(data: DiffSet, unseen: DiffSet, root: str | Path = "data", device: str | torch.device = "cpu") -> Classifier:
-    """The classifier of a dataset's training images, in eval mode; trained with a fixed seed where `root` has none yet."""
+    """The classifier of a dataset's training images, in eval mode; trained with a fixed seed where `root` has none yet. Raises
+    OSError where it cannot be kept there."""
     epochs = SMALL.get(data.name, EPOCHS)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.default_generator.manual_seed(SEED)                                # the CPU's alone: others go on undisturbed
         mirrored = data.flip or data.name == "fashionmnist"
         judge = Classifier(data.depth, len(data.classes), WIDTH[data.name not in SMALL], mirrored)
     judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -109,7 +113,7 @@ def train(judge: Classifier, data: DiffSet, unseen: DiffSet, epochs: int, device
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=total, pct_start=0.25, cycle_momentum=False)
     served = itertools.chain.from_iterable(itertools.repeat(batches))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.default_generator.manual_seed(SEED)
         for x, y in tqdm(itertools.islice(served, total), f"training a classifier of {data.name}, once", total, unit=" steps",
                          mininterval=0.5 if sys.stderr.isatty() else 60):
             with torch.autocast(kind, torch.bfloat16, enabled=bf16):

@@ -35,6 +35,16 @@ CLASSES = {
 }
 
 
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images -> float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8, rounded to the nearest of 256 levels; what lies beyond is cut off."""
+    return (x * 127.5 + 127.5).round().clamp(0, 255).byte()
+
+
 class DiffSet(torch.utils.data.Dataset):
     """One split of a dataset, all of it in memory as uint8.
 
@@ -93,7 +103,7 @@ class DiffSet(torch.utils.data.Dataset):
         return torch.from_numpy(np.random.default_rng((0, PICK)).permutation(len(self))[:count])
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.images[index].float() / 127.5 - 1                            # (C,size,size)
+        return to_float(self.images[index])                                      # (C,size,size)
 
 
 class Batches:
@@ -142,7 +152,7 @@ class Batches:
             else:
                 start = (batch * self.world + self.rank) * self.batch_size
                 chosen = order[start:start + self.batch_size]
-            x = self.images[chosen].float().div_(127.5).sub_(1)                  # (B,C,H,W)
+            x = to_float(self.images[chosen])                                    # (B,C,H,W)
             if self.flip:
                 x = torch.where(mirror[chosen, None, None, None], x.flip(3), x)
             if self.shuffle:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -104,18 +105,40 @@ def gather(processes: Fabric, mine: Any) -> list[Any]:
         group: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         torch.distributed.gather_object(mine, parts, group=group)
     except RuntimeError as error:
-        if not is_loss(error):
-            raise
-        print(f"{os.path.basename(sys.argv[0])}: another process is gone: run the same command again", file=sys.stderr)
-        desert(processes, 1)
+        alone(processes, error)
     return parts or []
+
+
+def alone(processes: Fabric, error: RuntimeError) -> None:
+    """Where `error` is that of a collective in which another process did not answer, say so and end; else raise it."""
+    if not is_loss(error):
+        raise error
+    print(f"{os.path.basename(sys.argv[0])}: another process is gone: run the same command again", file=sys.stderr)
+    desert(processes, 1)
+
+
+def in_turn(processes: Fabric, make: Callable[[Any], tuple[Any, Any]], told: Any = None) -> tuple[Any, str]:
+    """What make(told) gives in each process, of the first alone at first: what it tells in its second value is what the others are
+    told. Where it raises ValueError or OSError in any, all get None and its message."""
+    first, made, refusal = processes.global_rank == 0, None, ""
+    for mine in (first, not first):
+        if mine and not refusal:
+            try:
+                made, told = make(told)
+            except (OSError, ValueError) as error:
+                refusal = str(error)
+        refusal, told = processes.broadcast((next(filter(None, gather(processes, refusal)), ""), told))
+    return (None, refusal) if refusal else (made, "")
 
 
 def part(processes: Fabric) -> None:
     """The processes wait for each other and let go: one that ends earlier would take the others' connections with it."""
     if processes.world_size > 1:
-        processes.barrier()
-        torch.distributed.destroy_process_group()
+        try:
+            processes.barrier()
+            torch.distributed.destroy_process_group()
+        except RuntimeError as error:
+            alone(processes, error)
 
 
 def desert(processes: Fabric, status: int) -> int:

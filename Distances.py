@@ -3,13 +3,12 @@
     between(samples, real)          # {"frechet": .., "kernel": .., "precision": .., "recall": ..} of features (N,F) and (M,F)
 
 With Inception's features frechet and kernel are FID and KID; with others they are comparable only within those.
-Letters in the shape columns: N and M images, C channels, H and W height and width, F features, K classes.
+Letters in the shape columns: N and M images, F features, K classes.
 """
 
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
@@ -57,9 +56,3 @@ def between(samples: Tensor, real: Tensor, of_real: Any = None) -> dict[str, flo
     precision, recall = precision_and_recall(samples, real)
     return {"frechet": frechet(statistics(samples), of_real or statistics(real)), "kernel": kernel(samples, real),
             "precision": precision, "recall": recall}
-
-
-def noise(count: int, shape: tuple[int, ...]) -> Tensor:
-    """uint8 (count,C,H,W) of standard normal noise, cut off as samples are: as far from images as a model begins."""
-    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
-    return (x * 127.5 + 127.5).round().clamp(0, 255).byte()

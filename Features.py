@@ -29,6 +29,7 @@ from CompleteFile import complete_file
 from Dataset import DiffSet, one_line
 
 NAMES = ("classifier", "efficientnet-lite0", "inception")
+CACHED = 25  # images of 224x224 that a CPU's cache holds while they pass through
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as efficientnet_lite_pytorch documents them
 
 
@@ -46,31 +47,39 @@ class EfficientNetLite0(nn.Module):
         with contextlib.redirect_stdout(io.StringIO()):                          # it says that it has loaded its weights
             self.net: Any = EfficientNet.from_pretrained("efficientnet-lite0",
                                                          weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.interpolate(images.float().expand(-1, 3, -1, -1), (224, 224), mode="bilinear", antialias=True)
-        mean, std = (255 * torch.tensor(of, device=x.device).view(3, 1, 1) for of in (MEAN, STD))
-        features = self.net.extract_features((x - mean) / std).mean(dim=(2, 3))
+        mean, std = (255 * torch.tensor(of, device=images.device).view(3, 1, 1) for of in (MEAN, STD))
+        found = []
+        for part in images.split(CACHED if images.device.type == "cpu" else len(images)):
+            x = F.interpolate(part.float().expand(-1, 3, -1, -1), (224, 224), mode="bilinear", antialias=True)
+            x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+            found.append(self.net.extract_features(x).mean(dim=(2, 3)))          # (n,1280)
+        features = torch.cat(found)
         return features, features[:, :0]
 
 
 class Inception(nn.Module):
     """uint8 (N,C,H,W) -> 2048 features and 1008 logits, torch-fidelity's. weights: a file in its format; without one it is
-    `root`'s, downloaded where it is not there yet. Raises ValueError or OSError, in one line."""
+    `root`'s, downloaded where it is not there yet. `published`: whether they are FID's own. Raises ValueError or OSError, in one
+    line."""
 
     def __init__(self, root: Path, weights: Path | None = None):
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-        file = weights or root / URL_INCEPTION_V3.rsplit("/", 1)[1]
+        file_of = URL_INCEPTION_V3.rsplit("/", 1)[1]                             # weights-inception-2015-12-05-6726825d.pth
+        file = weights or root / file_of
         if weights and not file.is_file():
             raise ValueError(f"--inception-weights: no file at {file}")
         if not file.is_file():
             try:
                 with complete_file(file) as temporary:
-                    torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), hash_prefix=file.stem.rsplit("-", 1)[1])
+                    torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), hash_prefix=file_of[-12:-4])
             except Exception as error:  # urllib's, and a RuntimeError for another hash
                 raise OSError(f"cannot download Inception's weights ({one_line(error)}): get {URL_INCEPTION_V3} elsewhere and "
                               f"place it in {root}, or give it by --inception-weights") from None
+        self.published = hashlib.sha256(file.read_bytes()).hexdigest().startswith(file_of[-12:-4])
         try:
             torch.load(file, map_location="cpu", weights_only=True)              # data, never code: torch-fidelity would run it
             self.net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file))
@@ -97,8 +106,9 @@ class Labels(nn.Module):
 
 def judge(name: str, data: DiffSet, unseen: DiffSet, root: str | Path, device: str | torch.device = "cpu",
           inception_weights: Path | None = None) -> nn.Module:
-    """The network of this name, one of `NAMES`, in eval mode, with `.name` and `.digest`, a fingerprint of its weights.
-    data, unseen: the training and test images, from which a classifier is made. Raises ValueError or OSError, in one line."""
+    """The network of this name, one of `NAMES`, in eval mode, with `.name`, `.digest`, a fingerprint of its weights, and `.published`:
+    whether it is the one whose distances are called FID and KID. data, unseen: the training and test images, from which a classifier
+    is made. Raises ValueError or OSError, in one line."""
     if name == "classifier":
         net: Any = Labels(Classifier.of(data, unseen, root, device))
     elif name == "efficientnet-lite0":
@@ -110,7 +120,7 @@ def judge(name: str, data: DiffSet, unseen: DiffSet, root: str | Path, device: s
     digest = hashlib.sha256()
     for key, value in net.state_dict().items():
         digest.update(key.encode() + value.cpu().numpy().tobytes())
-    net.name, net.digest = name, digest.hexdigest()[:16]
+    net.name, net.digest, net.published = name, digest.hexdigest()[:16], getattr(net, "published", False)
     return net.to(device).eval().requires_grad_(False)
 
 

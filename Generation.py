@@ -22,7 +22,7 @@ from tqdm import tqdm
 import Checkpoint
 import Editing
 import Sampler
-from Dataset import open_image
+from Dataset import open_image, to_float, to_uint8
 from DiffusionModel import DiffusionModel
 from Guidance import Guided
 
@@ -145,11 +145,11 @@ def reverse(plan: Namespace, images: range, seed: int,
             shown = max(0, min(len(indices), plan.shown - indices[0]))
             for t, x_t, x0_hat in plan.walk(plan.ask(indices), x, noise):
                 if t in wanted and shown:
-                    kept[t].append(to_uint8(x_t[:shown]))
-                    predicted[t].append(to_uint8(x0_hat[:shown]))
+                    kept[t].append(pictures(x_t[:shown]))
+                    predicted[t].append(pictures(x0_hat[:shown]))
                 x = x_t
                 bar.update(len(indices) if t else 0)
-            samples.append(to_uint8(x))
+            samples.append(pictures(x))
     return ({t: np.concatenate(parts) for t, parts in kept.items()},
             {t: np.concatenate(parts) for t, parts in predicted.items()}, np.concatenate(samples))
 
@@ -164,7 +164,7 @@ def joined(parts: list[Any], order: list[int]) -> tuple[dict[int, np.ndarray], d
 def forward(model: Any, image: Tensor, frames: list[int], seed: int) -> dict[int, np.ndarray]:
     """x_t (1,H,W,C) of one image (C,H,W) for each t, Eq. 4, with the same eps throughout."""
     eps = Sampler.Noise(seed, [0], tuple(image.shape))()                                 # (1,C,H,W)
-    return {t: to_uint8(model.q_sample(image[None], torch.tensor([t]), eps)) for t in frames}
+    return {t: pictures(model.q_sample(image[None], torch.tensor([t]), eps)) for t in frames}
 
 
 def read_image(path: Path, model: Any) -> Tensor:
@@ -176,7 +176,7 @@ def read_image(path: Path, model: Any) -> Tensor:
         size = (model.unet.size, model.unet.size)
         picture = ImageOps.fit(picture.convert("L" if model.unet.depth == 1 else "RGB"), size, Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.view(picture.height, picture.width, -1).permute(2, 0, 1).float() / 127.5 - 1
+    return to_float(pixels.view(picture.height, picture.width, -1).permute(2, 0, 1))
 
 
 def ratio(path: Path) -> float:
@@ -193,6 +193,6 @@ def read_mask(path: Path, model: Any) -> Tensor:
     return mask
 
 
-def to_uint8(x: Tensor) -> np.ndarray:
-    """(N,C,H,W) -> uint8 (N,H,W,C); -1 is 0 and 1 is 255 at every t, and what lies beyond is cut off."""
-    return (x * 127.5 + 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+def pictures(x: Tensor) -> np.ndarray:
+    """(N,C,H,W) -> uint8 (N,H,W,C); -1 is 0 and 1 is 255 at every t."""
+    return to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()

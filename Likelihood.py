@@ -25,6 +25,11 @@ NOISE, PLACE = 7, 8  # what randomness is for: DiffusionModel lists all purposes
 LEVELS = 127.5  # gray levels in a distance of 1
 
 
+def like(value: Tensor, other: Tensor) -> Tensor:
+    """`value` with the type and on the device of `other`. Double precision stays on the CPU: not every device has it."""
+    return value.to(other.dtype).to(other.device)
+
+
 def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
     """KL(N(mean, variance) || N(other_mean, other_variance)), in nats."""
     return 0.5 * (other_log_variance - log_variance + (log_variance - other_log_variance).exp()
@@ -64,8 +69,8 @@ def bound_term(model: Any, x_0: Tensor, x_t: Tensor, t: Tensor, x0_hat: Tensor, 
 def last_term(model: Any, x_0: Tensor) -> Tensor:
     """L_T in bits/dim (B,): how far q(x_T | x_0) is from the noise that sampling begins with."""
     alpha_bar = torch.tensor(model.alpha_bar(model.T), dtype=torch.float64, device="cpu")
-    mean, log_variance = alpha_bar.sqrt() * x_0.double().cpu(), torch.log1p(-alpha_bar)
-    return (gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(mean)).mean(dim=(1, 2, 3)) / math.log(2)).to(x_0)
+    mean, log_variance = alpha_bar.sqrt() * x_0.cpu().double(), torch.log1p(-alpha_bar)
+    return like(gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(mean)).mean(dim=(1, 2, 3)) / math.log(2), x_0)
 
 
 @torch.no_grad()
@@ -96,8 +101,8 @@ def estimate(model: Any, x_0: Tensor, noise: Callable[[], Tensor], uniform: Tens
     p = 1 / torch.arange(2, model.T + 1, dtype=torch.float64)                    # (T-1,)
     p = p / p.sum()
     for k in range(K):
-        at = torch.searchsorted(p.cumsum(0), (k + uniform[:, k].double().cpu()) / K).clamp(max=len(p) - 1)   # (B,)
-        total = total + one_term(model, x_0, (at + 2).to(x_0.device), noise(), y) / (K * p[at]).to(x_0)
+        at = torch.searchsorted(p.cumsum(0), (k + uniform[:, k].cpu().double()) / K).clamp(max=len(p) - 1)   # (B,)
+        total = total + one_term(model, x_0, (at + 2).to(x_0.device), noise(), y) / like(K * p[at], x_0)
     return total
 
 
@@ -110,28 +115,33 @@ def flow(model: Any, x_0: Tensor, uniform: Tensor, noise: Callable[[], Tensor], 
     sigma / signal = `smallest`, at which z is taken to be the image, to t = T, at which it is noise. Integrated by RK45 with the
     relative and absolute `tolerance`; the divergence is Hutchinson's estimate with `probes` vectors of -1 and 1 for each
     image, from `noise()` (B,C,H,W). The steps are those of the whole batch, so that other batches change what lies within
-    the tolerance.
+    the tolerance. Raises ValueError where it cannot be integrated: the network's output is not finite.
     """
     from scipy.integrate import solve_ivp
     shape, (B, D) = x_0.shape, x_0.flatten(1).shape
     z_0 = x_0 + (uniform - 0.5) / LEVELS
-    signs = [noise().sign().to(x_0) for _ in range(probes)]
+    signs = [like(noise().sign(), x_0) for _ in range(probes)]
     last = model.T if model.alpha_bar(model.T) else model.T - 1                  # where sigma / signal is finite
     largest = math.sqrt(1 / model.alpha_bar(last) - 1)
 
     def slope(u: float, state: np.ndarray) -> np.ndarray:
         ratio = math.exp(u)
-        z = torch.from_numpy(state[:B * D]).to(x_0).view(shape).requires_grad_()
+        z = like(torch.from_numpy(state[:B * D]), x_0).view(shape).requires_grad_()
         with torch.enable_grad():
             x0_hat = model.denoise_at(ratio, z / math.hypot(1, ratio), *(() if y is None else (y,)))
             traces = [(torch.autograd.grad(x0_hat, z, v, retain_graph=True)[0] * v).flatten(1).sum(1) for v in signs]
         divergence = D - torch.stack(traces).mean(0)                             # (B,)
-        return np.concatenate([(z - x0_hat).detach().flatten().double().cpu().numpy(), divergence.double().cpu().numpy()])
+        found = torch.cat([(z - x0_hat).detach().flatten(), divergence]).cpu().double().numpy()
+        if not np.isfinite(found).all():                                         # the solver would take ever smaller steps, or end early
+            raise ValueError(f"the probability flow cannot be followed: its slope is not finite at sigma / signal = {ratio:.3g}")
+        return found
 
-    solved = solve_ivp(slope, (math.log(smallest), math.log(largest)), np.concatenate([z_0.flatten().double().cpu().numpy(), np.zeros(B)]),
+    solved = solve_ivp(slope, (math.log(smallest), math.log(largest)), np.append(z_0.flatten().cpu().double().numpy(), np.zeros(B)),
                        rtol=tolerance, atol=tolerance, method="RK45")
+    if not solved.success:
+        raise ValueError(f"the probability flow cannot be followed: {solved.message}")
     z_T, change = solved.y[:-B, -1].reshape(B, D), solved.y[-B:, -1]             # log p(z_0) = log p(z_T) + change
     signal = model.alpha_bar(last) ** 0.5
     log_p = -0.5 * (signal * z_T) ** 2 - 0.5 * math.log(2 * math.pi) + math.log(signal)
     nats = -(log_p.sum(1) + change) / D
-    return torch.from_numpy(nats / math.log(2) + math.log2(LEVELS)).to(x_0)
+    return like(torch.from_numpy(nats / math.log(2) + math.log2(LEVELS)), x_0)

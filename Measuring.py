@@ -3,6 +3,8 @@
     Measure(every=1000, count=500, unseen=unseen, judge=judge, real=Features.reference(judge, data), ...)     # a callback of Trainer
 """
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,7 +15,7 @@ import Distances
 import Features
 import Metrics
 import Samples
-from Callbacks import MEASURED, Ema, Progress
+from Callbacks import MEASURED, Ema, MetricsCsv, Progress
 from Dataset import DiffSet
 from DiffusionModel import DiffusionModel
 from Signals import Stop
@@ -25,21 +27,33 @@ class Measure(pl.Callback):
     """Every `every` steps, of the averaged weights: the bound in bits/dim of `count` unseen images, and, where there is a `judge`
     (see `Features`), the Frechet distance of `count` samples to the training images, whose features are `real`; logged as `MEASURED`.
 
-    Both come from noise that is always the same, and draw nothing from the training's. A signal ends them without a result.
+    Both come from noise that is always the same, and draw nothing from the training's. A signal ends them without a result, and
+    a run that goes on from this step begins with them (several processes stop one step later: then they are left out). How many
+    seconds it took is told to `spent`: they are not the training's.
     """
 
     def __init__(self, every: int, count: int, unseen: DiffSet, judge: Any, real: Tensor | None, ema: Ema, progress: Progress,
-                 batch_size: int, stop: Stop):
-        self.every, self.count, self.unseen, self.judge = every, count, unseen, judge
+                 batch_size: int, stop: Stop, spent: Callable[[float], None]):
+        self.every, self.count, self.unseen, self.judge, self.spent = every, count, unseen, judge, spent
         self.ema, self.progress, self.batch_size, self.stop = ema, progress, batch_size, stop
         self.real = {} if real is None else Distances.statistics(real)
 
-    @torch.no_grad()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        known = {step for logger in trainer.loggers if isinstance(logger, MetricsCsv) for step in logger.measured}
+        if trainer.global_step and trainer.global_step not in known:
+            self.on_train_batch_end(trainer, pl_module, None, None, 0)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.every or self.stop.signal:
-            return
-        assert isinstance(pl_module, DiffusionModel)
-        model, images = pl_module, []
+        if trainer.global_step % self.every == 0 and not self.stop.signal:
+            assert isinstance(pl_module, DiffusionModel)
+            began = time.monotonic()
+            self.measure(trainer, pl_module)
+            self.spent(time.monotonic() - began)
+
+    @torch.no_grad()
+    def measure(self, trainer: pl.Trainer, model: DiffusionModel) -> None:
+        """Log both of the step that was just taken."""
+        images = []
         with self.ema.applied(model):
             images_of = min(self.count, len(self.unseen))
             found = Metrics.bound(model, self.unseen, images_of, TERMS, model.seed, self.batch_size, "", lambda: self.stop.signal)

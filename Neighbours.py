@@ -1,6 +1,6 @@
 """Are samples copies? The training images nearest to them, and how near, measured by what real images have.
 
-    audit(samples, train, unseen)       # each (N,F), pixels or features: {"ratio": .., "copies": .., "duplicates": ..}
+    audit(samples, train, unseen)       # pixels or features: {"ratio": .., "copies": .., "duplicates": ..}, and of each sample
     nearest(samples, train, 3)          # distances and numbers (N,3) of the nearest
     picture(...)                        # samples beside their neighbours
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 PART = 10_000  # images that are compared at once
-SHARE = 0.01  # of the real images that are nearer to others than what is called a copy
-SAME = 0.001  # of an image's distance from the mean image, which rounding can make
+SHARE = 0.01  # of the real images: those that are nearest to others
+SAME = 0.001  # of an image's distance from the mean image, which rounding can make: as good as none
 
 
 def nearest(images: Tensor, others: Tensor, count: int = 1, itself: bool = False) -> tuple[Tensor, Tensor]:
     """Euclidean distances (N,count), rising, of images (N,F) to the nearest of others (M,F), and the numbers of those (N,count).
-    itself: `others` are the same images, and none is its own neighbour. Both may be uint8: numbers in double precision, without which
-    near ones are mistaken for each other (cdist subtracts squares), are made of a part at a time."""
+    itself: `others` begin with the same images, and none is its own neighbour. Both may be uint8; a part at a time is compared in
+    double precision, without which near images are mistaken for each other (cdist subtracts squares)."""
     found = []
     for start in range(0, len(images), 1000):
         part = images[start:start + 1000].double()
@@ -38,29 +38,38 @@ def nearest(images: Tensor, others: Tensor, count: int = 1, itself: bool = False
     return torch.cat(values), torch.cat(numbers)
 
 
-def audit(samples: Tensor, train: Tensor, unseen: Tensor) -> dict[str, float]:
-    """How near samples (N,F) are to the images of the training (M,F) and to unseen ones, all of them in an order without meaning.
+def audit(samples: Tensor, train: Tensor, unseen: Tensor) -> tuple[dict[str, float], Tensor]:
+    """How near samples (N,F) are to the images of the training (M,F) and to unseen ones (L,F), all in an order without meaning; and
+    each sample's distance to the nearest of the training by that to the nearest unseen one (N,).
 
     ratio: the mean distance to the nearest training image by that to the nearest unseen one, among equally many of both (the
-    training images taken in parts); 1 for a model that knows no training image better than what it stands for. copies: the share
-    of samples that are as near to a training image as the nearest `SHARE` of the unseen images are, which is what to expect.
-    duplicates: the share of samples that are as near to another sample as `SHARE` of as many unseen images are to each other.
+    training images taken in parts); 1 for a model that knows no training image better than what it stands for, in the manner of
+    the three-sample test of Meehan et al. 2020, "A non-parametric test to detect data-copying". copies: the share of samples
+    whose own quotient of these distances is as small as that of the lowest `SHARE` of the unseen images. duplicates: the share
+    of samples that another one is nearer to than half of what is usual for the nearest `SHARE` of as many unseen images, in
+    parts of the median distance within the set. Quotients, because smooth and pale images are near to everything.
     """
-    count = min(len(train), len(unseen))
-    to_unseen = nearest(samples, unseen[:count])[0]
-    pieces = train[:len(train) // count * count].split(count)
-    to_train = sum(float(nearest(samples, piece)[0].mean()) for piece in pieces) / len(pieces)
-    few, real = min(len(samples), len(unseen)), unseen[:1000].float()
-    same = float((real - real.mean(0)).norm(dim=1).mean()) * SAME
-    return {"ratio": to_train / max(float(to_unseen.mean()), 1e-9),
-            "copies": share_within(nearest(samples, train)[0], nearest(unseen[:few], train)[0], same),
-            "duplicates": share_within(nearest(samples[:few], samples[:few], itself=True)[0],
-                                       nearest(unseen[:few], unseen[:few], itself=True)[0], same)}
+    parts = train.split(min(len(train), len(unseen)))                            # the last one may be smaller
+    unseen = unseen[:len(parts[0])]
+    real, drawn = unseen[:1000].double(), samples[:1000].double()
+    same = max(float((real - real.mean(0)).norm(dim=1).mean()) * SAME, 1e-9)
+    to_parts = torch.cat([nearest(samples, part)[0] for part in parts], dim=1)   # (N, number of parts)
+    to_unseen = nearest(samples, unseen)[0][:, 0].clamp(min=same)                # (N,)
+    quotient = to_parts.min(1).values / to_unseen
+    usual = nearest(real, train)[0][:, 0] / nearest(real, unseen, itself=True)[0][:, 0].clamp(min=same)
+    few = min(len(real), len(drawn))                                             # the nearest of more is nearer
+    real, drawn = real[:few], drawn[:few]
+    spread, usual_spread = (float(torch.pdist(images).median()) for images in (drawn, real))
+    apart = nearest(drawn, drawn, itself=True)[0] / max(spread, usual_spread / 2, 1e-9)    # the same image over and over has no spread
+    usually = nearest(real, real, itself=True)[0] / max(usual_spread, 1e-9)
+    whole = to_parts[:, :len(train) // len(parts[0])]
+    return {"ratio": float(whole.mean() / to_unseen.mean()),
+            "copies": share(quotient <= max(float(usual.quantile(SHARE)), SAME)),
+            "duplicates": share(apart <= max(float(usually.quantile(SHARE)) / 2, SAME))}, quotient
 
 
-def share_within(distances: Tensor, real: Tensor, same: float) -> float:
-    """The share of distances up to the `SHARE` quantile of the real ones, or up to `same`, which is as good as none."""
-    return float((distances <= max(float(real.quantile(SHARE)), same)).float().mean())
+def share(true: Tensor) -> float:
+    return float(true.float().mean())
 
 
 def picture(samples: Tensor, train: Tensor, by_pixel: Tensor, by_feature: Tensor, columns: int = 4) -> Tensor:

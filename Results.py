@@ -1,4 +1,4 @@
-"""What was measured, for people and for programs: lines of a table, pictures, and metrics.json.
+"""What was measured, for people and for programs: lines of a table, pictures, a plot, and metrics.json.
 
     print("\\n".join(lines(found)))
     write("runs/mnist/metrics.json", about, found)
@@ -7,6 +7,7 @@
 """
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-import Sweep
 from CompleteFile import complete_file
 
 SAME = ("checkpoint_sha256", "weights", "dataset", "size", "train_digest", "test_digest")
@@ -22,20 +22,35 @@ GROWING = ("bits_per_dim", "distances", "memorization")  # parts to which a late
 
 
 def write(file: Path, about: dict[str, Any], found: dict[str, Any]) -> None:
-    """Add `found` to what the file knows `about` the same model and the same images (`SAME`); a file about others is replaced. Raises
-    OSError, in one line."""
+    """Add `found` to what the file knows `about` the same model and the same images (`SAME`). What it knows of others is kept under
+    "earlier". What is not finite becomes null. Raises OSError, in one line."""
     try:
         known = json.loads(file.read_text())
-        kept = known if isinstance(known, dict) and all(known.get(name) == about[name] for name in SAME) else {}
+        known = known if isinstance(known, dict) else {}
     except (OSError, ValueError):  # not there yet, or no JSON
-        kept = {}
+        known = {}
+    before = known.pop("earlier", [])
+    records = [record for record in [known, *(before if isinstance(before, list) else [])] if isinstance(record, dict) and record]
+    same = [record for record in records if all(record.get(name) == about[name] for name in SAME)]
+    kept = same[0] if same else {}
     merged = {part: {**kept[part], **value} if part in GROWING and isinstance(kept.get(part), dict) else value
               for part, value in found.items()}
+    earlier = [record for record in records if record not in same]
     try:
         with complete_file(file) as temporary:
-            temporary.write_text(json.dumps({**kept, **about, **merged}, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(finite({**kept, **about, **merged} | ({"earlier": earlier} if earlier else {})),
+                                            allow_nan=False) + "\n")
     except OSError as error:
-        raise OSError(f"cannot write {file} ({error.strerror})") from None
+        raise OSError(f"cannot write {file} ({error.strerror}): make room, or give a --ckpt elsewhere") from None
+
+
+def finite(value: Any) -> Any:
+    """The same dictionaries and lists, with None for every number that is not finite: JSON has none of them."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_picture(file: Path, picture: Tensor) -> None:
@@ -45,26 +60,58 @@ def write_picture(file: Path, picture: Tensor) -> None:
         image.resize((3 * image.width, 3 * image.height), Image.Resampling.NEAREST).save(temporary)
 
 
+def write_plot(file: Path, found: dict[str, Any]) -> None:
+    """Of a sweep: distance against evaluations of the network, and against seconds, side by side as a PNG. Raises OSError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, over, title in zip(figure.subplots(1, 2, sharey=True), ("evaluations", "seconds"),
+                                 ("evaluations of the network for an image", "seconds for an image")):
+        for name in dict.fromkeys(row["sampler"] for row in found["rows"]):
+            rows = sorted((row for row in found["rows"] if row["sampler"] == name), key=lambda row: row[over])
+            axes.plot([row[over] for row in rows], [row["frechet"]["mean"] for row in rows], marker="o", label=name)
+            axes.fill_between([row[over] for row in rows], [row["frechet"]["lowest"] for row in rows],
+                              [row["frechet"]["highest"] for row in rows], alpha=0.2)
+        axes.axhline(found["floor"], color="gray", linestyle="--", label="real images")
+        axes.set(xscale="log", yscale="log", xlabel=title)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(f"Frechet distance, {found['features']}")
+    figure.axes[1].legend()
+    with complete_file(file) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+# ---- lines of the table ------------------------------------------------------------------------------------------------
+
+
 def lines(found: dict[str, Any]) -> list[str]:
+    """The table, line by line, of the parts of `found` that are there."""
     return [line for part, show in SHOWN.items() if part in found for line in show(found[part])]
 
 
 def of_bits(found: dict[str, Any]) -> list[str]:
-    shown = ["bits/dim of unseen images, mean and its standard error"]
+    """Lines of "bits_per_dim"."""
+    shown = []
     for name, title in (("bound", "variational bound"), ("flow", "probability flow")):
         if one := found.get(name):
             own = f"   {one['mean_28x28']:.3f} for each of 28x28" if "mean_28x28" in one else ""
-            shown.append(f"  {title:18} {one['mean']:.3f} +- {one['standard_error']:.3f}   {one['images']} images{own}")
+            shown.append(f"bits/dim, {title:18} {one['mean']:.3f} +- {one['standard_error']:.3f}   {one['images']} unseen images{own}")
     if terms := found.get("bound", {}).get("terms"):
         T = len(terms) - 1
         ends = sorted({0, 1, *(round(T * i / 10) for i in range(1, 11)), T + 1})
-        shown.append("  of the bound:")
         shown += [f"    {f'L_{low}' if high == low + 1 else f'L_{low} .. L_{high - 1}':18} {sum(terms[low:high]):.4f}"
                   for low, high in pairwise(ends)]
     return shown
 
 
 def of_distances(found: dict[str, Any]) -> list[str]:
+    """Lines of "distances"."""
     shown = []
     for features, one in found.items():
         how = one["sampling"]
@@ -73,11 +120,16 @@ def of_distances(found: dict[str, Any]) -> list[str]:
         shown += [f"{one['sets']} x {one['images']} samples by {how['sampler']}, {how['steps']} steps{guided}; "
                   f"features of {features}{own}",
                   f"  {'':42} {'samples':>10}   {'lowest .. highest':>22}   {'real images':>11}   {'noise':>10}"]
-        titles = ({"frechet": "FID", "kernel": "KID"} if features == "inception"
-                  else {"frechet": "Frechet distance", "kernel": "kernel distance"})
-        rows = [(f"{titles.get(name, name)} to {one[to]['images']} {word}", one[to][name])
-                for to, word in (("to_train", "training images"), ("to_test", "unseen images"))
-                for name in ("frechet", "kernel", "precision", "recall")]
+        frechet, kernel = ("FID", "KID") if one["published_weights"] else ("Frechet distance", "kernel distance")
+        titles = {"frechet": frechet, "kernel": kernel, "precision": "precision", "recall": "recall"}
+        rows = []
+        for to, word in (("to_train", "training images"), ("to_test", "unseen images")):
+            for name, title in titles.items():
+                images = one[to]["manifold_images" if name in ("precision", "recall") else "images"]
+                rows.append((f"{title} to {images} {word}", one[to][name]))
+            if fewer := one[to].get("fewer"):
+                value = fewer["frechet"] | {"floor": one[to]["frechet"]["floor"]}
+                rows.append((f"  {frechet} of {fewer['images']} samples to them", value))
         rows += [(title, one[name]) for name, title in (
             ("inception_score", "Inception score"), ("as_asked", "share of the class asked for")) if name in one]
         for title, value in rows:
@@ -94,14 +146,31 @@ def of_distances(found: dict[str, Any]) -> list[str]:
 
 
 def of_memorization(found: dict[str, Any]) -> list[str]:
+    """Lines of "memorization"."""
     shown = []
     for features, one in found.items():
         shown.append(f"memorization, {one['images']} samples against {one['train_images']} training images")
         shown += [f"  in {title:31} distance to training / to unseen images {part['ratio']:.3f}; copies {100 * part['copies']:.1f}%, "
-                  f"near-duplicates {100 * part['duplicates']:.1f}% (real images: 1%)"
+                  f"near-duplicates {100 * part['duplicates']:.1f}% (of real images: 1% and 0%)"
                   for title, part in (("pixels", one["pixels"]), (f"features of {features}", one["features"]))]
         shown.append(f"  the eight most like a training image, and those it is like: {one['picture']}")
     return shown
 
 
-SHOWN = {"bits_per_dim": of_bits, "distances": of_distances, "memorization": of_memorization, "sweep": Sweep.lines}
+def of_sweep(found: dict[str, Any]) -> list[str]:
+    """Lines of "sweep"."""
+    sets = len(found["seeds"])
+    shown = [f"Frechet distance in features of {found['features']}, {sets} x {found['images']} samples to {found['train_images']} "
+             "training images",
+             "| sampler | steps | evaluations | batch | ms an image | distance |" + (" lowest .. highest |" if sets > 1 else ""),
+             "|---|---|---|---|---|---|" + ("---|" if sets > 1 else "")]
+    for row in found["rows"]:
+        value = row["frechet"]
+        title = row["sampler"] + (f", {row['variance']} variance" if row["variance"] else "")
+        shown.append(f"| {title} | {row['steps']} | {row['evaluations']:g} | {row['batch_size']} | {1000 * row['seconds']:.1f} | "
+                     f"{value['mean']:.2f} |" + (f" {value['lowest']:.2f} .. {value['highest']:.2f} |" if sets > 1 else ""))
+    return [*shown, f"{found['floor_images']} unseen images have {found['floor']:.2f}, noise {found['ceiling']:.2f}",
+            f"  the plot is {found['plot']}"]
+
+
+SHOWN = {"bits_per_dim": of_bits, "distances": of_distances, "memorization": of_memorization, "sweep": of_sweep}

@@ -25,6 +25,7 @@ import Checkpoint
 import Devices
 import RunFolder
 from CompleteFile import complete_file
+from Dataset import to_float
 from DiffusionModel import SKIPS, DiffusionModel
 from Signals import AGAIN, SIGNALS, Stop, status
 
@@ -54,7 +55,7 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
             with complete_file(run.run_dir / "config.json") as temporary:
                 temporary.write_text(json.dumps({"command": sys.argv, "settings": vars(args) | {"run_dir": str(run.run_dir)}, **about,
                                                  "torch": torch.__version__, "lightning": version("pytorch-lightning")}, indent=1) + "\n")
-            Callbacks.write_grid(run.unseen.images[:36].float() / 127.5 - 1, run.run_dir / "samples" / "real.png")
+            Callbacks.write_grid(to_float(run.unseen.images[:36]), run.run_dir / "samples" / "real.png")
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -93,6 +94,10 @@ class Checkpoints(pl.Callback):
 
     def seconds(self) -> float:
         return self.elapsed + time.monotonic() - self.began
+
+    def leave_out(self, seconds: float) -> None:
+        """They were not spent on training: `max_time` does not count them."""
+        self.began += seconds
 
     def seconds_left(self) -> float:
         return (self.max_time or float("inf")) - self.seconds()
@@ -173,10 +178,11 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         averages = [Callbacks.PowerEmas(run_dir / "averages", args.save_every)] if args.posthoc_ema else []
         progress = Callbacks.Progress(args.batch_size, checkpoints.seconds_left)
         shown: list[pl.Callback] = [Callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop), progress]
+        measured: list[pl.Callback] = []  # before a step is saved, so that a run which goes on from it has what belongs to it
         if args.eval_every and first:
             import Measuring  # slow to import, and seldom needed
-            shown.append(Measuring.Measure(args.eval_every, args.eval_images, run.unseen, run.judge, run.real, ema, progress,
-                                           args.batch_size, stop))
+            measured.append(Measuring.Measure(args.eval_every, args.eval_images, run.unseen, run.judge, run.real, ema, progress,
+                                           args.batch_size, stop, checkpoints.leave_out))
         trainer = pl.Trainer(
             accelerator=processes.device.type, devices=world // nodes, num_nodes=nodes,
             strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world > 1 else "auto",
@@ -184,7 +190,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
             max_epochs=-1, gradient_clip_val=args.clip or None, val_check_interval=args.val_every, check_val_every_n_epoch=None,
             num_sanity_val_steps=0, log_every_n_steps=args.log_every, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False, use_distributed_sampler=False, logger=False,
-            callbacks=[ema, *averages, checkpoints, *(shown if first else [])],
+            callbacks=[ema, *averages, *measured, checkpoints, *(shown if first else [])],
             default_root_dir=run_dir / ".none")  # Lightning would load an hpc_ckpt_* that lies there
         trainer._signal_connector.register_signal_handlers = lambda: None  # they end a run in disorder, or never
         try:

@@ -3,10 +3,10 @@
     how = plan(model, sampler="unipc", steps=20)
     folder = Path("runs/mnist/evaluation") / key(how, checkpoint)
     for rank in range(world): generate(model, how, folder, count=50_000, seed=0, rank=rank, world=world)
-    images, cost = read(model, folder, 50_000, seed=0)              # uint8 (N,C,H,W), and what they took
+    images, cost = read(model, folder, 50_000, seed=0)              # uint8 (N,C,H,W), and what one of them took
 
 Image i depends on (seed, i) alone, whoever draws it, and on the number of steps; where the model has classes it is of class
-i mod K. A file `seed0-00000500.npz` holds the `CHUNK` images from number 500 on, as `arr_0` uint8 (n,H,W,C).
+i mod K. A file `seed0-00000500.npz` holds the `CHUNK` images from number 500 on, as `arr_0` uint8 (n,H,W,C), and their `cost`.
 
 Letters in the shape columns: N images, C channels, H and W height and width, K classes.
 """
@@ -28,6 +28,7 @@ from tqdm import tqdm
 import Generation
 import Sampler
 from CompleteFile import complete_file
+from Dataset import to_uint8
 from Guidance import Guided
 
 CHUNK = 500
@@ -55,7 +56,7 @@ def drawn(model: Any, how: Namespace, indices: range, seed: int) -> Tensor:
     times = Sampler.time_grid(model, how.steps, model.T, how.grid)
     with torch.autocast(device.type, torch.bfloat16, enabled=how.precision != "32-true"):
         *_, (_, x, _) = Sampler.sample(how.sampler, Guided(model, y, how.guidance), noise(), times, noise, how.variance, how.eta)
-    return (x * 127.5 + 127.5).round().clamp(0, 255).byte().cpu()
+    return to_uint8(x).cpu()
 
 
 def key(how: Namespace, *of: Any) -> str:
@@ -65,21 +66,22 @@ def key(how: Namespace, *of: Any) -> str:
 
 
 def file_of(folder: Path, seed: int, first: int) -> Path:
+    """The file of the images from number `first` on."""
     return folder / f"seed{seed}-{first:08d}.npz"
 
 
-def chunk(model: Any, file: Path, count: int) -> tuple[Tensor, float, float] | None:
-    """The first `count` images of a file, the seconds and the evaluations of the network that one of them took; None where
-    it is not there, is damaged, or has fewer."""
+def chunk(model: Any, file: Path, count: int) -> tuple[Tensor, np.ndarray] | None:
+    """The first `count` images of a file, and the seconds and the evaluations of the network that one of them took, in batches of how
+    many; None where it is not there, is damaged, or has fewer."""
     net = model.unet
     try:
         with np.load(file, allow_pickle=False) as found:
             images, cost = found["arr_0"], found["cost"]
     except Exception:  # numpy and zipfile raise many kinds for a damaged file
         return None
-    if images.dtype != np.uint8 or images.shape[1:] != (net.size, net.size, net.depth) or len(images) < count or cost.shape != (2,):
+    if images.dtype != np.uint8 or images.shape[1:] != (net.size, net.size, net.depth) or len(images) < count or cost.shape != (3,):
         return None
-    return torch.from_numpy(images[:count]).permute(0, 3, 1, 2), float(cost[0]), float(cost[1])
+    return torch.from_numpy(images[:count]).permute(0, 3, 1, 2), cost
 
 
 def parts(count: int) -> Iterator[tuple[int, int]]:
@@ -92,6 +94,8 @@ def generate(model: Any, how: Namespace, folder: Path, count: int, seed: int, ba
     """Write every file of `count` images that is not there yet, of several processes every `world`-th. Raises OSError."""
     mine = list(parts(count))[rank::world]
     missing = [(first, size) for first, size in mine if chunk(model, file_of(folder, seed, first), size) is None]
+    if missing:  # what a device does once, at its first batch, is no cost of an image
+        drawn(model, Namespace(**{**vars(how), "sampler": "ddim", "steps": 1}), range(min(batch_size, missing[0][1])), seed)
     calls = [0]
 
     def count_images(_: Any, inputs: Any) -> None:
@@ -106,7 +110,7 @@ def generate(model: Any, how: Namespace, folder: Path, count: int, seed: int, ba
                 for start in range(first, first + size, batch_size):
                     images.append(drawn(model, how, range(start, min(start + batch_size, first + size)), seed))
                     bar.update(len(images[-1]))
-                cost = [(time.monotonic() - began) / size, calls[0] / size]
+                cost = [(time.monotonic() - began) / size, calls[0] / size, min(batch_size, size)]
                 with complete_file(file_of(folder, seed, first)) as temporary:
                     np.savez(temporary, arr_0=torch.cat(images).permute(0, 2, 3, 1).numpy(), cost=np.array(cost))
         finally:
@@ -114,14 +118,13 @@ def generate(model: Any, how: Namespace, folder: Path, count: int, seed: int, ba
 
 
 def read(model: Any, folder: Path, count: int, seed: int) -> tuple[Tensor, dict[str, float]]:
-    """`count` images that are there, uint8 (N,C,H,W), and the seconds and evaluations that one took. Raises OSError where
-    a file is missing."""
+    """`count` images that are there, uint8 (N,C,H,W), and the seconds and evaluations that one took, in batches of at most how many
+    (they may have been drawn by several calls). Raises OSError where a file is missing."""
     found = []
     for first, size in parts(count):
         if (part := chunk(model, file_of(folder, seed, first), size)) is None:
             raise OSError(f"{file_of(folder, seed, first)} is missing or damaged: run the same command again")
         found.append(part)
-    images, seconds, evaluations = zip(*found)
-    weigh = [len(part) / count for part in images]
-    return torch.cat(images), {"seconds": sum(s * w for s, w in zip(seconds, weigh)),
-                               "evaluations": sum(e * w for e, w in zip(evaluations, weigh))}
+    images, costs = zip(*found)
+    seconds, evaluations, _ = np.average(costs, axis=0, weights=[len(part) for part in images])
+    return torch.cat(images), {"seconds": float(seconds), "evaluations": float(evaluations), "batch_size": int(max(c[2] for c in costs))}

@@ -19,6 +19,7 @@ from Arguments import names, real, some_numbers, whole
 from Signals import Stop
 
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
+OF_SAMPLES = {"sampler", "steps", "grid", "eta", "variance", "guidance", "features", "inception_weights", "references"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,9 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--exact", action="store_true", help="all T terms of the bound for each image, instead of K")
     add("--flow", type=whole(0), default=0, metavar="N", help="unseen images for the probability flow's likelihood (0)")
     add = parser.add_argument_group("samples").add_argument
-    add("--num", type=whole(0), metavar="N", help="samples in each set (50000; 1000 on a CPU; 0: none)")
+    add("--num", type=whole(0), metavar="N", help="samples in each set (50000, as Ho et al.; 1000 on a CPU; 0: none)")
     add("--seeds", type=some_numbers(0), default=(0, 1, 2), metavar="N,..", help="one set for each; the first is also bits/dim's (0,1,2)")
-    add("--sampler", type=names(*SAMPLERS), metavar="NAME", help=f"{', '.join(SAMPLERS)} (unipc; --sweep sampler: all)")
+    add("--sampler", type=names(*SAMPLERS), metavar="NAME",
+        help=f"{', '.join(SAMPLERS)}; Ho et al. have ddpm (unipc, as good in 20 steps; --sweep sampler: all)")
     add("--steps", type=some_numbers(1), metavar="N", help="steps to t = 0 (20, heun 10, ddpm all T; --sweep steps: 5,10,20,50)")
     add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), default="uniform", help="at which t the steps are (uniform)")
     add("--eta", type=real(0, 1), metavar="X", help="noise of ddim (0)")
@@ -55,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--inception-weights", type=Path, metavar="FILE", help="those of torch-fidelity (downloaded into --data-root)")
     add("--references", type=whole(4), metavar="N", help="real images of each split, drawn once and for all (all)")
     add = parser.add_argument_group("machine").add_argument
-    add("--batch-size", type=whole(1), default=100, metavar="N", help="images at once (100)")
+    add("--batch-size", type=whole(1), default=100, metavar="N", help="images at once, of samples 500 at most (100)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto", help="of sampling; auto: bf16 where the hardware has it (auto)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node, which share the sampling (those of srun or torchrun, else 1)")
@@ -66,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
-    if wrong := contradiction(args):
+    if wrong := contradiction(args, {name for name, value in vars(args).items() if value != parser.get_default(name)}):
         parser.error(wrong)
     if args.doctor:
         import Doctor
@@ -87,26 +89,23 @@ def main(argv: list[str] | None = None) -> int:
         processes = Devices.launch(device, args.devices, args.num_nodes)
     except ValueError as error:
         parser.error(str(error))
-    first, refusal, prepared, path = processes.global_rank == 0, "", None, args.ckpt
     args.num = args.num if args.num is not None else 50_000 if device == "cuda" else 1000
-    for mine in (first, not first):  # the first alone finds the checkpoint, and makes what is missing
-        if mine and not refusal:
-            try:
-                prepared = Evaluation.prepare(args, path, processes)
-            except (OSError, ValueError) as error:
-                refusal = str(error)
-        found = next(filter(None, Devices.gather(processes, refusal)), "")
-        refusal, path = processes.broadcast((found, prepared.model.origin["checkpoint"] if prepared else path))
-    if refusal or not prepared:
-        Devices.part(processes)
-        parser.error(refusal) if first else sys.exit(Devices.own_status(2))
+    args.precision = processes.broadcast(args.precision)
+    first = processes.global_rank == 0
     try:
-        found = Evaluation.measure(args, prepared, processes)
-        Devices.part(processes)
+        prepared, refusal = Devices.in_turn(processes, lambda path: Evaluation.prepare(args, path, processes), args.ckpt)
+        if not prepared:
+            Devices.part(processes)
+            parser.error(refusal) if first else sys.exit(Devices.own_status(2))
+        Evaluation.draw(args, prepared, processes)
+        Devices.part(processes)  # the rest is the first one's, with nobody waiting
         if first:
-            Evaluation.finish(args, prepared, found)
-    except (torch.OutOfMemoryError, MemoryError):
+            Evaluation.measure(args, prepared)
+    except torch.OutOfMemoryError:
         print(f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}", file=sys.stderr)
+        return Devices.desert(processes, 2)
+    except MemoryError:
+        print(f"{parser.prog}: error: out of memory: choose a smaller --num, or fewer --references", file=sys.stderr)
         return Devices.desert(processes, 2)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -114,15 +113,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def contradiction(args: argparse.Namespace) -> str:
-    """What is wrong with flags that do not go together, in one line, or nothing."""
+def contradiction(args: argparse.Namespace, given: set[str]) -> str:
+    """What is wrong with flags that do not go together, in one line, or nothing; `given` are those that depart from their defaults."""
     swept = args.sweep or []
+    idle = (given - {"ckpt", "dataset", "data_root", "doctor"} if args.doctor else
+            given & {"bound", "terms", "exact", "flow"} if swept else
+            (given & OF_SAMPLES if args.num == 0 else set()) | (given & {"terms", "exact"} if args.bound == 0 else set()))
+    if idle:
+        mode = "with --doctor" if args.doctor else "with --sweep" if swept else "here"
+        return f"--{min(idle).replace('_', '-')} changes nothing {mode}: leave it out"
+    if args.exact and "terms" in given:
+        return "--exact takes all terms: leave out --terms"
     if args.ema_length is not None and args.weights == "raw":
         return "--ema-length averages the weights: leave out --weights raw"
-    if args.doctor and swept:
-        return "--doctor and --sweep are different things to do: choose one"
-    for flag, name, given in (("--sampler", "sampler", args.sampler), ("--steps", "steps", args.steps)):
-        if given and len(given) > 1 and name not in swept:
+    for flag, name, values in (("--sampler", "sampler", args.sampler), ("--steps", "steps", args.steps)):
+        if values and len(values) > 1 and name not in swept:
             return f"{flag} with more than one value needs --sweep {name}"
     if not swept and not args.doctor and args.bound == 0 and args.num == 0 and not args.flow:
         return "there is nothing to measure: give --bound, --flow or --num"

@@ -113,25 +113,23 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
 
-    first, refusal = processes.global_rank == 0, ""
-    run = path = resume = None
+    first = processes.global_rank == 0
     with contextlib.ExitStack() as held:
         if unarmed:
             stop.arm()
             held.callback(stop.disarm)
-        for mine in (first, not first):  # the first alone downloads and decodes the data, and settles where to go on
-            if mine and not refusal:
-                try:
-                    run = build(args, preset, processes)
-                    if first and not args.prepare_data and not args.dry_run:
-                        path = Run.settle(args, run, held, {"preset": preset, "device": device, "precision": precision})
-                    resume = Checkpoint.read(path) if path else None
-                except (ValueError, OSError) as error:
-                    refusal = str(error)
-            refusal, path = processes.broadcast((next(filter(None, Devices.gather(processes, refusal)), ""), path))
-        if refusal or not run:
+
+        def begin(path: Path | None) -> tuple[Any, Path | None]:
+            run = build(args, preset, processes)
+            if first and not args.prepare_data and not args.dry_run:
+                path = Run.settle(args, run, held, {"preset": preset, "device": device, "precision": precision})
+            return (run, path, Checkpoint.read(path) if path else None), path
+
+        begun, refusal = Devices.in_turn(processes, begin)  # the first alone downloads and decodes the data, and settles where to go on
+        if not begun:
             Devices.part(processes)
             parser.error(refusal) if first else sys.exit(Devices.own_status(2))
+        run, path, resume = begun
         if first:
             size = sum(p.numel() for p in run.model.parameters())
             chosen = f" (chosen for {device})" if args.preset == "auto" else ""

@@ -16,12 +16,13 @@ TINY = ["--width", "8", "--mults", "1,2", "--attention", "4", "--blocks", "1", "
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
-    """60 colour images 8x8 with two labels, as an .npz."""
+    """60 colour images 8x8 with two labels and 20 unseen ones, as an .npz."""
     random = np.random.default_rng(0)
     file = tmp_path_factory.mktemp("data") / "tiny.npz"
     labels = random.integers(0, 2, 60)
     images = (random.random((60, 8, 8, 3)) * 60 + 150 * labels[:, None, None, None]).astype(np.uint8)
-    np.savez(file, train_images=images, train_labels=labels, test_images=images[:20], test_labels=labels[:20])
+    unseen = (random.random((20, 8, 8, 3)) * 60 + 150 * labels[:20, None, None, None]).astype(np.uint8)
+    np.savez(file, train_images=images, train_labels=labels, test_images=unseen, test_labels=labels[:20])
     return file
 
 

@@ -1,6 +1,7 @@
 """Distances between sets of images, the networks whose features they take, and neighbours: against other derivations."""
 
 import builtins
+import hashlib
 import pickle
 import urllib.error
 from argparse import Namespace
@@ -14,6 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 import Distances
 import Features
+import Metrics
 import Neighbours
 from Dataset import DiffSet
 
@@ -161,7 +163,8 @@ def test_every_distance_grows_with_noise_and_blur(shapes, name, worse, levels):
 
 
 def test_noise_is_what_sampling_begins_from():
-    images = Distances.noise(50, (3, 8, 8)).float() / 127.5 - 1
+    images = Metrics.noise(1050, (3, 8, 8)).float() / 127.5 - 1
+    assert torch.equal(Metrics.noise(7, (3, 8, 8)).float() / 127.5 - 1, images[:7])          # image 6 is image 6 among any number
     assert abs(float(images.mean())) < 0.02
     assert 0.6 < float(images.std()) < 0.8                                   # of a normal distribution cut off at -1 and 1: 0.72
     assert float(((images == -1) | (images == 1)).float().mean()) == pytest.approx(0.317, abs=0.02)
@@ -233,6 +236,14 @@ def refuse_import(name):
         raise ImportError(name)
 
 
+def test_only_its_own_weights_make_a_distance_fid(shapes, inception_file, monkeypatch):
+    judge = Features.judge("inception", shapes.data, shapes.unseen, shapes.root, inception_weights=inception_file)
+    assert not judge.published                                               # those that were drawn for this test
+    monkeypatch.setattr(inceptionv3, "URL_INCEPTION_V3", f"https://x/weights-{hashlib.sha256(inception_file.read_bytes()).hexdigest()[:8]}.pth")
+    assert Features.judge("inception", shapes.data, shapes.unseen, shapes.root, inception_weights=inception_file).published
+    assert not shapes.judge.published
+
+
 def test_weights_that_lie_with_the_data_need_no_download(shapes, inception_file, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("it is there"))
     (tmp_path / inceptionv3.URL_INCEPTION_V3.rsplit("/", 1)[1]).write_bytes(inception_file.read_bytes())
@@ -259,21 +270,38 @@ def test_the_nearest_are_those_of_a_slow_search(monkeypatch, far):
 
 def test_copies_are_told_from_images_of_the_same_kind():
     train, unseen, fresh = (normal(count, 6, seed=seed) for seed, count in enumerate((3000, 1000, 800)))
-    honest = Neighbours.audit(fresh, train, unseen)
+    honest, _ = Neighbours.audit(fresh, train, unseen)
     assert honest["ratio"] == pytest.approx(1, abs=0.03)
     assert honest["copies"] < 0.03
     assert honest["duplicates"] < 0.03
-    copied = Neighbours.audit(train[:800] + 0.01 * fresh, train, unseen)
+    copied, _ = Neighbours.audit(train[:800] + 0.01 * fresh, train, unseen)
     assert copied["ratio"] < 0.8
-    assert copied["copies"] > 0.95
-    half = Neighbours.audit(torch.cat([fresh[:400], train[:400]]), train, unseen)
+    assert copied["copies"] > 0.9
+    half, quotient = Neighbours.audit(torch.cat([fresh[:400], train[:400]]), train, unseen)
     assert half["copies"] == pytest.approx(0.5, abs=0.05)
-    known = Neighbours.audit(train[2000:2400], train[:2400], unseen)         # also those beyond the parts of equal size
+    assert float(quotient[400:].max()) < 1e-6
+    assert float(quotient[:400].min()) > 0.01
+    known, _ = Neighbours.audit(train[2000:2400], train[:2400], unseen)      # also those beyond the parts of equal size
     assert known["copies"] == 1
-    twice = Neighbours.audit(train[:400], train, torch.cat([train[:500], unseen[:500]]))     # where real images come twice
+    twice, _ = Neighbours.audit(train[:400], train, torch.cat([train[:500], unseen[:500]]))  # where real images come twice
     assert twice["copies"] == 1
-    twins = Neighbours.audit(torch.cat([fresh[:100], fresh[:100] + 1e-3]), train, unseen)
+    twins, _ = Neighbours.audit(torch.cat([fresh[:100], fresh[:100] + 1e-3]), train, unseen)
     assert twins["duplicates"] == 1
+    collapsed, _ = Neighbours.audit(fresh[:1] + 0.01 * fresh, train, unseen)
+    assert collapsed["duplicates"] == 1
+    same, _ = Neighbours.audit(torch.zeros(9, 6), torch.zeros(20, 6), torch.zeros(9, 6))     # a division by nothing
+    assert same["copies"] == same["duplicates"] == 1
+
+
+@pytest.mark.parametrize("worse", [lambda x: blurred(x, 1.2), lambda x: (127.5 + (x.float() - 127.5) / 2).round().byte()])
+def test_smooth_and_pale_samples_are_not_called_copies(shapes, worse):
+    """Though they are near to everything: nearer to the training images than unseen ones are."""
+    of = shapes.judge, worse(shapes.unseen.images[500:800]), shapes.data, DiffSet(False, "shapes")
+    of[3].images = shapes.unseen.images[:500]
+    found, picture = Metrics.memorization(*of, shapes.root)
+    assert found["pixels"]["copies"] < 0.06
+    assert found["pixels"]["duplicates"] < 0.03
+    assert picture.shape == (3, 8 * 34, 9 * 34 + 2 * 6)
 
 
 def test_the_picture_has_a_row_for_each_sample():

@@ -1,6 +1,7 @@
 """evaluate.py by command: what it measures, says, writes and refuses."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,8 @@ import Doctor
 import evaluate
 import Likelihood
 import Metrics
+import Results
+import Samples
 from Dataset import DiffSet
 from Sampler import Noise
 
@@ -24,7 +27,7 @@ def measure(capsys, run, data, *more):
     assert evaluate.main(["--ckpt", str(run), "--dataset", str(data), "--data-root", str(data.parent), "--device", "cpu",
                           "--precision", "32", *more]) == 0
     *table, said, line = capsys.readouterr().out.splitlines()
-    assert said.endswith(f"written to {run / 'metrics.json'}")
+    assert said == f"  written to {run / 'metrics.json'}"
     found, written = json.loads(line), json.loads((run / "metrics.json").read_text())
     terms = written.get("bits_per_dim", {}).get("bound", {}).pop("terms", None)      # a thousand numbers are for the file alone
     for name, value in found.items():
@@ -54,8 +57,8 @@ def test_bits_per_dim_as_a_table_and_a_line(run, tiny_data, capsys):
     assert (found["weights"], found["step"], found["bits_per_dim"]["bound"]["seed"]) == ("ema", 12, 0)
     assert found["checkpoint"] == str(run / "checkpoints" / "step_00000012.ckpt")
     assert f"{found['checkpoint_sha256']}  step_00000012.ckpt\n" == (run / "checkpoints" / "step_00000012.ckpt.sha256").read_text()
-    assert f"{found['bits_per_dim']['bound']['mean']:.3f} +- " in table[2]
-    assert "probability flow" in table[3]
+    assert f"{found['bits_per_dim']['bound']['mean']:.3f} +- " in table[1]
+    assert "probability flow" in table[2]
 
 
 def test_a_run_directory_knows_its_images(tiny_run, tiny_data, tmp_path, capsys):
@@ -83,6 +86,12 @@ def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data,
     assert whole["terms"] == pytest.approx(parts["terms"], rel=1e-4, abs=1e-7)
     _, other = bits(capsys, run, tiny_data, "--exact", "--seeds", "1")
     assert other["bits_per_dim"]["bound"]["mean"] != whole["bits_per_dim"]["bound"]["mean"]
+    model, unseen = Checkpoint.load_model(run), DiffSet(False, str(tiny_data), image_size=8)
+    few, many = (Metrics.bound(model, unseen, count, None, title="")["mean"] * count for count in (7, 8))
+    last = unseen.some()[7:8]                                                # the eighth has the same noise as among twenty
+    noise = Noise(0, last.tolist(), (3, 8, 8), purpose=Likelihood.NOISE)
+    alone = Likelihood.bound(model, unseen.images[last].float() / 127.5 - 1, noise).sum(0)
+    assert many - few == pytest.approx(float(alone), rel=1e-3)
 
 
 def test_exact_is_the_bound_and_its_terms_are_its_sum(run, tiny_data, capsys):
@@ -90,7 +99,7 @@ def test_exact_is_the_bound_and_its_terms_are_its_sum(run, tiny_data, capsys):
     bound = found["bits_per_dim"]["bound"]
     assert len(found["terms"]) == 21                                         # T = 20, L_0 .. L_T
     assert sum(found["terms"]) == pytest.approx(bound["mean"])
-    assert sum(float(line.split()[-1]) for line in table[4:]) == pytest.approx(bound["mean"], abs=1e-3)
+    assert sum(float(line.split()[-1]) for line in table[2:]) == pytest.approx(bound["mean"], abs=1e-3)
     model, unseen = Checkpoint.load_model(run), DiffSet(False, str(tiny_data), image_size=8)
     x_0 = unseen.images.float() / 127.5 - 1
     again = Likelihood.bound(model, x_0, Noise(0, range(20), (3, 8, 8), purpose=Likelihood.NOISE)).sum(0)
@@ -139,15 +148,79 @@ def test_samples_come_with_a_floor_a_ceiling_and_a_spread(run, tiny_data, capsys
     assert one["class_names"] == ["0", "1"]
     assert "as_asked" not in one
     assert f"{one['to_train']['frechet']['floor']:.4f}" in next(line for line in table if "Frechet distance to 60 training" in line)
+    assert any(line.startswith("memorization, 30 samples against 60 training images") for line in table)
+    ratio = found["memorization"]["classifier"]["pixels"]["ratio"]
+    assert any(f"distance to training / to unseen images {ratio:.3f}" in line for line in table)
     picture = Image.open(found["memorization"]["classifier"]["picture"])
+    assert any("precision to 30 training images" in line for line in table)  # as many as samples
     assert picture.size == (3 * (9 * 10 + 2 * 6), 3 * 8 * 10)
     assert found["memorization"]["classifier"]["images"] == 30
     _, more = bits(capsys, run, tiny_data)                                   # is added to what is known of the same model
     written = json.loads((run / "metrics.json").read_text())
     assert written["distances"]["classifier"] == one
     assert written["bits_per_dim"]["bound"]["mean"] == more["bits_per_dim"]["bound"]["mean"]
-    bits(capsys, run, tiny_data, "--weights", "raw")                         # and dropped for another
-    assert "distances" not in json.loads((run / "metrics.json").read_text())
+    assert "fewer" not in one["to_test"]
+    assert one["to_train"]["fewer"]["images"] == 20                          # the floor is that of 20 unseen images
+    assert one["to_train"]["fewer"]["frechet"]["mean"] != one["to_train"]["frechet"]["mean"]
+    assert any("Frechet distance of 20 samples to them" in line for line in table)
+    bits(capsys, run, tiny_data, "--weights", "raw")                         # and put aside for another
+    written = json.loads((run / "metrics.json").read_text())
+    assert "distances" not in written
+    assert [(record["weights"], record["distances"]["classifier"]) for record in written["earlier"]] == [("ema", one)]
+    bits(capsys, run, tiny_data)
+    written = json.loads((run / "metrics.json").read_text())
+    assert written["distances"]["classifier"] == one
+    assert [record["weights"] for record in written["earlier"]] == ["raw"]
+
+
+def test_samples_of_other_weights_are_other_samples(conditional_run, tiny_data, capsys):
+    """Nothing drawn from one average of the weights is taken for another's, nor what was drawn in another way."""
+    found, folders = [], []
+    for more in ((), ("--weights", "raw"), ("--ema-length", "0.1"), ("--steps", "3"), ("--guidance", "3")):
+        before = set((conditional_run / "evaluation").glob("*/seed7-*")) if (conditional_run / "evaluation").is_dir() else set()
+        found.append(measure(capsys, conditional_run, tiny_data, "--bound", "0", "--num", "12", "--seeds", "7", *more)[1])
+        folders.append({file.parent for file in set((conditional_run / "evaluation").glob("*/seed7-*")) - before})
+    assert [len(new) for new in folders] == [1] * 5
+    assert len(set.union(*folders)) == 5
+    assert len({one["distances"]["classifier"]["to_train"]["frechet"]["mean"] for one in found}) == 5
+
+
+def test_stopped_and_run_again_it_goes_on(run, tiny_data, capsys, monkeypatch):
+    """A signal between two files of samples: those that are there are not drawn again, and the results are the same."""
+    monkeypatch.setattr(Samples, "CHUNK", 8)
+    ask = ("--bound", "0", "--num", "24", "--seeds", "11")
+    write, calls = Samples.drawn, []
+
+    def stops(model, how, indices, seed):
+        calls.append(indices)
+        if indices.start == 16 and len(calls) < 6:
+            raise KeyboardInterrupt
+        return write(model, how, indices, seed)
+
+    monkeypatch.setattr(Samples, "drawn", stops)
+    with pytest.raises(KeyboardInterrupt):
+        measure(capsys, run, tiny_data, *ask)
+    calls.extend([range(0)] * 6)
+    _, found = measure(capsys, run, tiny_data, *ask)
+    assert [indices.start for indices in calls if len(indices)] == [0, 0, 8, 16, 0, 16]      # one more at each start, to warm up
+    for file in (run / "evaluation").glob("*/seed11-*"):
+        file.unlink()
+    assert measure(capsys, run, tiny_data, *ask)[1]["distances"]["classifier"]["to_train"] == found["distances"]["classifier"]["to_train"]
+
+
+def test_what_was_measured_before_a_failure_is_kept(run, tiny_data, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("the probability flow cannot be followed: a test")
+    monkeypatch.setattr(Likelihood, "flow", fails)
+    assert evaluate.main(["--ckpt", str(run), "--device", "cpu", "--bound", "4", "--num", "0", "--flow", "2"]) == 2
+    assert "cannot be followed" in capsys.readouterr().err
+    assert json.loads((run / "metrics.json").read_text())["bits_per_dim"]["bound"]["images"] == 4
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    about = dict.fromkeys(Results.SAME, "x")
+    Results.write(tmp_path / "metrics.json", about, {"distances": {"classifier": {"frechet": {"sets": [1.0, float("nan")]}}}})
+    assert json.loads((tmp_path / "metrics.json").read_text())["distances"]["classifier"]["frechet"]["sets"] == [1, None]
 
 
 def test_the_classes_asked_for_are_looked_for(conditional_run, tiny_data, capsys):
@@ -193,6 +266,7 @@ def test_two_processes_measure_what_one_does(run, tiny_data, capsys, tmp_path):
                "--devices", "2"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
     two = json.loads(process.stdout.splitlines()[-1])
     assert two["distances"]["classifier"]["to_train"] == one["distances"]["classifier"]["to_train"]
     assert two["memorization"] == one["memorization"]
@@ -206,7 +280,9 @@ def test_a_sweep_has_a_row_for_each_and_a_plot(run, tiny_data, capsys):
         ("heun", 2, pytest.approx(3, abs=1)), ("heun", 5, pytest.approx(8, abs=2)), ("dpm++", 2, 2), ("dpm++", 5, 5)]
     assert all(row["frechet"]["lowest"] <= row["frechet"]["mean"] <= row["frechet"]["highest"] and row["seconds"] > 0 for row in rows)
     assert len([line for line in table if line.startswith(("| heun", "| dpm++"))]) == 4
-    assert Image.open(run / "evaluation" / "sweep.png").size == (1200, 480)
+    assert found["sweep"]["plot"] == str(run / "evaluation" / "sweep.png")
+    assert Image.open(found["sweep"]["plot"]).size == (1200, 480)
+    assert {row["batch_size"] for row in rows} == {20}
     only, found = measure(capsys, run, tiny_data, "--num", "20", "--seeds", "0", "--sweep", "steps")
     assert [(row["sampler"], row["steps"]) for row in found["sweep"]["rows"]] == [("unipc", 5), ("unipc", 10), ("unipc", 20)]  # T = 20
     assert found["sweep"]["floor"] < found["sweep"]["ceiling"]
@@ -245,7 +321,11 @@ def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_pat
     assert "needs --sweep steps" in said(*here, "--steps", "5,10")
     assert "--class-conditional" in said(*here, "--guidance", 2)
     assert "choose from 1 to 20 steps" in said(*here, "--steps", 21)
-    assert "choose one" in said(*here, "--doctor", "--sweep", "steps")
+    assert "--sweep changes nothing with --doctor" in refused(evaluate.main, "--ckpt", tiny_run, "--doctor", "--sweep", "steps")
+    assert "--exact changes nothing with --sweep" in said(*here, "--exact", "--sweep", "steps")
+    assert "--steps changes nothing here" in said(*here, "--num", 0, "--steps", 5)
+    assert "--terms changes nothing here" in said(*here, "--bound", 0, "--terms", 5)
+    assert "leave out --terms" in said(*here, "--exact", "--terms", 5)
     assert "is no run directory" in refused(evaluate.main, "--ckpt", tmp_path, "--doctor")
 
 
@@ -259,16 +339,16 @@ def patient(tmp_path, tiny_data):
         run = tmp_path / name
         (run / "images").mkdir(parents=True)
         (run / "checkpoints").mkdir()
-        rows = [f"{i},{loss}," for i, loss in enumerate(train)] + [f"{len(train)},,{loss}" for loss in valid]
+        rows = [f"{i},{loss}," for i, loss in enumerate(train)] + [f"{len(train) + i},,{loss}" for i, loss in enumerate(valid)]
         (run / "metrics.csv").write_text("\n".join(["step,train_loss,val_loss", *rows]) + "\n")
         (run / "config.json").write_text(json.dumps({"settings": {"dataset": str(tiny_data), **settings}, "preset": "laptop"}))
-        real = DiffSet(True, str(tiny_data), image_size=8).images.permute(0, 2, 3, 1).numpy()
-        np.savez(run / "images" / "samples.npz", arr_0=real[:40] if samples is None else samples)
         from DiffusionModel import DiffusionModel
         model = DiffusionModel(width=8, mults=(1,), attention=(), blocks=1, size=8)
         torch.save({"global_step": ema, "elapsed": 1.0, "hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(),
                     "ema": {"n": ema, "weights": model.unet.state_dict()}, "course": {}, "noise": {}},
                    run / "checkpoints" / "step_00005000.ckpt")
+        real = DiffSet(True, str(tiny_data), image_size=8).images.permute(0, 2, 3, 1).numpy()
+        np.savez(run / "images" / "samples.npz", arr_0=real[:40] if samples is None else samples)
         return run
     return make
 
@@ -290,6 +370,7 @@ def test_a_healthy_run_has_nothing_wrong(patient):
     ({"valid": (0.2, 0.5), "train": (1.0, 0.5, 0.4)}, "validation"),
     ({"ema": 300}, "EMA"),
     ({"samples": np.full((9, 8, 8, 3), 150, np.uint8)}, "constant samples"),
+    ({"samples": np.full((9, 8, 8, 3), (200, 50, 50), np.uint8)}, "constant samples"),
     ({"samples": np.random.default_rng(0).integers(0, 60, (40, 8, 8, 3)).astype(np.uint8)}, "colours"),
     ({"samples": np.random.default_rng(0).integers(0, 2, (40, 8, 8, 3)).astype(np.uint8) * 255}, "saturation"),
     ({"samples": np.repeat(np.random.default_rng(0).integers(90, 160, (1, 8, 8, 3)), 9, 0).astype(np.uint8)}, "equal samples"),
@@ -315,6 +396,8 @@ def test_weights_and_losses_are_compared_with_other_runs(patient):
     patient("first", valid=(0.2,))
     patient("second", valid=(0.22,))
     patient("another", valid=(0.9,), parameterization="eps")                 # not of the same kind
+    patient("young", valid=(0.9,), train=(1.0,))                             # after one step, not four
+    patient("short", valid=(0.9,), T=200)
     assert "other runs" not in wrong(patient("third", valid=(0.5, 0.24)))
     assert "other runs" in wrong(patient("fourth", valid=(0.5, 0.4), train=(1, 0.5, 0.4)))
 
@@ -325,6 +408,9 @@ def test_what_is_missing_is_not_called_wrong(patient):
     found = {one["what"]: one for one in Doctor.examine(run)}
     assert (found["colours"]["good"], found["other runs"]["good"]) == (None, None)
     assert "config.json names none" in found["colours"]["seen"]
+    os.utime(run / "images" / "samples.npz", (1, 1))
+    found = {one["what"]: one for one in Doctor.examine(run)}
+    assert "older than the newest checkpoint" in found["samples"]["seen"]
     (run / "images" / "samples.npz").unlink()
     found = {one["what"]: one["good"] for one in Doctor.examine(run)}
     assert found["samples"] is None

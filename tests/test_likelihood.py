@@ -1,10 +1,12 @@
 """Bits/dim: against distributions whose entropy is known, and against slow and obvious loops."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from scipy.stats import norm
 from torch import Tensor
 
@@ -213,6 +215,23 @@ def test_between_two_times_the_network_is_asked_for_both():
     assert model.at_ratio(1e-6)[2] == 1
     near = model.denoise_at(1e-6, x)                                         # almost no noise: the image is its own prediction
     assert torch.allclose(near, x, atol=1e-4)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_flow_that_cannot_be_followed_is_refused(beyond):
+    """And not taken from where the solver gave up: the network's output is not a number from this sigma / signal on."""
+    model = Known(lambda z, ratio: z * S**2 / (S**2 + ratio**2) * (math.nan if ratio > beyond else 1))
+    x_0 = of_gaussian(2)
+    with pytest.raises(ValueError, match="cannot be followed: its slope is not finite"):
+        Likelihood.flow(model, x_0, torch.full_like(x_0, 0.5), noise(x_0.shape))
+
+
+def test_double_precision_stays_on_the_cpu():
+    """Where a device has none, as Apple's: what is on it is converted after it has left."""
+    for file in ("Likelihood.py", "Metrics.py", "Neighbours.py", "Distances.py"):
+        text = (ROOT / file).read_text()
+        assert ".double().cpu()" not in text
+        assert not re.search(r"\.to\(x_0\)", text), "one call would convert on the device: see `like`"
 
 
 def test_noise_costs_bits_and_blur_saves_some():

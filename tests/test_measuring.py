@@ -1,6 +1,8 @@
 """--eval-every: bits/dim and the classifier's distance while a model is trained, beside a training that it does not touch."""
 
 import csv
+import signal
+import time
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ import Checkpoint
 import Classifier
 import Distances
 import Features
+import Measuring
 import Metrics
 import RunFolder
 import Samples
+import Signals
 import train
 from Dataset import DiffSet
 
@@ -71,6 +75,29 @@ def test_a_resumed_run_goes_on_with_it_and_may_begin_with_it(tiny_data, tmp_path
     late = trained(tiny_data, tmp_path / "late", *MEASURE)
     assert [row["step"] for row in late if row["bits_per_dim"]] == ["8", "12"]
     assert [row["train_loss"] for row in late if row["train_loss"]] == [row["train_loss"] for row in whole if row["train_loss"]]
+
+
+def test_what_a_stop_left_out_is_measured_when_the_run_goes_on(tiny_data, tmp_path, monkeypatch):
+    whole = trained(tiny_data, tmp_path / "whole", *MEASURE)
+    stop, measure = Signals.Stop(), Measuring.Metrics.bound
+
+    def interrupted(*args, **more):
+        stop.signal = signal.SIGTERM
+        return measure(*args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Measuring.Metrics, "bound", interrupted)
+        assert train.main(["--dataset", str(tiny_data), "--data-root", str(tmp_path), "--run-dir", str(tmp_path / "parts"),
+                           "--max-steps", "12", *TINY, "--dropout", "0.3", "--save-every", "4", *MEASURE], stop) != 0
+    assert trained(tiny_data, tmp_path / "parts", *MEASURE) == whole
+
+
+def test_the_time_it_takes_is_not_the_trainings(tiny_data, tmp_path, monkeypatch):
+    measure = Measuring.Metrics.bound
+    monkeypatch.setattr(Measuring.Metrics, "bound", lambda *args, **more: (time.sleep(3), measure(*args, **more))[1])
+    trained(tiny_data, tmp_path / "run", *MEASURE, "--max-time", "6s")
+    assert RunFolder.contents(RunFolder.newest(tmp_path / "run"))["global_step"] == 12       # with 9 seconds of measuring
+    assert RunFolder.contents(RunFolder.newest(tmp_path / "run"))["elapsed"] < 6
 
 
 def test_a_table_of_older_columns_is_kept(tiny_data, tmp_path):

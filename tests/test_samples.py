@@ -42,8 +42,8 @@ def test_it_goes_on_where_it_stopped_and_mends_what_is_damaged(model, tmp_path, 
     with pytest.raises(OSError, match="run the same command again"):
         Samples.read(model, tmp_path, 24, 0)
     asked = []
-    monkeypatch.setattr(Samples, "drawn", lambda m, h, indices, seed: asked.append(indices) or drawn(m, h, indices, seed))
-    Samples.generate(model, how, tmp_path, 24, seed=0)
+    monkeypatch.setattr(Samples, "drawn", lambda m, h, indices, seed: (h is how and asked.append(indices)) or drawn(m, h, indices, seed))
+    Samples.generate(model, how, tmp_path, 24, seed=0)                       # (what is drawn in another way is to warm up)
     assert asked == [range(8), range(16, 24)]
     assert torch.equal(Samples.read(model, tmp_path, 24, 0)[0], whole)
     Samples.generate(model, how, tmp_path, 20, seed=0)                       # fewer are a part of what is there
