@@ -1,6 +1,7 @@
 """--eval-every: bits/dim and the classifier's distance while a model is trained, beside a training that it does not touch."""
 
 import csv
+import json
 import signal
 import time
 
@@ -9,17 +10,12 @@ import torch
 from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import Checkpoint
 import Classifier
-import Distances
-import Features
+import evaluate
 import Measuring
-import Metrics
 import RunFolder
-import Samples
 import Signals
 import train
-from Dataset import DiffSet
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +50,15 @@ def test_it_is_logged_and_changes_nothing(tiny_data, tmp_path):
         assert [event.value for event in events.Scalars(name)] == pytest.approx([float(row[name]) for row in rows])
 
 
-def test_it_is_what_evaluate_would_measure(tiny_data, tmp_path):
+def test_it_is_what_evaluate_measures(tiny_data, tmp_path, capsys):
     rows = trained(tiny_data, tmp_path / "run", *MEASURE)
     last = next(row for row in reversed(rows) if row["bits_per_dim"])
-    model = Checkpoint.load_model(tmp_path / "run")                          # the averaged weights
-    data, unseen = (DiffSet(split, str(tiny_data), image_size=8) for split in (True, False))
-    judge = Features.judge("classifier", data, unseen, tmp_path)
-    features, _ = Features.seen(judge, Samples.drawn(model, Samples.plan(model), range(10), 0))
-    real = Features.seen(judge, data.images)[0]
-    assert float(last["classifier_distance"]) == pytest.approx(
-        Distances.frechet(Distances.statistics(features), Distances.statistics(real)), rel=1e-3)
-    assert float(last["bits_per_dim"]) == pytest.approx(Metrics.bound(model, unseen, 10, 8, title="")["mean"], rel=1e-4)
+    capsys.readouterr()
+    assert evaluate.main(["--ckpt", str(tmp_path / "run"), "--data-root", str(tmp_path), "--device", "cpu", "--precision", "32",
+                          "--seeds", "0", "--bound", "10", "--terms", str(Measuring.TERMS), "--num", "10"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert float(last["bits_per_dim"]) == pytest.approx(found["bits_per_dim"]["bound"]["mean"], rel=1e-4)
+    assert float(last["classifier_distance"]) == pytest.approx(found["distances"]["classifier"]["to_train"]["frechet"]["mean"], rel=1e-3)
 
 
 def test_a_resumed_run_goes_on_with_it_and_may_begin_with_it(tiny_data, tmp_path):
