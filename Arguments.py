@@ -59,7 +59,7 @@ def names(*known: str) -> Callable[[str], list[str]]:
         if wrong := [name for name in given if name not in known]:
             close = difflib.get_close_matches(wrong[0], known, n=1)
             raise argparse.ArgumentTypeError((f"did you mean {close[0]}? " if close else "")
-                                             + f"Expected some of {', '.join(known)}, separated by commas, not {text!r}")
+                                             + f"expected some of {', '.join(known)}, separated by commas, not {text!r}")
         return given
     return several
 

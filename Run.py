@@ -182,7 +182,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         if args.eval_every and first:
             import Measuring  # slow to import, and seldom needed
             measured.append(Measuring.Measure(args.eval_every, args.eval_images, run.unseen, run.judge, run.real, ema, progress,
-                                           args.batch_size, stop, checkpoints.leave_out))
+                                             args.batch_size, stop, checkpoints.leave_out))
         trainer = pl.Trainer(
             accelerator=processes.device.type, devices=world // nodes, num_nodes=nodes,
             strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world > 1 else "auto",
