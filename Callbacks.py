@@ -36,16 +36,18 @@ class Ema(pl.Callback):
     def __init__(self, decay: float = 0.9999):
         self.decay, self.n = decay, 0
         self.weights: dict[str, Tensor] = {}
+        self.pair: tuple[list[Tensor], list[Tensor]] = [], []  # the averages and the live weights, in the same order
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         live = dict(pl_module.unet.named_parameters())  # type: ignore[union-attr, operator]
         kept = self.weights or live
         self.weights = {name: kept[name].detach().clone().to(p.device) for name, p in live.items()}
+        self.pair = [*self.weights.values()], [*live.values()]
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         decay = min(self.decay, (1 + self.n) / (10 + self.n))
-        torch._foreach_lerp_([*self.weights.values()], [*pl_module.unet.parameters()], 1 - decay)  # type: ignore[union-attr, operator]
+        torch._foreach_lerp_(*self.pair, 1 - decay)  # type: ignore[reportPrivateImportUsage]
         self.n += 1
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@
 import logging
 import os
 import re
+import resource
 import sys
 import threading
 import time
@@ -44,6 +45,36 @@ def pick_precision(device: str, name: str) -> Any:
                 or bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)))
         name = "bf16" if fast else "32"
     return {"bf16": "bf16-mixed", "32": "32-true"}[name]
+
+
+def compiled(net: torch.nn.Module, mode: str, inputs: tuple[Any, ...], precision: str) -> tuple[Callable[..., Any] | None, str]:
+    """net.forward as torch.compile translates it, after one forward and backward of `inputs`, and ""; or None and why it cannot be,
+    in a line. The network itself, and the names of its weights, stay as they are."""
+    run = torch.compile(net.forward, mode=mode)
+    try:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=precision != "32-true"):
+            run(*inputs).float().sum().backward()
+    except Exception as error:  # of many kinds: the compiler may be missing, or the device too old for it
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return None, " ".join(reason.split())[:120]
+    finally:
+        net.zero_grad()
+    return run, ""
+
+
+def peak_memory(device: str, reset: bool = False) -> int:
+    """The most bytes that were held since the last `reset`, on a GPU by torch, else by this process, all of it (where the system cannot
+    forget: since the process began)."""
+    if device == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is forgotten
+        return int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes
 
 
 def started_elsewhere() -> tuple[ClusterEnvironment, int, int] | None:

@@ -85,6 +85,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         self.origin: dict[str, Any] = {}                                     # the file that it was loaded from
         self.rank, self.world = 0, 1                                         # this process's place among those that train
         self.stream = 0                                                      # of noise; another one after going back
+        self.accumulate = 1                                                  # parts of a step's images, one after another
+        self.compiled: Any = None                                            # unet.forward as torch.compile has it, for training
         self.register_buffer("skipped", torch.zeros(()), persistent=False)   # () steps in a row, as known on the device
         self.cut_short = False                                               # leave out what remains of the validation
 
@@ -93,7 +95,14 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         """The network's output for x_t: x (B,C,H,W), t (B,) in 1..T, y (B,) labels or None, augmentation (B,L) or None ->
         (B,C,H,W), or (B,2C,H,W) where the variance is learned."""
-        return self.unet(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
+        net = self.compiled if self.compiled and self.training else self.unet
+        return net(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
+
+    def example(self, B: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What `unet` is given for B images in training, all of it 0."""
+        net, none = self.unet, torch.zeros(B, dtype=torch.long, device=self.device)
+        return (torch.zeros(B, net.depth, net.size, net.size, device=self.device), none, none if net.classes else None,
+                torch.zeros(B, Augment.LABELS, device=self.device) if self.augment else None)
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the network should predict: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0."""
@@ -167,6 +176,20 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         """
         return self._errors(batch, (self.seed, TRAIN, batch_idx, self.stream), self.rank, self.world, train=True)[1].mean()
 
+    def loss_in_parts(self, batch: Any, batch_idx: int) -> Tensor:
+        """`get_loss` of a batch (x_0, y) in `accumulate` parts, one after another, so that what lies between the layers needs memory
+        for one of them. The gradient of all but the last part is there afterwards; that of the last is the returned loss's."""
+        key, parts, before = (self.seed, TRAIN, batch_idx, self.stream), self.accumulate, torch.zeros((), device=self.device)
+        *early, last = enumerate(zip(*(values.chunk(parts) for values in batch)))
+        if not early:
+            return self.get_loss(batch, batch_idx)
+        for i, part in early:
+            loss = self._errors(part, key, self.rank * parts + i, self.world * parts, train=True)[1].mean() / parts
+            with torch.autocast(self.device.type, enabled=False):
+                loss.backward()  # within DDP's forward: what the processes exchange later is the sum of all
+            before += loss.detach()
+        return before + self._errors(last[1], key, self.rank * parts + last[0], self.world * parts, train=True)[1].mean() / parts
+
     def _errors(self, batch: Any, key: tuple[int, ...], rank: int = 0, world: int = 1, train: bool = False) -> tuple[Tensor, Tensor]:
         """t (B,) and each image's error at its t (B,): mean squared, and in training as it was chosen to count. All that
         is random comes from `generator(*key)` for `world` times B images, of which these are the `rank`-th B."""
@@ -202,11 +225,16 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         self.rank, self.world = self.trainer.global_rank, self.trainer.world_size
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        key = (self.seed, DROPOUT, self.trainer.global_step, self.rank, self.stream)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))  # dropout is a function of the step
+        key = (self.seed, DROPOUT, self.trainer.global_step, self.rank, self.stream)  # dropout is a function of the step
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would look up, at every step, who calls it
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.get_loss(batch, self.trainer.global_step)  # batch_idx begins anew every epoch
+        if self.accumulate > 1:
+            self.trainer.optimizers[0].zero_grad()  # Lightning would do it after this
+        loss = self.loss_in_parts(batch, self.trainer.global_step)  # batch_idx begins anew every epoch
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             mean = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # of all processes: they wait for each other
             for logger in self.loggers:  # self.log would be written once more, under another step, where training is stopped
@@ -238,11 +266,18 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         ends = [-(-i * self.T // 10) for i in range(11)]
         return [f"val_loss_t{low + 1}-{high}" for low, high in pairwise(ends)]
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if self.accumulate == 1:
+            optimizer.zero_grad()
+
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        """Clip the gradient, or have Adam skip the step where it is not finite, without waiting for the device."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or torch.inf)
+        """Clip the gradient's norm, or have Adam skip the step where it is not finite, without waiting for the device. Adam does the
+        dividing in its one pass: what fused optimizers have for automatic mixed precision."""
+        gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         bad = (~norm.isfinite()).float()
-        optimizer.found_inf = bad                                            # torch's own word for it in fused optimizers
+        optimizer.found_inf = bad
+        optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1) if gradient_clip_val else None
         self.skipped = torch.where(self.skipped >= SKIPS, self.skipped, (self.skipped + bad) * bad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

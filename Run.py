@@ -161,6 +161,19 @@ class Checkpoints(pl.Callback):
             os._exit(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
 
 
+def prepare_step(args: Namespace, model: DiffusionModel, mode: str, precision: str, say: Any = print) -> None:
+    """How a step is computed: in parts, with less kept for the gradient, by a compiled network; the numbers are the same but for
+    rounding. `mode`: of torch.compile, "off", or "auto" for what suits the device. Where that cannot compile, say so and do without."""
+    model.accumulate, model.unet.recompute = args.accumulate, args.gradient_checkpointing
+    mode = {"auto": "default" if model.device.type == "cuda" else "off"}.get(mode, mode)
+    if mode != "off":
+        say("compiling the network: a minute or more, once", file=sys.stderr, flush=True)
+        inputs = model.example(args.batch_size // model.world // args.accumulate)
+        model.compiled, refusal = Devices.compiled(model.unet, mode, inputs, precision)
+        if refusal:
+            say(f"--compile {mode} does not work here ({refusal}): going on without", file=sys.stderr, flush=True)
+
+
 def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fabric, precision: Any, stop: Stop) -> int:
     """Train to the end, a signal, or a defeat; -> the exit status. Where training diverges, it goes back to the last good
     checkpoint and on with other noise, `GOING_BACK` times. Raises Refused where it cannot begin or go on."""
@@ -172,6 +185,8 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         done = resume["global_step"] if resume else 0
         if done:
             say(f"going on at step {done} of {run_dir}", flush=True)
+        model.world = world
+        prepare_step(args, model.to(processes.device), args.compile, precision, say)
         ema = Callbacks.Ema(args.ema_decay)
         checkpoints = Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
         checkpoints.elapsed = elapsed

@@ -24,14 +24,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, schedule="cosine", parameterization="v",
                    variance="small", lr=2e-3, warmup=200, batch_size=32, max_steps=3000, max_time=600.0, val_every=750, val_images=500,
                    save_every=750),
+    # CIFAR-10 in a GPU-hour. Batch, rate and average are those of Karras et al. 2022 (EDM, table 7), schedule and target those of Salimans
+    # & Ho 2022. It has not been measured yet.
+    "speedrun": dict(schedule="cosine", parameterization="v", variance="small", t_sampling="stratified", dropout=0.13, augment=0.12,
+                     batch_size=512, lr=1e-3, warmup=2000, ema_decay=0.9993, max_steps=200_000, max_time=3600.0, val_every=2500,
+                     val_images=2000, save_every=5000),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS, allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Defaults are those of Ho et al. 2020. --preset laptop departs from them:\n  "
-               + ", ".join(f"{name} {value}" for name, value in PRESETS["laptop"].items()))
+        epilog="Defaults are those of Ho et al. 2020. Presets depart from them:\n" + "\n".join(
+            f"  {name}: " + ", ".join(f"{flag} {value}" for flag, value in preset.items()) for name, preset in PRESETS.items() if preset))
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="shapes", help="mnist, fashionmnist, cifar10, shapes, a folder of images or an .npz file (shapes)")
     add("--data-root", default="data", metavar="DIR", help="where datasets are kept (data)")
@@ -77,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-time", type=duration, metavar="TIME", help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)")
     add("--seed", type=whole(0), default=0, metavar="N", help="(0)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it (auto)")
+    add("--compile", choices=("auto", "off", "default", "reduce-overhead", "max-autotune"), default="auto",
+        help="torch.compile the network in this mode; auto: default on CUDA, off elsewhere, where it gains nothing (auto)")
+    add("--accumulate", type=whole(1), default=1, metavar="N", help="compute each step in N parts, one after another, to save memory (1)")
+    add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False,
+        help="keep a quarter for the gradient and compute the rest again, a fifth slower: for large images (no)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node, each on a device of its own (those of srun or torchrun, else 1)")
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
@@ -140,7 +150,7 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
                   f"{many}{device}, {precision}", flush=True)
         status = 0
         if args.prepare_data or args.dry_run:
-            status = dry_run(run, args.max_steps, args.max_time, precision) if args.dry_run and first else 0
+            status = dry_run(args, run, precision) if args.dry_run and first else 0
         elif resume and (resume["global_step"] >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
             if first:
                 print(f"{path} is already trained, {resume['global_step']} steps in {resume['elapsed']:.0f} s; "
@@ -184,6 +194,9 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
         import Features  # slow to import, and seldom needed
         judge = Features.judge("classifier", data, unseen, args.data_root, processes.device)
         real = Features.reference(judge, data, args.data_root)
+    if args.batch_size % (args.accumulate * processes.world_size):
+        raise ValueError(f"--batch-size {args.batch_size} does not divide into --accumulate {args.accumulate} parts"
+                         + (f" on {processes.world_size} processes each" if processes.world_size > 1 else "") + ": choose another number")
     served = {"device": processes.device, "rank": processes.global_rank, "world": processes.world_size}
     torch.manual_seed(args.seed)
     return argparse.Namespace(
@@ -195,38 +208,40 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
                 "posthoc_ema": args.posthoc_ema})
 
 
-def dry_run(run: Any, max_steps: int, max_time: float | None, precision: str) -> int:
+def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
     """Print parameters, FLOPs, memory, speed and time to expect of training, measured over a few steps in this process."""
-    import resource
-
     import torch
     from torch.utils.flop_counter import FlopCounterMode
-    device = run.batches.images.device
-    model, optimizer = run.model.to(device), run.model.configure_optimizers()["optimizer"]
-    x, _ = next(iter(run.batches))
+
+    import Devices
+    import Run
+    device, max_steps, max_time = run.batches.images.device, args.max_steps, args.max_time
+    model, batch = run.model.to(device), next(iter(run.batches))
+    optimizer, x = model.configure_optimizers()["optimizer"], batch[0]
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true"):
-            loss = model.get_loss(x, 0)
         optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true"):
+            loss = model.loss_in_parts(batch, 0)
         loss.backward()
         optimizer.step()
         loss.item()  # waits for the device
 
+    Run.prepare_step(args, model, "off", precision)  # as it is written: what is compiled cannot be counted
     with FlopCounterMode(display=False) as flops:
         step()
+    Devices.peak_memory(device.type, reset=True)
+    Run.prepare_step(args, model, args.compile, precision)
     step()
     started, count = time.monotonic(), 0
     while time.monotonic() - started < 5:
         step()
         count += 1
     rate = count / (time.monotonic() - started)
-    kib = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
     seconds = min(max_steps / rate, max_time or float("inf"))
     print(f"parameters   {sum(p.numel() for p in model.parameters()):,}\n"
           f"computation  {flops.get_total_flops() / len(x) / 1e9:.2f} GFLOPs an image, forward and backward\n"
-          f"memory       {memory / 2**30:.2f} GiB\n"
+          f"memory       {Devices.peak_memory(device.type) / 2**30:.2f} GiB\n"
           f"speed        {rate * len(x):.1f} images/s, {rate:.2f} steps/s at batch {len(x)}\n"
           f"time         {seconds / 3600:.1f} hours for {min(max_steps, int(seconds * rate)):,} steps, without validation and previews")
     return 0

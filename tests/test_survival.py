@@ -301,13 +301,14 @@ def nearly_equal(one, other, until=STEPS, tolerance=1e-6):
     return max(abs(float(one[step]) - float(other[step])) for step in range(1, until + 1)) <= tolerance
 
 
-def test_two_processes_train_what_one_does(whole_of_two, start, tiny_data, tmp_path):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_processes_train_what_one_does(start, tiny_data, tmp_path, parts):
     """Without dropout, whose masks differ from process to process. Adam makes noise of size 1e-7 in a gradient of size 0
     (a bias before a normalization) into steps of size lr, so not the weights are compared, but what they do: the losses."""
     one, two = tmp_path / "one", tmp_path / "two"
     options = ["--dropout", 0, "--max-steps", 120]
     assert fit(tiny_data, one, *options) == 0
-    assert start(two, *options, "--devices", 2).ends() == 0
+    assert start(two, *options, "--devices", 2, "--accumulate", parts).ends() == 0
     assert nearly_equal(losses(one), losses(two), 120)
     assert validation_losses(one) == pytest.approx(validation_losses(two), abs=2e-6)
     assert len(validation_losses(one)) == 1

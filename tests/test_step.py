@@ -1,0 +1,112 @@
+"""How a step is computed changes its time and memory, and not what is learned: parts, gradient checkpointing, torch.compile."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import TINY
+from test_train import contents, fit, losses
+
+import Devices
+from DiffusionModel import DiffusionModel
+from Unet import Unet
+
+NETWORK = {"width": 8, "mults": (1, 2), "attention": (4,), "blocks": 1, "size": 8}
+
+
+def trained(**network) -> Unet:
+    """A network whose last layers are not zero."""
+    torch.manual_seed(0)
+    net = Unet(**{**NETWORK, **network})
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def gradients(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("choices", [{}, {"weighting": "min-snr", "parameterization": "v"}, {"t_sampling": "stratified"},
+                                     {"augment": 0.5}, {"classes": 3}], ids=str)
+def test_a_batch_in_parts_is_the_batch(choices):
+    model = DiffusionModel(T=20, beta_large=0.2, **choices, **NETWORK)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    batch, found = (torch.rand(12, 3, 8, 8) * 2 - 1, torch.arange(12) % 3), {}
+    for parts in (1, 2, 3, 12):
+        model.accumulate = parts
+        model.zero_grad()
+        loss = model.loss_in_parts(batch, 5)
+        loss.backward()
+        found[parts] = [loss.detach(), *gradients(model)]
+    assert torch.equal(found[1][0], model.get_loss(batch, 5).detach())
+    for parts in (2, 3, 12):
+        for whole, summed in zip(found[1], found[parts], strict=True):
+            torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_in_parts_is_the_run(tiny_data, tmp_path):
+    for name, options in {"whole": (), "parts": ("--accumulate", 4, "--gradient-checkpointing")}.items():
+        assert fit(tiny_data, tmp_path / name, "--max-steps", 20, *options) == 0
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert whole.keys() == parts.keys() == set(range(1, 21))
+    assert all(abs(float(whole[step]) - float(parts[step])) < 1e-5 for step in whole)
+
+
+def test_parts_that_do_not_divide_are_refused(refused, tiny_data, tmp_path):
+    import train
+    refused(train.main, ["--dataset", str(tiny_data), "--run-dir", str(tmp_path / "run"), *TINY, "--accumulate", "3"],
+            "--batch-size 8 does not divide into --accumulate 3 parts")
+
+
+def kept_bytes(net: Unet, recompute: bool) -> tuple[int, list[torch.Tensor]]:
+    """What is kept between forward and backward, and the gradient."""
+    kept = 0
+
+    def count(values: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += values.numel() * values.element_size()
+        return values
+    net.recompute = recompute
+    net.zero_grad()
+    torch.manual_seed(1)  # dropout
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda values: values):
+        out = net(torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8), torch.tensor([3, 9]))
+        kept_forward = kept
+        out.square().sum().backward()
+    return kept_forward, gradients(net)
+
+
+def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradient():
+    net = trained(blocks=2, dropout=0.3)
+    (everything, expected), (less, found) = kept_bytes(net, False), kept_bytes(net, True)
+    assert less < everything / 2
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_the_speedrun_trains(tiny_data, tmp_path):
+    assert fit(tiny_data, tmp_path / "run", "--preset", "speedrun", "--max-steps", 3) == 0
+    settings = contents(tmp_path / "run")["hyper_parameters"]
+    assert (settings["parameterization"], settings["augment"], settings["dropout"]) == ("v", 0.12, 0.13)
+
+
+def test_where_it_cannot_compile_it_says_so_and_trains(tiny_data, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler here\nand many more lines")
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--compile", "default") == 0
+    assert "--compile default does not work here (no compiler here): going on without" in capsys.readouterr().err
+    assert len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_the_compiled_network_is_the_network():
+    net, x, t = trained(mults=(1,), attention=()), torch.randn(4, 3, 8, 8), torch.arange(4)
+    names = list(net.state_dict())
+    compiled, refusal = Devices.compiled(net, "default", (x, t, None, None), "32-true")
+    assert not refusal
+    assert compiled is not None
+    assert list(net.state_dict()) == names
+    assert all(p.grad is None for p in net.parameters())
+    torch.testing.assert_close(compiled(x, t), net(x, t), rtol=1e-4, atol=1e-4)
