@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=whole(0), default=50, metavar="N", help="most frames of the trajectory besides the saved steps (50)")
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=whole(1), default=64, metavar="N", help="images at once; changes no image (64)")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it (auto)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node; changes no image (those of srun or torchrun, else 1)")
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
@@ -103,9 +104,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(refusal) if first else sys.exit(Devices.own_status(2))
     model, image, saved, frames, total = prepared.model, prepared.image, prepared.saved, prepared.frames, prepared.total
     rank, world = processes.global_rank, processes.world_size
+    precision = Devices.pick_precision(processes.device.type, "32" if args.interpolate else args.precision)  # there the steps go back, too
     share = range(total * rank // world, total * (rank + 1) // world)
     try:
-        parts = Devices.gather(processes, Generation.reverse(prepared, share, args.seed, args.batch_size)) if args.ckpt else []
+        with torch.autocast(processes.device.type, torch.bfloat16, enabled=precision != "32-true"):
+            parts = Devices.gather(processes, Generation.reverse(prepared, share, args.seed, args.batch_size)) if args.ckpt else []
         Devices.part(processes)
         if not first:
             return 0
