@@ -1,0 +1,92 @@
+"""What a second process costs, and what memory depends on: tables, as Markdown.
+
+    python benchmarks/scaling.py                     # both, some ten minutes on two cores
+    python benchmarks/scaling.py --what processes    # 1 and 2 processes over gloo, with one thread each
+    python benchmarks/scaling.py --what memory       # width, image size, batch, and what saves memory
+
+processes: `train.py --devices 2` beside two runs of their own at the same time, each with half of the batch: the same work on the same
+cores, but for what the two tell each other. memory: what `train.py --dry-run` prints (on a CPU the whole process, torch included).
+"""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from speed import machine
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+MEMORY = {  # what each changes in Ho et al.'s network at batch 16
+    "3x32x32, width 128, batch 16": [],
+    "width 64": ["--width", "64"],
+    "width 192": ["--width", "192"],
+    "batch 32": ["--batch-size", "32"],
+    "batch 32 in two parts": ["--batch-size", "32", "--accumulate", "2"],
+    "batch 32, gradient checkpointing": ["--batch-size", "32", "--gradient-checkpointing"],
+    "64x64": ["--image-size", "64"],
+    "64x64 in four parts": ["--image-size", "64", "--accumulate", "4"],
+    "64x64, gradient checkpointing": ["--image-size", "64", "--gradient-checkpointing"],
+    "128x128, batch 4": ["--image-size", "128", "--batch-size", "4"],
+    "128x128, batch 4 in four parts, gradient checkpointing": ["--image-size", "128", "--batch-size", "4", "--accumulate", "4",
+                                                               "--gradient-checkpointing"],
+}
+
+
+def train(*flags: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "train.py", "--dataset", "shapes", *flags], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"} if "--max-steps" in flags else None)
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    said = process.communicate()[0]
+    if process.returncode:
+        sys.exit(f"scaling.py: {' '.join(map(str, process.args))} ended with status {process.returncode}:\n{said}")  # type: ignore[arg-type]
+    return said
+
+
+def seconds(said: str) -> float:
+    """Of training, without the start, of what a run printed last."""
+    found = re.search(r"trained, at step \d+ after (\d+) s", said)
+    assert found, said
+    return float(found[1])
+
+
+def processes(steps: int, rounds: int) -> None:
+    alone, together = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in tqdm(range(rounds), desc="1 and 2 processes", unit=" rounds"):
+            often = ["--preset", "laptop", "--max-steps", str(steps), "--val-every", str(steps), "--val-images", "1"]
+            two = [train(*often, "--batch-size", "16", "--run-dir", f"{folder}/{i}-{j}") for j in range(2)]
+            alone.append(statistics.mean(seconds(ended(process)) for process in two))
+            together.append(seconds(ended(train(*often, "--batch-size", "32", "--devices", "2", "--run-dir", f"{folder}/{i}"))))
+    ratio = statistics.median(b / a for a, b in zip(alone, together))
+    print(f"\n| laptop network, {steps} steps, one thread each | seconds, median of {rounds} |\n|---|---|\n"
+          f"| two runs, batch 16 each, at the same time | {statistics.median(alone):.0f} |\n"
+          f"| one run, batch 32, on two processes | {statistics.median(together):.0f} |\n\n"
+          f"The two processes take {ratio - 1:+.0%}.", flush=True)
+
+
+def memory() -> None:
+    print("\n| Ho et al.'s network | memory | images/s | GFLOP an image |\n|---|---|---|---|")
+    for name, flags in tqdm(MEMORY.items(), desc="memory", unit=" networks"):
+        said = ended(train("--preset", "paper", "--batch-size", "16", *flags, "--dry-run"))
+        cells = [re.search(pattern, said) for pattern in (r"memory +(.* GiB)", r"speed +(\S+)", r"computation +(\S+)")]
+        print(f"| {name} | " + " | ".join(cell[1] if cell else "?" for cell in cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=("both", "processes", "memory"), default="both", help="(both)")
+    parser.add_argument("--steps", type=int, default=400, help="of each training (400)")
+    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    args = parser.parse_args()
+    print(machine("cpu"), flush=True)
+    if args.what != "memory":
+        processes(args.steps, args.rounds)
+    if args.what != "processes":
+        memory()

@@ -1,0 +1,34 @@
+"""The benchmarks run and print their tables; what they measure is in benchmarks/RESULTS.md, never asserted."""
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def printed(script: str, *flags: str) -> str:
+    result = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *flags], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| ")]
+    return {name: cells for name, *cells in found}
+
+
+def test_speed_prints_a_table():
+    out = printed("speed.py", "--network", "laptop", "--batch", "4", "--rounds", "1", "--seconds", "0.01",
+                  "--contenders", "ours,plain,convolutions,matmul")
+    table = rows(out)
+    assert "laptop**, batch 4" in out
+    assert table["this project"][:2] == table["its network in a plain float32 loop"][:2] == ["1.12M", "0.40"]
+    assert all(float(cells[2]) > 0 and float(cells[4]) > 0 for name, cells in table.items() if name)
+
+
+def test_where_the_time_of_a_step_goes():
+    table = rows(printed("step.py", "--steps", "4", "--flags=--preset laptop --batch-size 4"))
+    shares = [float(cells[1].rstrip("%")) for cells in table.values() if cells[1]]
+    assert {"network, forward", "network, backward", "Adam", "the rest"} <= table.keys()
+    assert abs(sum(shares) - 100) < 1
+    assert min(shares) >= 0
