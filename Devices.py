@@ -48,12 +48,17 @@ def pick_precision(device: str, name: str) -> Any:
 
 
 def compiled(net: torch.nn.Module, mode: str, inputs: tuple[Any, ...], precision: str) -> tuple[Callable[..., Any] | None, str]:
-    """net.forward as torch.compile translates it, after one forward and backward of `inputs`, and ""; or None and why it cannot be,
-    in a line. The network itself, and the names of its weights, stay as they are."""
+    """net.forward as torch.compile translates it, after forward and backward of `inputs`, and ""; or None and why it cannot be, in a
+    line. The network itself, and the names of its weights, stay as they are. Raises torch.OutOfMemoryError."""
     run = torch.compile(net.forward, mode=mode)
     try:
-        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=precision != "32-true"):
-            run(*inputs).float().sum().backward()
+        for _ in range(3):  # CUDA graphs are recorded the second time, and played the third
+            with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=precision != "32-true"):
+                loss = run(*inputs).float().sum()
+            loss.backward()
+            net.zero_grad()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of many kinds: the compiler may be missing, or the device too old for it
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return None, " ".join(reason.split())[:120]

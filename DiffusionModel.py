@@ -101,7 +101,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def example(self, B: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """What `unet` is given for B images in training, all of it 0."""
         net, none = self.unet, torch.zeros(B, dtype=torch.long, device=self.device)
-        return (torch.zeros(B, net.depth, net.size, net.size, device=self.device), none, none if net.classes else None,
+        return (torch.zeros(B, net.depth, net.size, net.size, device=self.device), none, none.clone() if net.classes else None,
                 torch.zeros(B, Augment.LABELS, device=self.device) if self.augment else None)
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -277,7 +277,11 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         norm = torch.nn.utils.get_total_norm(gradients)
         bad = (~norm.isfinite()).float()
         optimizer.found_inf = bad
-        optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1) if gradient_clip_val else None
+        scale = (norm / gradient_clip_val).clamp(min=1) if gradient_clip_val else None
+        if scale is not None and scale.device.type not in ("cpu", "cuda"):   # others leave it out
+            torch._foreach_div_(gradients, scale)  # type: ignore[reportPrivateImportUsage]
+            scale = None
+        optimizer.grad_scale = scale
         self.skipped = torch.where(self.skipped >= SKIPS, self.skipped, (self.skipped + bad) * bad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

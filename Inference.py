@@ -66,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=whole(0), default=50, metavar="N", help="most frames of the trajectory besides the saved steps (50)")
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=whole(1), default=64, metavar="N", help="images at once; changes no image (64)")
-    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it (auto)")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto",
+        help="auto: bf16 autocast where the hardware has it; not in the paper (auto)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node; changes no image (those of srun or torchrun, else 1)")
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")

@@ -161,15 +161,14 @@ class Checkpoints(pl.Callback):
             os._exit(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
 
 
-def prepare_step(args: Namespace, model: DiffusionModel, mode: str, precision: str, say: Any = print) -> None:
-    """How a step is computed: in parts, with less kept for the gradient, by a compiled network; the numbers are the same but for
-    rounding. `mode`: of torch.compile, "off", or "auto" for what suits the device. Where that cannot compile, say so and do without."""
+def prepare_step(args: Namespace, model: DiffusionModel, B: int, mode: str, precision: str, say: Any = print) -> None:
+    """How a step of B images is computed: in parts, with less kept for the gradient, by a compiled network; the numbers are the same
+    but for rounding. `mode`: of torch.compile, "off", or "auto" for what suits the device. Where it cannot compile, say so and go on."""
     model.accumulate, model.unet.recompute = args.accumulate, args.gradient_checkpointing
     mode = {"auto": "default" if model.device.type == "cuda" else "off"}.get(mode, mode)
     if mode != "off":
-        say("compiling the network: a minute or more, once", file=sys.stderr, flush=True)
-        inputs = model.example(args.batch_size // model.world // args.accumulate)
-        model.compiled, refusal = Devices.compiled(model.unet, mode, inputs, precision)
+        say("compiling the network: a minute or more, once; a signal is answered after it", file=sys.stderr, flush=True)
+        model.compiled, refusal = Devices.compiled(model.unet, mode, model.example(B // args.accumulate), precision)
         if refusal:
             say(f"--compile {mode} does not work here ({refusal}): going on without", file=sys.stderr, flush=True)
 
@@ -185,8 +184,6 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         done = resume["global_step"] if resume else 0
         if done:
             say(f"going on at step {done} of {run_dir}", flush=True)
-        model.world = world
-        prepare_step(args, model.to(processes.device), args.compile, precision, say)
         ema = Callbacks.Ema(args.ema_decay)
         checkpoints = Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
         checkpoints.elapsed = elapsed
@@ -209,6 +206,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
             default_root_dir=run_dir / ".none")  # Lightning would load an hpc_ckpt_* that lies there
         trainer._signal_connector.register_signal_handlers = lambda: None  # they end a run in disorder, or never
         try:
+            prepare_step(args, model.to(processes.device), args.batch_size // world, args.compile, precision, say)
             columns = ["train_loss", "val_loss", *model.bin_names(), *Callbacks.MEASURED]
             trainer.loggers = [Callbacks.MetricsCsv(run_dir / "metrics.csv", columns, done),
                                TensorBoardLogger(run_dir, name="", version="tensorboard")] if first else []

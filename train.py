@@ -197,6 +197,9 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
     if args.batch_size % (args.accumulate * processes.world_size):
         raise ValueError(f"--batch-size {args.batch_size} does not divide into --accumulate {args.accumulate} parts"
                          + (f" on {processes.world_size} processes each" if processes.world_size > 1 else "") + ": choose another number")
+    if args.accumulate > 1 and args.compile in ("reduce-overhead", "max-autotune"):
+        raise ValueError(f"--compile {args.compile} takes CUDA graphs, which cannot add up the gradients of --accumulate: "
+                         "give --compile default")
     served = {"device": processes.device, "rank": processes.global_rank, "world": processes.world_size}
     torch.manual_seed(args.seed)
     return argparse.Namespace(
@@ -227,11 +230,11 @@ def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
         optimizer.step()
         loss.item()  # waits for the device
 
-    Run.prepare_step(args, model, "off", precision)  # as it is written: what is compiled cannot be counted
+    Run.prepare_step(args, model, len(x), "off", precision)  # as it is written: what is compiled cannot be counted
     with FlopCounterMode(display=False) as flops:
         step()
     Devices.peak_memory(device.type, reset=True)
-    Run.prepare_step(args, model, args.compile, precision)
+    Run.prepare_step(args, model, len(x), args.compile, precision)
     step()
     started, count = time.monotonic(), 0
     while time.monotonic() - started < 5:

@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="that are timed, after a fourth as many (400)")
     parser.add_argument("--flags", default="--preset laptop", help="for train.py (--preset laptop)")
     args = parser.parse_args()
+    if "--accumulate" in args.flags:
+        parser.error("the parts of --accumulate are not timed: leave it out")
     timed(DiffusionModel, "forward", "network, forward")
     timed(DiffusionModel, "get_loss", "t, noise and loss", ("network, forward",))
     timed(DiffusionModel, "backward", "network, backward")

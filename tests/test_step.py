@@ -102,11 +102,28 @@ def test_where_it_cannot_compile_it_says_so_and_trains(tiny_data, tmp_path, monk
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_the_compiled_network_is_the_network():
-    net, x, t = trained(mults=(1,), attention=()), torch.randn(4, 3, 8, 8), torch.arange(4)
+    model = DiffusionModel(**{**NETWORK, "mults": (1,), "attention": (), "classes": 3})
+    model.unet = net = trained(mults=(1,), attention=(), classes=3)
+    x, t, y = torch.randn(4, 3, 8, 8), torch.arange(4), torch.tensor([0, 1, 2, 3])
     names = list(net.state_dict())
-    compiled, refusal = Devices.compiled(net, "default", (x, t, None, None), "32-true")
+    compiled, refusal = Devices.compiled(net, "default", model.example(4), "32-true")
     assert not refusal
     assert compiled is not None
     assert list(net.state_dict()) == names
     assert all(p.grad is None for p in net.parameters())
-    torch.testing.assert_close(compiled(x, t), net(x, t), rtol=1e-4, atol=1e-4)
+    with torch.compiler.set_stance("fail_on_recompile"):  # the example was like what training gives it
+        found = compiled(x, t, y, None)
+    found.square().sum().backward()
+    fast = gradients(net)
+    net.zero_grad()
+    expected = net(x, t, y)
+    expected.square().sum().backward()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for a, b in zip(fast, gradients(net), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_graphs_and_parts_are_refused_together(refused, tiny_data, tmp_path):
+    import train
+    refused(train.main, ["--dataset", str(tiny_data), "--run-dir", str(tmp_path / "run"), *TINY, "--accumulate", "2",
+                         "--compile", "reduce-overhead"], "give --compile default")
