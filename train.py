@@ -194,7 +194,7 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
         import Features  # slow to import, and seldom needed
         judge = Features.judge("classifier", data, unseen, args.data_root, processes.device)
         real = Features.reference(judge, data, args.data_root)
-    if args.batch_size % (args.accumulate * processes.world_size):
+    if args.accumulate > 1 and args.batch_size % (args.accumulate * processes.world_size):
         raise ValueError(f"--batch-size {args.batch_size} does not divide into --accumulate {args.accumulate} parts"
                          + (f" on {processes.world_size} processes each" if processes.world_size > 1 else "") + ": choose another number")
     if args.accumulate > 1 and args.compile in ("reduce-overhead", "max-autotune"):
