@@ -29,7 +29,7 @@ from Unet import Unet
 PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small", "learned")
 BOUND = 1e-3  # weight of the variational bound in the hybrid loss: lambda in section 3.1 of Nichol & Dhariwal 2021
-TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has 4, 6 and 9, Sampler 5, Likelihood 7 and 8, Metrics 10
+TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has 4 and 9, Sampler 5, Shapes 6, Likelihood 7 and 8, Metrics 10
 SKIPS = 5  # steps in a row without a finite gradient, after which training will not recover by itself
 
 

@@ -170,6 +170,8 @@ def contradiction(args: argparse.Namespace) -> str:
         return "--interpolate needs the ddim without noise: leave out --eta"
     if args.variance and only != "ddpm":
         return "--variance is that of ddpm: add --sampler ddpm"
+    if args.interpolate and args.precision == "bf16":
+        return "--interpolate goes from the images to their latents and back, which takes float32: leave out --precision bf16"
     if args.interpolate and (args.label or "").lower() == "all":
         return "--interpolate asks for one class or none: leave out --class all"
     if args.guidance_interval and args.guidance == 1:

@@ -14,13 +14,9 @@ can do: those of our network, alone, and one large one.
 
 import argparse
 import contextlib
-import io
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,103 +24,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
+from peers import diffusers, lucidrains
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from turns import Contender, images, still
 
 import Callbacks
 import Devices
 import Samples
 import train
+from DiffusionModel import DiffusionModel
+from Unet import Unet
 
-NETWORKS = {  # of the other projects: width, multiples, residual blocks a level, the level with attention
-    "paper": (128, (1, 2, 2, 2), 2, 1),
-    "laptop": (32, (1, 2, 2), 1, 2),
-}
 T, NEVER = 1000, 10**9
-ANSWERS = sys.stdout  # train.py has words of its own
-
-
-class Contender:
-    """net(x, t) -> Tensor; optimizer: of its weights. draw(n): a batch of samples in so many steps. step: a training step, or None where
-    another loop asks `before_step`. package: that is to be named. flops: of a step, where there is no network to count them in."""
-
-    def __init__(self, args: argparse.Namespace, net: Any, optimizer: Any, draw: Callable[[int], Any],
-                 step: Callable[[], Any] | None = None, bf16: bool = False, channels_last: bool = False, package: str = "",
-                 flops: float | None = None):
-        self.args, self.net, self.optimizer, self.draw = args, net, optimizer, draw
-        self.step, self.package, self.flops = step, package, flops
-        self.autocast = (lambda: torch.autocast(args.device, torch.bfloat16)) if bf16 else contextlib.nullcontext
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.left, self.began = 0, 0.0
-
-    def before_step(self) -> None:
-        """Answer what is typed, and return when another training step is wanted."""
-        while self.left == 0:
-            if self.began:
-                say(seconds=seconds_since(self.began, self.args.device))
-            what, count = (sys.stdin.readline() or "exit 0").split()
-            self.began = 0.0
-            if what == "exit":
-                sys.exit()
-            elif what == "train":
-                self.left, self.began = int(count), time.perf_counter()
-            elif what == "about":
-                say(**self.about())
-            else:
-                began = time.perf_counter()
-                self.bare(int(count)) if what == "bare" else self.draw(int(count))
-                say(seconds=seconds_since(began, self.args.device))
-        self.left -= 1
-
-    def run(self) -> None:
-        assert self.step
-        while True:
-            self.before_step()
-            self.step()
-
-    def bare(self, count: int) -> None:
-        if self.flops is not None and self.step:  # the machine's: it has no loop
-            for _ in range(count):
-                self.step()
-            return
-        x = torch.randn(self.args.batch, 3, 32, 32, device=self.args.device).contiguous(memory_format=self.format)
-        t = torch.arange(self.args.batch, device=self.args.device)
-        for _ in range(count):
-            with self.autocast():
-                loss = F.mse_loss(self.net(x, t).float(), x)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def about(self) -> dict[str, Any]:
-        if self.flops is None:
-            with FlopCounterMode(display=False) as counter:
-                self.bare(1)
-            self.flops = counter.get_total_flops()
-        return {"parameters": sum(p.numel() for p in self.net.parameters()) if self.net else 0, "flops": self.flops,
-                "memory": Devices.peak_memory(self.args.device), "version": version(self.package) if self.package else ""}
 
 
 def unet(network: str) -> dict[str, Any]:
     """The arguments of this project's network, as the preset has them."""
     names = ("width", "mults", "attention", "blocks", "patch")
     return {name: value for name, value in train.PRESETS[network].items() if name in names}
-
-
-def say(**found: Any) -> None:
-    print(json.dumps(found), file=ANSWERS, flush=True)
-
-
-def seconds_since(began: float, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def still(net: Any) -> torch.optim.Optimizer:
-    """An optimizer that does all its work and moves nothing, so that a network that is being trained can be timed."""
-    return torch.optim.Adam(net.parameters(), lr=0.0, fused=True)
 
 
 def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unipc") -> None:
@@ -153,7 +70,6 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
 
 def plain(args: argparse.Namespace) -> None:
     """Our network as a tutorial has it: float32, Algorithm 1 and the ancestral steps of Algorithm 2 in a loop."""
-    from DiffusionModel import DiffusionModel
     model = DiffusionModel(**unet(args.network))
     model.to(args.device)
     optimizer, x_0 = torch.optim.Adam(model.unet.parameters(), lr=2e-4), images(args)
@@ -175,99 +91,8 @@ def plain(args: argparse.Namespace) -> None:
     Contender(args, model.unet, optimizer, draw, step).run()
 
 
-def diffusers(args: argparse.Namespace, best: bool = False) -> None:
-    """The steps of its examples/unconditional_image_generation/train_unconditional.py with its defaults; `best`: mixed_precision bf16
-    and channels_last. Sampled by its DDPMPipeline."""
-    from accelerate import Accelerator
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # type: ignore[reportPrivateImportUsage]
-    from diffusers.optimization import get_scheduler
-    width, mults, blocks, level = NETWORKS[args.network]
-    kinds = [i == level for i in range(len(mults))]
-    net: Any = UNet2DModel(sample_size=32, in_channels=3, out_channels=3, layers_per_block=blocks, dropout=0.0,
-                           block_out_channels=tuple(width * m for m in mults), norm_num_groups=min(32, width // 4),
-                           down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in kinds),
-                           up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(kinds)), attention_head_dim=None)
-    if best:
-        net.to(memory_format=torch.channels_last)
-    accelerator = Accelerator(mixed_precision="bf16" if best else "no", cpu=args.device == "cpu")
-    scheduler = DDPMScheduler(num_train_timesteps=T)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
-    warmup = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
-    net, optimizer, warmup = accelerator.prepare(net, optimizer, warmup)
-    x_0 = images(args).contiguous(memory_format=torch.channels_last if best else torch.contiguous_format)
-
-    def step() -> None:
-        noise = torch.randn_like(x_0)
-        t = torch.randint(0, T, (args.batch,), device=args.device).long()
-        with accelerator.accumulate(net):
-            loss = F.mse_loss(net(scheduler.add_noise(x_0, noise, t), t).sample.float(), noise.float())
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            warmup.step()
-            optimizer.zero_grad()
-        loss.detach().item()
-
-    pipeline: Any = DDPMPipeline(accelerator.unwrap_model(net), scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def draw(steps: int) -> None:
-        with torch.autocast(args.device, torch.bfloat16, enabled=best):
-            pipeline(batch_size=args.batch, num_inference_steps=steps, output_type="np")
-    Contender(args, Output(net), still(net), draw, step, bf16=best, package="diffusers", channels_last=best).run()
-
-
-class Output(torch.nn.Module):
-    """diffusers' network as one that gives a tensor."""
-
-    def __init__(self, net: Any):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.net(x, t).sample
-
-
-def lucidrains(args: argparse.Namespace) -> None:
-    """The steps of its Trainer with its defaults, and its DDIM sampling."""
-    from accelerate import Accelerator
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-    from ema_pytorch import EMA
-    width, mults, _, _ = NETWORKS[args.network]
-    diffusion: Any = GaussianDiffusion(Unet(width, dim_mults=mults), image_size=32, timesteps=T)
-    accelerator = Accelerator(mixed_precision="no", cpu=args.device == "cpu")
-    diffusion.to(accelerator.device)
-    optimizer: Any = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
-    ema = EMA(diffusion, beta=0.995, update_every=10).to(accelerator.device)
-    model, optimizer = accelerator.prepare(diffusion, optimizer)
-    x_0 = (images(args) + 1) / 2
-
-    def step() -> None:
-        with accelerator.autocast():
-            loss = model(x_0)
-        loss.item()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update()
-
-    def draw(steps: int) -> None:
-        diffusion.sampling_timesteps = steps
-        with contextlib.redirect_stderr(io.StringIO()):
-            diffusion.ddim_sample((args.batch, 3, 32, 32))
-    Contender(args, diffusion.model, still(diffusion.model), torch.no_grad()(draw), step, package="denoising-diffusion-pytorch").run()
-
-
-def images(args: argparse.Namespace) -> Tensor:
-    """One batch (B,3,32,32) of the built-in shapes, in [-1,1]."""
-    from Dataset import DiffSet, to_float
-    return to_float(DiffSet(True, "shapes", "data", 32).images[:args.batch]).to(args.device)
-
-
 def convolutions(args: argparse.Namespace) -> None:
     """Those of our network, forward and backward in bf16, one after another, and nothing between them."""
-    from Unet import Unet
     net = Unet(**unet(args.network)).to(args.device)
     found: list[tuple[Any, Any]] = []
     for layer in net.modules():
@@ -314,7 +139,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], None]] = {
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=CONTENDERS)
-    parser.add_argument("--network", choices=NETWORKS, default="laptop", help="(laptop)")
+    parser.add_argument("--network", choices=("paper", "laptop"), default="laptop", help="(laptop)")
     parser.add_argument("--batch", type=int, default=32, help="(32)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--flags", default="", help="more flags for train.py, of ours")

@@ -1,8 +1,9 @@
 """What a second process costs, and what memory depends on: tables, as Markdown.
 
-    python benchmarks/scaling.py                     # both, some ten minutes on two cores
+    python benchmarks/scaling.py                     # all, some ten minutes on two cores
     python benchmarks/scaling.py --what processes    # 1 and 2 processes over gloo, with one thread each
     python benchmarks/scaling.py --what memory       # width, image size, batch, and what saves memory
+    python benchmarks/scaling.py --what kept         # what is kept of an image between forward and backward, a few seconds
 
 processes: `train.py --devices 2` beside two runs of their own at the same time, each with half of the batch: the same work on the same
 cores, but for what the two tell each other. memory: what `train.py --dry-run` prints (on a CPU the whole process, torch included).
@@ -21,6 +22,7 @@ from speed import machine
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 MEMORY = {  # what each changes in Ho et al.'s network at batch 16
     "3x32x32, width 128, batch 16": [],
     "width 64": ["--width", "64"],
@@ -79,14 +81,37 @@ def memory() -> None:
         print(f"| {name} | " + " | ".join(cell[1] if cell else "?" for cell in cells) + " |", flush=True)
 
 
+def kept(size: int, recompute: bool) -> float:
+    """MiB for each further image that Ho et al.'s network keeps for the gradient, in bf16."""
+    import torch
+
+    from Unet import Unet
+    net, found = Unet(size=size), []
+    net.recompute = recompute
+    for count in (2, 4):
+        storages: dict[int, int] = {}
+
+        def pack(values: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[values.untyped_storage().data_ptr()] = values.untyped_storage().nbytes()
+            return values
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda values: values):
+            net(torch.randn(count, 3, size, size), torch.arange(count))
+        found.append(sum(storages.values()))
+    return (found[1] - found[0]) / 2 / 2**20
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("both", "processes", "memory"), default="both", help="(both)")
+    parser.add_argument("--what", choices=("all", "processes", "memory", "kept"), default="all", help="(all)")
     parser.add_argument("--steps", type=int, default=400, help="of each training (400)")
     parser.add_argument("--rounds", type=int, default=3, help="(3)")
     args = parser.parse_args()
     print(machine("cpu"), flush=True)
-    if args.what != "memory":
+    if args.what in ("all", "processes"):
         processes(args.steps, args.rounds)
-    if args.what != "processes":
+    if args.what in ("all", "memory"):
         memory()
+    if args.what in ("all", "kept"):
+        print("\n| Ho et al.'s network | kept for the gradient, MiB an image | with gradient checkpointing |\n|---|---|---|")
+        for size in (32, 64):
+            print(f"| {size}x{size} | {kept(size, False):.0f} | {kept(size, True):.0f} |", flush=True)

@@ -15,6 +15,7 @@ number is the median of its rounds, so that what else runs on the machine meets 
 
 import argparse
 import datetime
+import importlib.util
 import json
 import platform
 import re
@@ -30,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 NAMES = {"ours": "this project", "plain": "its network in a plain float32 loop", "diffusers": "diffusers, train_unconditional's defaults",
          "diffusers-best": "diffusers, bf16 and channels_last", "lucidrains": "lucidrains' Trainer", "convolutions": "", "matmul": ""}
 LIMITS = ("convolutions", "matmul")
+NEEDS = {"diffusers": ("diffusers", "accelerate"), "diffusers-best": ("diffusers", "accelerate"),
+         "lucidrains": ("denoising_diffusion_pytorch",)}
 STEPS = 20
 
 
@@ -125,6 +128,8 @@ def main() -> None:
     args.contenders = args.contenders.split(",")
     if unknown := set(args.contenders) - NAMES.keys():
         parser.error(f"unknown contender {min(unknown)}: choose from {', '.join(NAMES)}")
+    if missing := [name for name in args.contenders if not all(map(importlib.util.find_spec, NEEDS.get(name, ())))]:
+        parser.error(f"{' and '.join(missing)} cannot take part: pip install -r benchmarks/requirements.txt, or choose other --contenders")
     print(machine(args.device), flush=True)
     for network in ("laptop", "paper") if args.network == "both" else (args.network,):
         measure(network, args.batch or (32 if network == "laptop" else 128 if args.device == "cuda" else 16), args)

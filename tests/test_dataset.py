@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import Dataset
+import Shapes
 from Dataset import Batches, DiffSet
 
 
@@ -70,10 +71,10 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path):
 
 
 def test_shapes_are_a_function_of_index_and_seed():
-    a, labels = Dataset.draw_shapes(40, 32, seed=0)
-    b, _ = Dataset.draw_shapes(10, 32, seed=0)
+    a, labels = Shapes.draw(40, 32, seed=0)
+    b, _ = Shapes.draw(10, 32, seed=0)
     assert torch.equal(a[:10], b)
-    assert not torch.equal(a[:10], Dataset.draw_shapes(10, 32, seed=1)[0])
+    assert not torch.equal(a[:10], Shapes.draw(10, 32, seed=1)[0])
     assert set(labels.tolist()) == set(range(5))
     assert a.dtype == torch.uint8
     bright = a.amax(dim=1) > 150                                  # the shape, well inside and of some size

@@ -64,6 +64,20 @@ def test_an_image_is_the_same_in_any_batch_and_all_differ(out, tiny_run, tmp_pat
     assert not np.array_equal(np.load(tmp_path / "samples.npz")["arr_0"], one[:2])
 
 
+@pytest.mark.parametrize(("flags", "bf16"), [(("--precision", "32"), False), (("--precision", "bf16"), True), ((), True),
+                                             (("--interpolate", "PHOTO", "PHOTO"), False)])
+def test_the_precision_is_the_one_asked_for_or_suits(tiny_run, tmp_path, monkeypatch, flags, bf16):
+    import Devices
+    from Unet import Unet
+    seen, forward = [], Unet.forward
+    monkeypatch.setattr(Unet, "forward", lambda self, *args: (seen.append(torch.is_autocast_enabled("cpu")), forward(self, *args))[1])
+    monkeypatch.setattr(Devices, "pick_precision", lambda device, name: "32-true" if name == "32" else "bf16-mixed")  # hardware that has it
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    flags = [tmp_path / "photo.png" if flag == "PHOTO" else flag for flag in flags]
+    assert infer("--ckpt", tiny_run, "--out", tmp_path / "out", "--num", 2, "--steps", 2, *flags) == 0
+    assert set(seen) == {bf16}
+
+
 def test_twice_is_the_same_bytes(tiny_run, tmp_path):
     for name in ("a", "b"):
         infer("--ckpt", tiny_run, "--num", 2, "--out", tmp_path / name)
@@ -338,6 +352,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
     (["--mask", "PHOTO", "--input-image", "PHOTO"], "black all over"),
     (["--mask", "PHOTO", "--input-image", "PHOTO", "--start-step", "5"], "choose one"),
     (["--mask", "PHOTO", "--input-image", "PHOTO", "--sampler", "heun"], "works with --sampler ddpm alone"),
+    (["--interpolate", "PHOTO", "PHOTO", "--precision", "bf16"], "which takes float32"),
     (["--interpolate", "PHOTO", "PHOTO", "--sampler", "unipc"], "works with --sampler ddim alone"),
     (["--interpolate", "PHOTO", "PHOTO", "--input-image", "PHOTO"], "goes with --start-step"),
     (["--interpolate", "PHOTO", "NOPHOTO"], "cannot be read as an image"),

@@ -8,8 +8,9 @@ from conftest import TINY
 from test_train import contents, fit, losses
 
 import Devices
+import train
 from DiffusionModel import DiffusionModel
-from Unet import Unet
+from Unet import Unet, attend
 
 NETWORK = {"width": 8, "mults": (1, 2), "attention": (4,), "blocks": 1, "size": 8}
 
@@ -55,9 +56,8 @@ def test_a_run_in_parts_is_the_run(tiny_data, tmp_path):
 
 
 def test_parts_that_do_not_divide_are_refused(refused, tiny_data, tmp_path):
-    import train
-    refused(train.main, ["--dataset", str(tiny_data), "--run-dir", str(tmp_path / "run"), *TINY, "--accumulate", "3"],
-            "--batch-size 8 does not divide into --accumulate 3 parts")
+    said = refused(train.main, "--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--accumulate", 3, "--max-steps", 2)
+    assert "--batch-size 8 does not divide into --accumulate 3 parts: choose another number" in said
 
 
 def kept_bytes(net: Unet, recompute: bool) -> tuple[int, list[torch.Tensor]]:
@@ -85,6 +85,30 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradient():
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+@pytest.mark.parametrize("clip", [1e-3, 1e3, 0.0])
+def test_the_gradients_norm_is_clipped(clip):
+    """Adam divides by its own mean, so that clipping shows in the momentum: after one step that is a tenth of the clipped gradient."""
+    model = DiffusionModel(T=20, beta_large=0.2, lr=0.0, **NETWORK)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    optimizer = model.configure_optimizers()["optimizer"]
+    model.get_loss(torch.linspace(-1, 1, 4 * 192).reshape(4, 3, 8, 8), 0).backward()
+    before = gradients(model)
+    norm = float(torch.cat([g.flatten() for g in before]).norm())
+    assert 1e-3 < norm < 1e3
+    model.configure_gradient_clipping(optimizer, clip or None)
+    optimizer.step()
+    for gradient, parameter in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], 0.1 * gradient * (min(1, clip / norm) if clip else 1))
+
+
+@pytest.mark.parametrize("places", [4, 1024, 1025])
+def test_attention_is_the_same_written_out_and_fused(places):
+    q, k, v = torch.randn(3, 2, places, 8, generator=torch.Generator().manual_seed(0)).double()
+    weights = torch.einsum("bnc,bmc->bnm", q, k).div(8**0.5).exp()
+    torch.testing.assert_close(attend(q, k, v), weights @ v / weights.sum(dim=2, keepdim=True))
+
+
 def test_the_speedrun_trains(tiny_data, tmp_path):
     assert fit(tiny_data, tmp_path / "run", "--preset", "speedrun", "--max-steps", 3) == 0
     settings = contents(tmp_path / "run")["hyper_parameters"]
@@ -98,6 +122,13 @@ def test_where_it_cannot_compile_it_says_so_and_trains(tiny_data, tmp_path, monk
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--compile", "default") == 0
     assert "--compile default does not work here (no compiler here): going on without" in capsys.readouterr().err
     assert len(losses(tmp_path / "run")) == 2
+
+
+def test_what_is_compiled_is_trained_and_not_sampled(tiny_data, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: lambda *inputs: (called.append(mode), forward(*inputs))[1])
+    assert fit(tiny_data, tmp_path / "run", "--max-steps", 7, "--compile", "reduce-overhead") == 0  # validates and previews once
+    assert called == ["reduce-overhead"] * (3 + 7)  # three to try it
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
@@ -124,6 +155,6 @@ def test_the_compiled_network_is_the_network():
 
 
 def test_graphs_and_parts_are_refused_together(refused, tiny_data, tmp_path):
-    import train
-    refused(train.main, ["--dataset", str(tiny_data), "--run-dir", str(tmp_path / "run"), *TINY, "--accumulate", "2",
-                         "--compile", "reduce-overhead"], "give --compile default")
+    said = refused(train.main, "--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--accumulate", 2,
+                   "--compile", "reduce-overhead", "--max-steps", 2)
+    assert "give --compile default" in said

@@ -9,7 +9,8 @@ from conftest import ROOT
 
 MAY_IMPORT = {
     "CompleteFile": set(),
-    "Dataset": {"CompleteFile"},
+    "Shapes": set(),
+    "Dataset": {"CompleteFile", "Shapes"},
     "Unet": set(),
     "Signals": set(),
     "Devices": set(),
@@ -53,7 +54,8 @@ def test_every_purpose_of_randomness_has_its_own_number():
     import Likelihood
     import Metrics
     import Sampler
-    purposes = [DiffusionModel.TRAIN, DiffusionModel.VALIDATE, DiffusionModel.DROPOUT, Dataset.ORDER, Dataset.SHAPE, Dataset.PICK,
+    import Shapes
+    purposes = [DiffusionModel.TRAIN, DiffusionModel.VALIDATE, DiffusionModel.DROPOUT, Dataset.ORDER, Shapes.SHAPE, Dataset.PICK,
                 Sampler.IMAGE, Likelihood.NOISE, Likelihood.PLACE, Metrics.CEILING]
     assert sorted(purposes) == list(range(1, 11))  # none is 0: a key that ends in zeros is the key without them
 

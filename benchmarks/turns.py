@@ -1,0 +1,105 @@
+"""What every contender of the comparison is: something that trains and samples and stands still until it is its turn.
+
+    Contender(args, net, optimizer, draw, step).run()    # reads what it is to do from standard input, a line at a time: see contender.py
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import Devices
+from Dataset import DiffSet, to_float
+
+ANSWERS = sys.stdout  # train.py has words of its own
+
+
+class Contender:
+    """net(x, t) -> Tensor; optimizer: of its weights. draw(n): a batch of samples in so many steps. step: a training step, or None where
+    another loop asks `before_step`. package: that is to be named. flops: of a step, where there is no network to count them in."""
+
+    def __init__(self, args: argparse.Namespace, net: Any, optimizer: Any, draw: Callable[[int], Any],
+                 step: Callable[[], Any] | None = None, bf16: bool = False, channels_last: bool = False, package: str = "",
+                 flops: float | None = None):
+        self.args, self.net, self.optimizer, self.draw = args, net, optimizer, draw
+        self.step, self.package, self.flops = step, package, flops
+        self.autocast = (lambda: torch.autocast(args.device, torch.bfloat16)) if bf16 else contextlib.nullcontext
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.left, self.began = 0, 0.0
+
+    def before_step(self) -> None:
+        """Answer what is typed, and return when another training step is wanted."""
+        while self.left == 0:
+            if self.began:
+                say(seconds=seconds_since(self.began, self.args.device))
+            what, count = (sys.stdin.readline() or "exit 0").split()
+            self.began = 0.0
+            if what == "exit":
+                sys.exit()
+            elif what == "train":
+                self.left, self.began = int(count), time.perf_counter()
+            elif what == "about":
+                say(**self.about())
+            else:
+                began = time.perf_counter()
+                self.bare(int(count)) if what == "bare" else self.draw(int(count))
+                say(seconds=seconds_since(began, self.args.device))
+        self.left -= 1
+
+    def run(self) -> None:
+        assert self.step
+        while True:
+            self.before_step()
+            self.step()
+
+    def bare(self, count: int) -> None:
+        if self.flops is not None and self.step:  # the machine's: it has no loop
+            for _ in range(count):
+                self.step()
+            return
+        x = torch.randn(self.args.batch, 3, 32, 32, device=self.args.device).contiguous(memory_format=self.format)
+        t = torch.arange(self.args.batch, device=self.args.device)
+        for _ in range(count):
+            with self.autocast():
+                loss = F.mse_loss(self.net(x, t).float(), x)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def about(self) -> dict[str, Any]:
+        if self.flops is None:
+            with FlopCounterMode(display=False) as counter:
+                self.bare(1)
+            self.flops = counter.get_total_flops()
+        return {"parameters": sum(p.numel() for p in self.net.parameters()) if self.net else 0, "flops": self.flops,
+                "memory": Devices.peak_memory(self.args.device), "version": version(self.package) if self.package else ""}
+
+
+def say(**found: Any) -> None:
+    print(json.dumps(found), file=ANSWERS, flush=True)
+
+
+def seconds_since(began: float, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def still(net: Any) -> torch.optim.Optimizer:
+    """An optimizer that does all its work and moves nothing, so that a network that is being trained can be timed."""
+    return torch.optim.Adam(net.parameters(), lr=0.0, fused=True)
+
+
+def images(args: argparse.Namespace) -> Tensor:
+    """One batch (B,3,32,32) of the built-in shapes, in [-1,1]."""
+    return to_float(DiffSet(True, "shapes", "data", 32).images[:args.batch]).to(args.device)
