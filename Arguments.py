@@ -5,6 +5,8 @@ import difflib
 import re
 from collections.abc import Callable
 
+COMPILE = ("off", "default", "reduce-overhead", "max-autotune")  # the modes of torch.compile
+
 
 def whole(low: int) -> Callable[[str], int]:
     """A whole number of at least `low`."""

@@ -86,7 +86,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         self.rank, self.world = 0, 1                                         # this process's place among those that train
         self.stream = 0                                                      # of noise; another one after going back
         self.accumulate = 1                                                  # parts of a step's images, one after another
-        self.compiled: Any = None                                            # unet.forward as torch.compile has it, for training
+        self.compiled: dict[bool, Any] = {}                                  # unet.forward as torch.compile has it, by self.training
         self.register_buffer("skipped", torch.zeros(()), persistent=False)   # () steps in a row, as known on the device
         self.cut_short = False                                               # leave out what remains of the validation
 
@@ -95,14 +95,13 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         """The network's output for x_t: x (B,C,H,W), t (B,) in 1..T, y (B,) labels or None, augmentation (B,L) or None ->
         (B,C,H,W), or (B,2C,H,W) where the variance is learned."""
-        net = self.compiled if self.compiled and self.training else self.unet
-        return net(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
+        return self.compiled.get(self.training, self.unet)(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
 
     def example(self, B: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """What `unet` is given for B images in training, all of it 0."""
+        """What `unet` is given for B images, in training or in sampling, whichever the model is ready for; all of it 0."""
         net, none = self.unet, torch.zeros(B, dtype=torch.long, device=self.device)
         return (torch.zeros(B, net.depth, net.size, net.size, device=self.device), none, none.clone() if net.classes else None,
-                torch.zeros(B, Augment.LABELS, device=self.device) if self.augment else None)
+                torch.zeros(B, Augment.LABELS, device=self.device) if self.augment and self.training else None)
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the network should predict: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0."""

@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 
 import Checkpoint
+import Devices
 import Features
 import Metrics
 import Results
@@ -35,7 +36,8 @@ def prepare(args: Namespace, path: Path, processes: Fabric) -> tuple[Namespace, 
     samplers = args.sampler or (Sampler.SAMPLERS if "sampler" in swept else (None,))
     steps = args.steps or ([count for count in STEPS if count <= model.T] if "steps" in swept else [None])
     hows = [Samples.plan(model, **({"sampler": sampler} if sampler else {}), steps=count, grid=args.grid, variance=args.variance,
-                         eta=args.eta or 0.0, guidance=args.guidance, precision=args.precision) for sampler in samplers for count in steps]
+                         eta=args.eta or 0.0, guidance=args.guidance, precision=args.precision,
+                         compiled="" if args.compile == "off" else args.compile) for sampler in samplers for count in steps]
     weights = args.weights if args.ema_length is None else f"ema of length {args.ema_length:g}"
     prepared = Namespace(model=model, weights=weights, home=home, hows=hows, judges=[])
     if not hows:
@@ -82,10 +84,15 @@ def folder(args: Namespace, prepared: Namespace, how: Namespace) -> Path:
 
 def draw(args: Namespace, prepared: Namespace, processes: Fabric) -> None:
     """Write all samples that are not there yet. Raises OSError."""
+    model, place = prepared.model, (processes.global_rank, processes.world_size)
+    say = print if processes.global_rank == 0 else lambda *_, **__: None
     for how in prepared.hows if args.num else ():
         for seed in args.seeds:
-            Samples.generate(prepared.model, how, folder(args, prepared, how), args.num, seed, args.batch_size, processes.global_rank,
-                             processes.world_size, f"{how.sampler}, {how.steps} steps, seed {seed}")
+            files = folder(args, prepared, how)
+            if not model.compiled and Samples.wanted(model, files, args.num, seed, *place):
+                Devices.compile_network(model, args.compile, min(args.batch_size, args.num) * (1 if args.guidance == 1 else 2),
+                                        args.precision, say)
+            Samples.generate(model, how, files, args.num, seed, args.batch_size, *place, f"{how.sampler}, {how.steps} steps, seed {seed}")
 
 
 def measure(args: Namespace, prepared: Namespace) -> None:

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from Arguments import interval, real, whole
+from Arguments import COMPILE, interval, real, whole
 from Signals import Stop
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=whole(1), default=64, metavar="N", help="images at once; changes no image (64)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto",
         help="auto: bf16 autocast where the hardware has it; not in the paper (auto)")
+    add("--compile", choices=COMPILE, default="off",
+        help="torch.compile the network in this mode: a minute or more, once, for many images on a GPU (off)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node; changes no image (those of srun or torchrun, else 1)")
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
@@ -108,6 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     precision = Devices.pick_precision(processes.device.type, "32" if args.interpolate else args.precision)  # there the steps go back, too
     share = range(total * rank // world, total * (rank + 1) // world)
     try:
+        if args.ckpt and len(share):
+            Devices.compile_network(model, args.compile, min(args.batch_size, len(share)) * (1 if args.guidance == 1 else 2), precision,
+                                    print if first else lambda *_, **__: None)
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=precision != "32-true"):
             parts = Devices.gather(processes, Generation.reverse(prepared, share, args.seed, args.batch_size)) if args.ckpt else []
         Devices.part(processes)
@@ -150,7 +155,7 @@ def contradiction(args: argparse.Namespace) -> str:
         if args.input_image is None:
             return "give --ckpt (a checkpoint or a run directory) to sample, or --input-image to noise an image"
         others = {"--class": args.label, "--sampler": args.sampler, "--steps": args.steps, "--grid": args.grid, "--num": args.num,
-                  "--ema-length": args.ema_length}
+                  "--ema-length": args.ema_length, "--compile": args.compile != "off"}
         for flag, value in (ways | others).items():
             if value:
                 return f"{flag} needs a model: add --ckpt"

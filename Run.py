@@ -163,14 +163,10 @@ class Checkpoints(pl.Callback):
 
 def prepare_step(args: Namespace, model: DiffusionModel, B: int, mode: str, precision: str, say: Any = print) -> None:
     """How a step of B images is computed: in parts, with less kept for the gradient, by a compiled network; the numbers are the same
-    but for rounding. `mode`: of torch.compile, "off", or "auto" for what suits the device. Where it cannot compile, say so and go on."""
+    but for rounding. `mode`: of torch.compile, "off", or "auto" for what suits the device."""
     model.accumulate, model.unet.recompute = args.accumulate, args.gradient_checkpointing
     mode = {"auto": "default" if model.device.type == "cuda" else "off"}.get(mode, mode)
-    if mode != "off":
-        say("compiling the network: a minute or more, once; a signal is answered after it", file=sys.stderr, flush=True)
-        model.compiled, refusal = Devices.compiled(model.unet, mode, model.example(B // args.accumulate), precision)
-        if refusal:
-            say(f"--compile {mode} does not work here ({refusal}): going on without", file=sys.stderr, flush=True)
+    Devices.compile_network(model, mode, B // args.accumulate, precision, say)
 
 
 def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fabric, precision: Any, stop: Stop) -> int:

@@ -35,8 +35,9 @@ CHUNK = 500
 
 
 def plan(model: Any, sampler: str = Generation.SAMPLER, steps: int | None = None, grid: str = "uniform", variance: str | None = None,
-         eta: float = 0.0, guidance: float = 1.0, precision: str = "32-true") -> Namespace:
-    """How the samples are to be drawn; steps: as many as `Generation` takes where nothing is said. Raises ValueError."""
+         eta: float = 0.0, guidance: float = 1.0, precision: str = "32-true", compiled: str = "") -> Namespace:
+    """How the samples are to be drawn; steps: as many as `Generation` takes where nothing is said; compiled: in which mode of
+    torch.compile, which rounds otherwise. Raises ValueError."""
     usual = model.T if sampler == "ddpm" else min(model.T, Generation.STEPS.get(sampler, Generation.USUAL))
     variance = variance or model.variance
     if variance == "learned" and model.variance != "learned":
@@ -45,7 +46,8 @@ def plan(model: Any, sampler: str = Generation.SAMPLER, steps: int | None = None
         raise ValueError("--guidance needs a model trained with --class-conditional and without --label-dropout 0: leave it out")
     times = Sampler.time_grid(model, steps or usual, model.T, grid)
     return Namespace(sampler=sampler, steps=len(times) - 1, grid=grid, variance=variance if sampler == "ddpm" else "",
-                     eta=eta if sampler == "ddim" else 0.0, guidance=guidance, precision=precision)
+                     eta=eta if sampler == "ddim" else 0.0, guidance=guidance, precision=precision,
+                     **({"compiled": compiled} if compiled else {}))
 
 
 def drawn(model: Any, how: Namespace, indices: range, seed: int) -> Tensor:
@@ -89,11 +91,15 @@ def parts(count: int) -> Iterator[tuple[int, int]]:
     return ((first, min(CHUNK, count - first)) for first in range(0, count, CHUNK))
 
 
+def wanted(model: Any, folder: Path, count: int, seed: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+    """First number and number of images of every file that is not there yet, of several processes every `world`-th."""
+    return [(first, size) for first, size in list(parts(count))[rank::world] if chunk(model, file_of(folder, seed, first), size) is None]
+
+
 def generate(model: Any, how: Namespace, folder: Path, count: int, seed: int, batch_size: int = 100, rank: int = 0, world: int = 1,
              title: str = "sampling") -> None:
     """Write every file of `count` images that is not there yet, of several processes every `world`-th. Raises OSError."""
-    mine = list(parts(count))[rank::world]
-    missing = [(first, size) for first, size in mine if chunk(model, file_of(folder, seed, first), size) is None]
+    mine, missing = list(parts(count))[rank::world], wanted(model, folder, count, seed, rank, world)
     if missing:  # what a device does once, at its first batch, is no cost of an image
         drawn(model, Namespace(**{**vars(how), "sampler": "ddim", "steps": 1}), range(min(batch_size, missing[0][1])), seed)
     calls = [0]
@@ -103,7 +109,7 @@ def generate(model: Any, how: Namespace, folder: Path, count: int, seed: int, ba
 
     with tqdm(total=sum(size for _, size in mine), initial=sum(size for _, size in mine) - sum(size for _, size in missing), desc=title,
               unit=" images", disable=rank > 0 or not missing, mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
-        hook = model.unet.register_forward_pre_hook(count_images)
+        hook = model.register_forward_pre_hook(count_images)
         try:
             for first, size in missing:
                 began, calls[0], images = time.monotonic(), 0, []

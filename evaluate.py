@@ -15,11 +15,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from Arguments import names, real, some_numbers, whole
+from Arguments import COMPILE, names, real, some_numbers, whole
 from Signals import Stop
 
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
-OF_SAMPLES = {"sampler", "steps", "grid", "eta", "variance", "guidance", "features", "inception_weights", "references"}
+OF_SAMPLES = {"sampler", "steps", "grid", "eta", "variance", "guidance", "features", "inception_weights", "references",
+              "compile"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=whole(1), default=100, metavar="N", help="images at once, of samples 500 at most (100)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto", help="of sampling; auto: bf16 where the hardware has it (auto)")
+    add("--compile", choices=COMPILE, default="off",
+        help="torch.compile the network in this mode for sampling: a minute or more, once, for many samples on a GPU (off)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node, which share the sampling (those of srun or torchrun, else 1)")
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")

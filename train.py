@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from Arguments import duration, numbers, real, whole
+from Arguments import COMPILE, duration, numbers, real, whole
 from Signals import Stop
 
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-time", type=duration, metavar="TIME", help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)")
     add("--seed", type=whole(0), default=0, metavar="N", help="(0)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it (auto)")
-    add("--compile", choices=("auto", "off", "default", "reduce-overhead", "max-autotune"), default="auto",
+    add("--compile", choices=("auto", *COMPILE), default="auto",
         help="torch.compile the network in this mode; auto: default on CUDA, off elsewhere, where it gains nothing (auto)")
     add("--accumulate", type=whole(1), default=1, metavar="N", help="compute each step in N parts, one after another, to save memory (1)")
     add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False,

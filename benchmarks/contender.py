@@ -54,11 +54,15 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             if not self.contender:
                 ema = next(c for c in trainer.callbacks if isinstance(c, Callbacks.Ema))
+                fast = pl_module.compiled.get(True)
 
                 def draw(steps: int) -> None:
                     with ema.applied(pl_module):
+                        if args.device == "cuda" and False not in pl_module.compiled:
+                            Devices.compile_network(pl_module, "reduce-overhead", args.batch, precise)
                         Samples.drawn(pl_module, Samples.plan(pl_module, sampler, steps, precision=precise), range(args.batch), 0)
-                self.contender = Contender(args, pl_module.unet, still(pl_module.unet), draw, bf16=precise != "32-true")
+                self.contender = Contender(args, pl_module.unet, still(pl_module.unet), draw, bf16=precise != "32-true",
+                                           compiled=fast and (lambda x, t: fast(x, t, None, None)))
             self.contender.before_step()
 
     Callbacks.Progress = Stepped  # Run.fit makes one

@@ -59,6 +59,8 @@ class Worker:
     def warm_up(self, seconds: float) -> None:
         self.ask("bare", 2)
         self.ask("train", 2)
+        if not self.limit:
+            self.ask("sample", 1)
         self.count = max(1, round(seconds / max(1e-4, self.ask("train", 1)["seconds"])))
 
     def turn(self) -> None:

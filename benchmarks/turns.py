@@ -25,13 +25,14 @@ ANSWERS = sys.stdout  # train.py has words of its own
 
 class Contender:
     """net(x, t) -> Tensor; optimizer: of its weights. draw(n): a batch of samples in so many steps. step: a training step, or None where
-    another loop asks `before_step`. package: that is to be named. flops: of a step, where there is no network to count them in."""
+    another loop asks `before_step`. package: that is to be named. flops: of a step, where there is no network to count them in.
+    compiled: how `net` is called in training, where that is not itself."""
 
     def __init__(self, args: argparse.Namespace, net: Any, optimizer: Any, draw: Callable[[int], Any],
                  step: Callable[[], Any] | None = None, bf16: bool = False, channels_last: bool = False, package: str = "",
-                 flops: float | None = None):
+                 flops: float | None = None, compiled: Any = None):
         self.args, self.net, self.optimizer, self.draw = args, net, optimizer, draw
-        self.step, self.package, self.flops = step, package, flops
+        self.step, self.package, self.flops, self.compiled = step, package, flops, compiled
         self.autocast = (lambda: torch.autocast(args.device, torch.bfloat16)) if bf16 else contextlib.nullcontext
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.left, self.began = 0, 0.0
@@ -61,7 +62,7 @@ class Contender:
             self.before_step()
             self.step()
 
-    def bare(self, count: int) -> None:
+    def bare(self, count: int, net: Any = None) -> None:
         if self.flops is not None and self.step:  # the machine's: it has no loop
             for _ in range(count):
                 self.step()
@@ -70,7 +71,7 @@ class Contender:
         t = torch.arange(self.args.batch, device=self.args.device)
         for _ in range(count):
             with self.autocast():
-                loss = F.mse_loss(self.net(x, t).float(), x)
+                loss = F.mse_loss((net or self.compiled or self.net)(x, t).float(), x)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -79,7 +80,7 @@ class Contender:
     def about(self) -> dict[str, Any]:
         if self.flops is None:
             with FlopCounterMode(display=False) as counter:
-                self.bare(1)
+                self.bare(1, self.net)  # what is compiled cannot be counted
             self.flops = counter.get_total_flops()
         return {"parameters": sum(p.numel() for p in self.net.parameters()) if self.net else 0, "flops": self.flops,
                 "memory": Devices.peak_memory(self.args.device), "version": version(self.package) if self.package else ""}

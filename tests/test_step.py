@@ -2,12 +2,17 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from test_train import contents, fit, losses
 
 import Devices
+import evaluate
+import Evaluation
+import Features
+import Inference
 import train
 from DiffusionModel import DiffusionModel
 from Unet import Unet, attend
@@ -152,6 +157,64 @@ def test_the_compiled_network_is_the_network():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for a, b in zip(fast, gradients(net), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def translations(monkeypatch):
+    """Modes and batch sizes with which the network that torch.compile is said to have translated is called."""
+    called = []
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: lambda x, *rest: (called.append((mode, len(x))), forward(x, *rest))[1])
+    return called
+
+
+def sampled(run, out, *flags):
+    assert Inference.main([str(word) for word in ("--ckpt", run, "--out", out, "--steps", 4, "--save-steps", 0, *flags)]) == 0
+    return np.load(out / "samples.npz")["arr_0"].astype(int)
+
+
+def test_whole_batches_are_sampled_by_what_is_compiled(tiny_run, tmp_path, translations):
+    plain = sampled(tiny_run, tmp_path / "plain", "--num", 7, "--batch-size", 3)
+    assert not translations
+    fast = sampled(tiny_run, tmp_path / "fast", "--num", 7, "--batch-size", 3, "--compile", "reduce-overhead")
+    assert translations == [("reduce-overhead", 3)] * (3 + 2 * 4)  # three to try it; the last image alone is the network's own
+    assert np.array_equal(plain, fast)
+
+
+def test_guidance_doubles_the_batch_that_is_compiled(conditional_run, tmp_path, translations):
+    sampled(conditional_run, tmp_path, "--num", 3, "--class", 1, "--guidance", 2, "--compile", "default")
+    assert translations == [("default", 6)] * (3 + 4)
+
+
+def test_samples_to_measure_are_compiled_where_some_are_wanted(tiny_run, tiny_data, tmp_path, translations, monkeypatch):
+    monkeypatch.setattr(Features, "judge", lambda *_: None)
+    monkeypatch.setattr(Evaluation, "measure", lambda *_: None)
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    words = [str(word) for word in ("--ckpt", run, "--dataset", tiny_data, "--data-root", tmp_path, "--bound", 0, "--num", 8, "--seeds",
+                                    "0,1", "--steps", 4, "--batch-size", 4, "--features", "classifier", "--compile", "default")]
+    assert evaluate.main(words) == 0
+    assert translations == [("default", 4)] * (3 + 2 * (1 + 2 * 4))  # each set begins with a step to warm up
+    assert evaluate.main(words) == 0
+    assert len(translations) == 21
+    assert evaluate.main(words[:-2]) == 0
+    assert len(list((run / "evaluation").glob("unipc-4-*"))) == 2  # they are other images, if only by rounding
+
+
+def test_where_it_cannot_compile_it_says_so_and_samples(tiny_run, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler here")
+    plain = sampled(tiny_run, tmp_path / "plain", "--num", 2)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    assert np.array_equal(sampled(tiny_run, tmp_path / "out", "--num", 2, "--compile", "max-autotune"), plain)
+    assert "--compile max-autotune does not work here (no compiler here): going on without" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_samples_are_the_samples(tmp_path, tiny_data):
+    assert fit(tiny_data, tmp_path / "run", "--max-steps", 3, "--mults", 1, "--attention", "") == 0
+    plain = sampled(tmp_path / "run", tmp_path / "plain", "--num", 4, "--batch-size", 4)
+    with torch.compiler.set_stance("fail_on_recompile"):  # what it was tried with is like what sampling gives it
+        fast = sampled(tmp_path / "run", tmp_path / "fast", "--num", 4, "--batch-size", 4, "--compile", "default")
+    assert np.abs(plain - fast).max() <= 1
 
 
 def test_graphs_and_parts_are_refused_together(refused, tiny_data, tmp_path):

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "Run": {"Dataset", "DiffusionModel", "Checkpoint", "RunFolder", "Callbacks", "Devices", "Measuring", "Signals", "CompleteFile"},
     "train": {"Arguments", "Dataset", "DiffusionModel", "Features", "Schedule", "Checkpoint", "Run", "Devices", "Signals"},
     "Inference": {"Arguments", "Generation", "Devices", "Signals", "CompleteFile"},
-    "Evaluation": {"Checkpoint", "Dataset", "Features", "Metrics", "Results", "RunFolder", "Sampler", "Samples"},
+    "Evaluation": {"Checkpoint", "Dataset", "Devices", "Features", "Metrics", "Results", "RunFolder", "Sampler", "Samples"},
     "evaluate": {"Arguments", "Devices", "Doctor", "Evaluation", "Signals"},
     "make_gif": {"Arguments", "CompleteFile"},
 }
