@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from peers import diffusers, lucidrains
 from torch import Tensor
-from turns import Contender, images, still
+from turns import Contender, has_bf16, images, still
 
 import Callbacks
 import Devices
@@ -96,8 +96,8 @@ def plain(args: argparse.Namespace) -> None:
 
 
 def convolutions(args: argparse.Namespace) -> None:
-    """Those of our network, forward and backward in bf16, one after another, and nothing between them."""
-    net = Unet(**unet(args.network)).to(args.device)
+    """Those of our network, forward and backward in bf16 or what the hardware has, one after another, and nothing between them."""
+    net, dtype = Unet(**unet(args.network)).to(args.device), torch.bfloat16 if has_bf16(args.device) else torch.float32
     found: list[tuple[Any, Any]] = []
     for layer in net.modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -108,7 +108,7 @@ def convolutions(args: argparse.Namespace) -> None:
     work, flops = [], 0.0
     for layer, shape in found:
         def new(shape: Any, needed: bool = True) -> Tensor:
-            values = torch.randn(shape, device=args.device, dtype=torch.bfloat16)
+            values = torch.randn(shape, device=args.device, dtype=dtype)
             return values.contiguous(memory_format=torch.channels_last).requires_grad_(needed)
         h, w = new(shape, layer is not net.conv_in), new(layer.weight.shape)
         out = F.conv2d(h, w, stride=layer.stride, padding=layer.padding)
@@ -123,9 +123,9 @@ def convolutions(args: argparse.Namespace) -> None:
 
 
 def matmul(args: argparse.Namespace) -> None:
-    """A large product in bf16."""
-    n = 8192 if args.device == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=args.device, dtype=torch.bfloat16) for _ in range(2))
+    """A large product in bf16 or what the hardware has."""
+    n, dtype = 8192 if args.device == "cuda" else 2048, torch.bfloat16 if has_bf16(args.device) else torch.float32
+    a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
     Contender(args, None, None, lambda _: None, lambda: a @ b, flops=2.0 * n**3).run()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from turns import Contender, images, still
+from turns import Contender, has_bf16, images, still
 
 NETWORKS = {  # width, multiples, residual blocks a level, the level with attention
     "paper": (128, (1, 2, 2, 2), 2, 1),
@@ -18,11 +18,12 @@ T = 1000
 
 
 def diffusers(args: argparse.Namespace, best: bool = False) -> None:
-    """The steps of its examples/unconditional_image_generation/train_unconditional.py with its defaults; `best`: mixed_precision bf16
-    and channels_last. Sampled by its DDPMPipeline."""
+    """The steps of its examples/unconditional_image_generation/train_unconditional.py with its defaults; `best`: channels_last and,
+    where the hardware has it, mixed_precision bf16. Sampled by its DDPMPipeline."""
     from accelerate import Accelerator
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # type: ignore[reportPrivateImportUsage]
     from diffusers.optimization import get_scheduler
+    bf16 = best and has_bf16(args.device)
     width, mults, blocks, level = NETWORKS[args.network]
     kinds = [i == level for i in range(len(mults))]
     net: Any = UNet2DModel(sample_size=32, in_channels=3, out_channels=3, layers_per_block=blocks, dropout=0.0,
@@ -31,7 +32,7 @@ def diffusers(args: argparse.Namespace, best: bool = False) -> None:
                            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(kinds)), attention_head_dim=None)
     if best:
         net.to(memory_format=torch.channels_last)
-    accelerator = Accelerator(mixed_precision="bf16" if best else "no", cpu=args.device == "cpu")
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=args.device == "cpu")
     scheduler = DDPMScheduler(num_train_timesteps=T)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     warmup = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
@@ -54,9 +55,9 @@ def diffusers(args: argparse.Namespace, best: bool = False) -> None:
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(steps: int) -> None:
-        with torch.autocast(args.device, torch.bfloat16, enabled=best):
+        with torch.autocast(args.device, torch.bfloat16, enabled=bf16):
             pipeline(batch_size=args.batch, num_inference_steps=steps, output_type="np")
-    Contender(args, Output(net), still(net), draw, step, bf16=best, package="diffusers", channels_last=best).run()
+    Contender(args, Output(net), still(net), draw, step, bf16=bf16, package="diffusers", channels_last=best).run()
 
 
 class Output(torch.nn.Module):

@@ -28,8 +28,10 @@ from typing import Any
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 NAMES = {"ours": "this project", "plain": "its network in a plain float32 loop", "diffusers": "diffusers, train_unconditional's defaults",
-         "diffusers-best": "diffusers, bf16 and channels_last", "lucidrains": "lucidrains' Trainer", "convolutions": "", "matmul": ""}
+         "diffusers-best": "diffusers at its best: channels_last, bf16 if there", "lucidrains": "lucidrains' Trainer",
+         "convolutions": "", "matmul": ""}
 LIMITS = ("convolutions", "matmul")
 NEEDS = {"diffusers": ("diffusers", "accelerate"), "diffusers-best": ("diffusers", "accelerate"),
          "lucidrains": ("denoising_diffusion_pytorch",)}
@@ -111,10 +113,13 @@ def measure(network: str, batch: int, args: argparse.Namespace) -> None:
 def machine(device: str) -> str:
     """The hardware, the versions and the date, in a line."""
     import torch
+
+    import Devices
     known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = match[1] if (match := re.search(r"model name\s*: (.*)", known)) else platform.processor()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
-    return f"{name}; Python {platform.python_version()}, torch {torch.__version__}; {datetime.date.today()}"
+    precision = "bf16" if Devices.pick_precision(device, "auto") != "32-true" else "float32, for it has no bf16"
+    return f"{name}; {precision}; Python {platform.python_version()}, torch {torch.__version__}; {datetime.date.today()}"
 
 
 def main() -> None:

@@ -101,6 +101,11 @@ def still(net: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=0.0, fused=True)
 
 
+def has_bf16(device: str) -> bool:
+    """Whether `device` computes in it, so that it is the fast precision there."""
+    return Devices.pick_precision(device, "auto") != "32-true"
+
+
 def images(args: argparse.Namespace) -> Tensor:
     """One batch (B,3,32,32) of the built-in shapes, in [-1,1]."""
     return to_float(DiffSet(True, "shapes", "data", 32).images[:args.batch]).to(args.device)
