@@ -1,11 +1,80 @@
-"""Kinds of values that a person types, checked before torch is imported: for argparse's `type`."""
+"""What the scripts' command lines share: one parser, and kinds of values that a person types, for its `type`.
+
+    parser = Parser(__doc__)
+    parser.add_argument("--num", type=whole(1), default=16, metavar="N", help="number of images (16)")
+
+All of it is known before torch is imported: help, completion and typing errors do not wait.
+"""
 
 import argparse
-import difflib
+import os
 import re
-from collections.abc import Callable
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from Spelling import nearest
 
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")  # the modes of torch.compile
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags are typed in full. What is wrong is said in one line, with the flag or name that is nearest to a misspelt one, and
+    the exit status is 2. `description` is what --help begins with: prose, and examples that are indented."""
+
+    def __init__(self, description: str | None, epilog: str | None = None):
+        super().__init__(usage=argparse.SUPPRESS, allow_abbrev=False, description=description, epilog=epilog, formatter_class=Help)
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[reportIncompatibleMethodOverride]
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks how to go on
+            import argcomplete
+            argcomplete.autocomplete(self)
+        words = list(sys.argv[1:] if args is None else args)
+        flags = words[:words.index("--")] if "--" in words else words
+        for word in flags:  # before anything else: a flag that is missing may be the one that is misspelt
+            flag = word.partition("=")[0]
+            if re.fullmatch(r"--?[A-Za-z][^ ]*", flag) and flag not in self._option_string_actions:
+                self.refuse(f"unknown flag {flag}", flag)
+        found, rest = self.parse_known_args(words, namespace)
+        if rest:
+            self.refuse(f"{rest[0]!r} belongs to no flag", rest[0])
+        return found
+
+    def refuse(self, wrong: str, word: str) -> NoReturn:
+        close = nearest(word, (flag for flag in self._option_string_actions if flag.startswith("--")))
+        self.error(wrong + (f", did you mean {close}?" if close else f": see python {self.prog} --help"))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, expected("one of", action.choices, str(value)))
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Prose is broken at the terminal's width, what is indented stays as it is; --[no-]flag stands for both. Where there is room, a
+    flag and its help stand on one line."""
+
+    def __init__(self, prog: str, **options: Any):
+        super().__init__(prog, max_help_position=38 if shutil.get_terminal_size().columns >= 110 else 24, **options)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width, break_on_hyphens=False) for part in parts)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"--[no-]{action.option_strings[0].removeprefix('--')}"
+        return super()._format_action_invocation(action)
+
+
+def expected(what: str, known: Any, text: str, wrong: str | None = None) -> str:
+    """One line: what was expected of the `text` that was typed, and which name the `wrong` one in it may stand for."""
+    close = nearest(text if wrong is None else wrong, map(str, known))
+    return (f"did you mean {close}? " if close else "") + f"expected {what} {', '.join(map(str, known))}, not {text!r}"
 
 
 def whole(low: int) -> Callable[[str], int]:
@@ -59,9 +128,7 @@ def names(*known: str) -> Callable[[str], list[str]]:
     def several(text: str) -> list[str]:
         given = list(dict.fromkeys(part.strip() for part in text.split(",")))
         if wrong := [name for name in given if name not in known]:
-            close = difflib.get_close_matches(wrong[0], known, n=1)
-            raise argparse.ArgumentTypeError((f"did you mean {close[0]}? " if close else "")
-                                             + f"expected some of {', '.join(known)}, separated by commas, not {text!r}")
+            raise argparse.ArgumentTypeError(expected("some, separated by commas, of", known, text, wrong[0]))
         return given
     return several
 

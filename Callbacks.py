@@ -1,7 +1,6 @@
-"""What is kept and shown beside a training step: the average of the weights, previews, progress, metrics."""
+"""What is kept and shown beside a training step: the average of the weights, previews, progress."""
 
 import contextlib
-import csv
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -19,11 +17,10 @@ import PostHocEma
 from CompleteFile import complete_file
 from DiffusionModel import DiffusionModel
 from Guidance import Guided
+from Loggers import Curves
 from RunFolder import CompleteCheckpointIO, checksum
 from Sampler import Noise, time_grid, unipc
 from Signals import Stop
-
-MEASURED = ("bits_per_dim", "classifier_distance")  # what --eval-every logs beside the losses
 
 
 class Ema(pl.Callback):
@@ -119,11 +116,20 @@ class Preview(pl.Callback):
     """`folder/step_*.png` after every validation: 36 samples of the averaged weights, always from the same noise.
 
     They take `steps` of UniPC: a look, not a result. Where the model has classes, image i is of class i, and they come in
-    turn. A signal ends them without a picture.
+    turn. A signal ends them without a picture. TensorBoard shows them, too, beside `folder/real.png`.
     """
 
     def __init__(self, folder: Path, ema: Ema, batch_size: int, stop: Stop, count: int = 36, steps: int = 20):
         self.folder, self.ema, self.batch_size, self.stop, self.count, self.steps = folder, ema, batch_size, stop, count, steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.show(trainer, "real", self.folder / "real.png")
+
+    def show(self, trainer: pl.Trainer, tag: str, picture: Path) -> None:
+        for curves in trainer.loggers:
+            if isinstance(curves, Curves):
+                curves.show(tag, picture, trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModel)
@@ -139,7 +145,9 @@ class Preview(pl.Callback):
                         return
                     if t == 0:
                         images.append(x_t)
-        write_grid(torch.cat(images), self.folder / f"step_{trainer.global_step:08d}.png")
+        picture = self.folder / f"step_{trainer.global_step:08d}.png"
+        write_grid(torch.cat(images), picture)
+        self.show(trainer, "samples", picture)
 
 
 def write_grid(images: Tensor, path: Path) -> None:
@@ -196,39 +204,3 @@ class Progress(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.bar.close()
-
-
-class MetricsCsv(Logger):
-    """`metrics.csv`: a line whenever something is logged, with the number of steps done; nine digits are all that float32
-    has. A resumed run keeps what was written up to the step from which it goes on, and drops the rest, which it writes again;
-    `measured` are the steps for which it has what --eval-every logs."""
-
-    def __init__(self, path: Path, columns: list[str], resumed_step: int):
-        super().__init__()
-        self.path, self.columns = path, ["step", *columns]
-        kept: list[dict[str, str]] = []
-        if path.is_file():
-            with open(path, newline="", errors="replace") as file:
-                kept = [row for row in csv.DictReader(file) if {"step"} <= row.keys() <= set(self.columns) and None not in row.values()
-                        and row["step"].isdecimal() and int(row["step"]) <= resumed_step]
-        self.measured = {int(row["step"]) for row in kept if row.get(MEASURED[0])}
-        with complete_file(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(kept)
-
-    @property
-    def name(self) -> str:
-        return "metrics.csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        pass  # they are in config.json
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {name: f"{value:.9g}" for name, value in metrics.items() if name in self.columns}
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow({"step": (step or 0) + 1} | row)  # Lightning's step counts from 0

@@ -10,7 +10,6 @@ Every dataset except the procedural `shapes` is decoded once into `<root>/<name>
 Letters in the shape columns: N images, B batch, C channels, H and W height and width.
 """
 
-import difflib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 import Shapes
 from CompleteFile import complete_file
+from Spelling import unknown
 
 ORDER, PICK = 4, 9  # what randomness is for: DiffusionModel lists all purposes
 NAMES = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "shapes": "shapes"}
@@ -73,9 +73,7 @@ class DiffSet(torch.utils.data.Dataset):
             elif path.is_dir():
                 self.name, file = path.resolve().name, npz_of_folder(path, Path(root), image_size)
             else:
-                guess = difflib.get_close_matches(key, NAMES, n=1)
-                raise ValueError(f"unknown dataset {dataset_name!r}" + (f", did you mean {guess[0]}?" if guess else "")
-                                 + f" Give {', '.join(NAMES)}, a folder of images or an .npz file")
+                raise ValueError(unknown("dataset", dataset_name, NAMES, ", a folder of images or an .npz file"))
             arrays = read_npz(file)
             images, labels = split(arrays, train, file)
             self.padded = images.shape[1:3] == (28, 28) and image_size == 32

@@ -7,7 +7,6 @@
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
-import difflib
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -25,6 +24,7 @@ import Sampler
 from Dataset import open_image, to_float, to_uint8
 from DiffusionModel import DiffusionModel
 from Guidance import Guided
+from Spelling import nearest
 
 SHOWN = 64  # images in the grids and the trajectory; samples.npz has all
 A_CLASS = 8  # of each class there, with --class all
@@ -122,8 +122,8 @@ def chosen(text: str, model: Any) -> list[int]:
         return [names.index(text.lower())]
     if text.isdecimal() and int(text) < count:
         return [int(text)]
-    close = [] if text.isdecimal() else difflib.get_close_matches(text.lower(), names, n=1)
-    raise ValueError(f"unknown class {text!r}" + (f", did you mean {close[0]}?" if close else ".")
+    close = "" if text.isdecimal() else nearest(text, names)
+    raise ValueError(f"unknown class {text!r}" + (f", did you mean {close}?" if close else ".")
                      + f" Give all, a number from 0 to {count - 1}, or one of {', '.join(names[:20])}")
 
 

@@ -1,12 +1,13 @@
+# PYTHON_ARGCOMPLETE_OK
 """Sample images from a checkpoint, step by step; edit an image; or noise one.
 
     python Inference.py --ckpt runs/cifar10 --save-steps 0,50,500,1000         # noise -> images
     python Inference.py --ckpt runs/cifar10 --sampler ddpm                     # Algorithm 2 of the paper, all T steps
-    python Inference.py --ckpt runs/mnist --class 7 --guidance 2               # after train.py --class-conditional; --class all
-    python Inference.py --ckpt runs/cifar10 --input-image photo.jpg --start-step 500     # image -> half noise -> image
-    python Inference.py --ckpt runs/cifar10 --input-image photo.jpg --mask mask.png      # paint anew where the mask is white
-    python Inference.py --ckpt runs/cifar10 --interpolate a.png b.png          # from one image to another, in their latents
-    python Inference.py --input-image photo.jpg --save-steps 0,50,500,1000     # image -> noise, no checkpoint needed
+    python Inference.py --ckpt runs/mnist --class 7 --guidance 2               # after train.py --class-conditional
+    python Inference.py --ckpt runs/cifar10 --input-image a.png --start-step 500   # image -> half noise -> image
+    python Inference.py --ckpt runs/cifar10 --input-image a.png --mask mask.png    # paint anew where the mask is white
+    python Inference.py --ckpt runs/cifar10 --interpolate a.png b.png          # from one image to another
+    python Inference.py --input-image a.png --save-steps 0,50,500,1000         # image -> noise, no checkpoint needed
 
 Writes into --out, for every saved step t: t0500.png (a grid of x_t) and x0_t0500.png (of the prediction of x_0 made from
 it); trajectory.npz (`frames` uint8 (F,N,H,W,C), `times` (F,)) for make_gif.py; samples.npz (`arr_0` uint8 (N,H,W,C), and
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from Arguments import COMPILE, interval, real, whole
+from Arguments import COMPILE, Parser, interval, real, whole
 from Signals import Stop
 
 if TYPE_CHECKING:
@@ -32,45 +33,45 @@ def steps(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     add = parser.add_argument_group("what").add_argument
-    add("--ckpt", type=Path, metavar="PATH", help="a checkpoint, or a run directory for its newest")
+    add("--ckpt", type=Path, metavar="PATH", help="a checkpoint, or a run directory for its newest (none: noise --input-image)")
     add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or those of the last step (ema)")
-    add("--ema-length", type=real(0.01, 0.25), metavar="X", help="average over this share of the training; needs train.py --posthoc-ema")
+    add("--ema-length", type=real(0.01, 0.25), metavar="X",
+        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)")
     add("--num", type=whole(1), metavar="N", help="number of images (16; with --class all: of each class, 8)")
     add("--seed", type=whole(0), default=0, metavar="N", help="image i depends on (seed, i) alone (0)")
     add = parser.add_argument_group("how").add_argument
     add("--sampler", choices=("ddpm", "ddim", "heun", "dpm++", "unipc"),
-        help="ddpm is the paper's; unipc was nearest to the data of all with 20 evaluations (Frechet distance 3.65; dpm++ 4.06, ddim "
-        "4.63, heun 4.67, ddpm 5.71: see the README) (unipc; ddpm with --mask, ddim to --interpolate)")
-    add("--steps", type=whole(1), metavar="N", help="steps to t = 0, besides those that --save-steps puts in between; heun "
-        "evaluates the network twice in each, the others once "
-        "(20, heun 10; ddpm: all T, the paper's; --interpolate 50, --mask 100, each five times)")
-    add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), help="at which t the steps are (uniform)")
+        help="ddpm is the paper's; unipc came nearest to the data in 20 evaluations: see the README (unipc; ddpm with --mask, ddim to "
+        "--interpolate)")
+    add("--steps", type=whole(1), metavar="N",
+        help="steps to t = 0, besides those of --save-steps (20; heun, twice as dear, 10; ddpm all T; --interpolate 50; --mask 100)")
+    add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), help="how the steps lie in t (uniform)")
     add("--eta", type=real(0, 1), metavar="X", help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")
     add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model; with --mask small)")
     add = parser.add_argument_group("conditioning, of a model trained with --class-conditional").add_argument
-    add("--class", dest="label", metavar="CLASS", help="a class by number or name; all: a row of each (any image, unconditional)")
-    add("--guidance", type=real(0, 1000), default=1.0, metavar="W", help="how strongly; 1 is the model's own distribution (1)")
-    add("--guidance-interval", type=interval, metavar="LO,HI", help="the t in which guidance applies (all)")
+    add("--class", dest="label", metavar="CLASS", help="number or name; all: a row of each (none: images of any class)")
+    add("--guidance", type=real(0, 1000), default=1.0, metavar="W", help="how strongly the class is asked for; 1 is the model's (1)")
+    add("--guidance-interval", type=interval, metavar="LO,HI", help="the t at which guidance applies (all)")
     add = parser.add_argument_group("editing").add_argument
-    add("--input-image", type=Path, metavar="FILE", help="noise this image; with --ckpt, edit it")
-    add("--start-step", type=whole(1), metavar="T", help="the t to which --input-image is noised before it is denoised (SDEdit)")
-    add("--mask", type=Path, metavar="FILE", help="paint --input-image anew where this image is white (RePaint)")
-    add("--interpolate", type=Path, nargs=2, metavar="FILE", help="the way from one image to another, by way of their DDIM latents")
+    add("--input-image", type=Path, metavar="FILE", help="noise this image, or with --ckpt edit it (none: begin with noise)")
+    add("--start-step", type=whole(1), metavar="T", help="noise --input-image to this t and denoise it: SDEdit (none)")
+    add("--mask", type=Path, metavar="FILE", help="paint --input-image anew where this image is white: RePaint (none)")
+    add("--interpolate", type=Path, nargs=2, metavar="FILE", help="the way from one image to another, through their DDIM latents (none)")
     add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, default=Path("samples"), metavar="DIR", help="(samples)")
-    add("--save-steps", type=steps, metavar="T,..", help="the t to save, 0 is the image (0, T/20, T/2, T: 0,50,500,1000)")
+    add("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for what is written (samples)")
+    add("--save-steps", type=steps, metavar="T,..", help="the t at which pictures are saved; 0 is the image (0, T/20, T/2, T)")
     add("--frames", type=whole(0), default=50, metavar="N", help="most frames of the trajectory besides the saved steps (50)")
+    add("--preview", action=argparse.BooleanOptionalAction, default=True, help="show some images, in a terminal that has colours (yes)")
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=whole(1), default=64, metavar="N", help="images at once; changes no image (64)")
     add("--precision", choices=("auto", "32", "bf16"), default="auto",
-        help="auto: bf16 autocast where the hardware has it; not in the paper (auto)")
+        help="auto: bf16 autocast where the hardware has it, else 32 (auto)")
     add("--compile", choices=COMPILE, default="off",
-        help="torch.compile the network in this mode: a minute or more, once, for many images on a GPU (off)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
+        help="mode of torch.compile: a minute or more, once, for many images on a GPU (off)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: the first of cuda, mps, cpu that is there (auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node; changes no image (those of srun or torchrun, else 1)")
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     return parser
@@ -82,10 +83,12 @@ def main(argv: list[str] | None = None) -> int:
     if wrong := contradiction(args):
         parser.error(wrong)
 
+    import numpy as np
     import torch
 
     import Devices
     import Generation
+    import Terminal
     try:
         processes = Devices.launch(Devices.pick_device(args.device), args.devices, args.num_nodes)
     except ValueError as error:
@@ -124,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             assert image is not None
             kept, predicted = Generation.forward(model, image, frames if image.numel() <= 3 * 512**2 else sorted(saved), args.seed), {}
+            x_0 = np.concatenate([kept[t] for t in sorted(saved)])
             print("the image is large: the trajectory has the saved steps only" if len(kept) < len(frames) else "", end="")
         times = sorted(kept, reverse=True)
         write(args.out / "trajectory.npz", frames=[kept[t] for t in times], times=times,
@@ -141,6 +145,8 @@ def main(argv: list[str] | None = None) -> int:
         return Devices.desert(processes, 2)
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
+    if args.preview:
+        Terminal.show(x_0)
     print(f"{args.out}: {', '.join(f't{t:04d}.png' for t in sorted(saved))}, trajectory.npz ({len(times)} frames)"
           + (f", samples.npz ({total} images)" if args.ckpt else "")
           + (f"; grids and trajectory show the first {prepared.shown}" if args.ckpt and total > prepared.shown else ""))

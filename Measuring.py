@@ -15,9 +15,10 @@ import Distances
 import Features
 import Metrics
 import Samples
-from Callbacks import MEASURED, Ema, MetricsCsv, Progress
+from Callbacks import Ema, Progress
 from Dataset import DiffSet
 from DiffusionModel import DiffusionModel
+from Loggers import MEASURED, MetricsCsv
 from Signals import Stop
 
 TERMS = 8  # of the bound, for each image

@@ -17,12 +17,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric import Fabric
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
 import Callbacks
 import Checkpoint
 import Devices
+import Loggers
 import RunFolder
 from CompleteFile import complete_file
 from Dataset import to_float
@@ -203,9 +203,8 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         trainer._signal_connector.register_signal_handlers = lambda: None  # they end a run in disorder, or never
         try:
             prepare_step(args, model.to(processes.device), args.batch_size // world, args.compile, precision, say)
-            columns = ["train_loss", "val_loss", *model.bin_names(), *Callbacks.MEASURED]
-            trainer.loggers = [Callbacks.MetricsCsv(run_dir / "metrics.csv", columns, done),
-                               TensorBoardLogger(run_dir, name="", version="tensorboard")] if first else []
+            columns = ["train_loss", "val_loss", *model.bin_names(), *Loggers.MEASURED]
+            trainer.loggers = [Loggers.MetricsCsv(run_dir / "metrics.csv", columns, done), Loggers.Curves(run_dir, done)] if first else []
             trainer.fit(model, run.batches, run.validation, ckpt_path=resume["path"] if resume else None, weights_only=True)
         except (torch.OutOfMemoryError, MemoryError):
             raise Refused(f"out of memory at batch size {args.batch_size}: choose a smaller --batch-size or network") from None

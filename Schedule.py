@@ -6,10 +6,11 @@
 All of it in float64; letters in the shape columns: T the number of steps.
 """
 
-import difflib
 from pathlib import Path
 
 import numpy as np
+
+from Spelling import unknown
 
 SCHEDULES = ("linear", "cosine", "sigmoid")
 LARGEST = 0.999  # of beta: Nichol & Dhariwal 2021, section 3.2, "to prevent singularities"
@@ -51,9 +52,7 @@ def read_betas(path: str) -> tuple[float, ...]:
     try:
         beta = tuple(float(word) for word in Path(path).read_text().split())
     except FileNotFoundError:
-        close = difflib.get_close_matches(path, SCHEDULES, n=1)
-        raise ValueError(f"unknown schedule {path!r}" + (f", did you mean {close[0]}?" if close else "")
-                         + f" Give {', '.join(SCHEDULES)} or a file of betas") from None
+        raise ValueError(unknown("schedule", path, SCHEDULES, " or a file of betas")) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a table of betas ({error}): one number a line, from t = 1 to t = T") from None
     if not beta or not all(0 < b < 1 for b in beta):

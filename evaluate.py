@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Measure a trained model: bits/dim of unseen images, distances of its samples from real ones, and whether they are copies.
 
     python evaluate.py --ckpt runs/mnist                                         # all of it, with what suits the machine
@@ -15,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from Arguments import COMPILE, names, real, some_numbers, whole
+from Arguments import COMPILE, Parser, names, real, some_numbers, whole
 from Signals import Stop
 
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
@@ -23,20 +24,20 @@ OF_SAMPLES = {"sampler", "steps", "grid", "eta", "variance", "guidance", "featur
               "compile"}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     add = parser.add_argument_group("what").add_argument
-    add("--ckpt", type=Path, required=True, metavar="PATH", help="a checkpoint, or a run directory for its newest")
+    add("--ckpt", type=Path, required=True, metavar="PATH", help="a checkpoint, or a run directory for its newest (required)")
     add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or those of the last step (ema)")
-    add("--ema-length", type=real(0.01, 0.25), metavar="X", help="average over this share of the training; needs train.py --posthoc-ema")
+    add("--ema-length", type=real(0.01, 0.25), metavar="X",
+        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)")
     add("--dataset", metavar="NAME", help="the real images: a name, a folder or an .npz file (that of the training)")
     add("--data-root", default="data", metavar="DIR", help="where datasets are kept, and features and classifiers of them (data)")
     add("--doctor", action="store_true", help="instead: read the run directory and name likely trouble")
     add("--sweep", type=names("sampler", "steps"), metavar="WHAT",
-        help="instead: distance for each of several samplers, numbers of steps, or (sampler,steps) both")
+        help="instead: the distance for each of several samplers, numbers of steps, or both (none)")
     add = parser.add_argument_group("bits/dim").add_argument
-    add("--bound", type=whole(0), metavar="N", help="unseen images (1000, or all)")
+    add("--bound", type=whole(0), metavar="N", help="unseen images for the variational bound (1000, or all)")
     add("--terms", type=whole(1), default=16, metavar="K", help="terms of the bound drawn for each image, besides L_0 and L_T (16)")
     add("--exact", action="store_true", help="all T terms of the bound for each image, instead of K")
     add("--flow", type=whole(0), default=0, metavar="N", help="unseen images for the probability flow's likelihood (0)")
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sampler", type=names(*SAMPLERS), metavar="NAME",
         help=f"{', '.join(SAMPLERS)}; Ho et al. have ddpm (unipc, as good in 20 steps; --sweep sampler: all)")
     add("--steps", type=some_numbers(1), metavar="N", help="steps to t = 0 (20, heun 10, ddpm all T; --sweep steps: 5,10,20,50)")
-    add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), default="uniform", help="at which t the steps are (uniform)")
+    add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), default="uniform", help="how the steps lie in t (uniform)")
     add("--eta", type=real(0, 1), metavar="X", help="noise of ddim (0)")
     add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model)")
     add("--guidance", type=real(0, 1000), default=1.0, metavar="W",
@@ -59,10 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--references", type=whole(4), metavar="N", help="real images of each split, drawn once and for all (all)")
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=whole(1), default=100, metavar="N", help="images at once, of samples 500 at most (100)")
-    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="of sampling; auto: bf16 where the hardware has it (auto)")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="of sampling; auto: bf16 where it is fast, else 32 (auto)")
     add("--compile", choices=COMPILE, default="off",
-        help="torch.compile the network in this mode for sampling: a minute or more, once, for many samples on a GPU (off)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
+        help="mode of torch.compile, for sampling: a minute or more, once, for many samples on a GPU (off)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: the first of cuda, mps, cpu that is there (auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node, which share the sampling (those of srun or torchrun, else 1)")
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     return parser

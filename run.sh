@@ -48,10 +48,18 @@ setup() {  # setup FILE..: the environment, once; redone when a file changes or 
   printf '%s' "$wanted" >"$mark"
 }
 
-resolve() {  # DATASET -> itself where it is a known name, the whole path where it is a file or folder from where you stand
+resolve() {  # DATASET [COMMAND..] -> itself where it is a known name, the whole path where it is a file or folder from where you stand
   case $(tr '[:upper:]' '[:lower:]' <<<"$1") in
     mnist|fashionmnist|cifar10|shapes) tr '[:upper:]' '[:lower:]' <<<"$1" ;;
-    *) if [[ -d $1 ]]; then (cd "$1" && pwd); elif [[ -f $1 ]]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; else echo "$1"; fi ;;
+    *) if [[ -d $1 ]]; then (cd "$1" && pwd)
+       elif [[ -f $1 ]]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"
+       elif [[ $1 == *mnist.npz || $1 == *cifar10.npz ]]; then echo "$1"
+       else  # told now, not when the environment is there; the commands are what else could have stood in its place
+         "${PYTHON:-python3}" -c 'import sys; sys.path.insert(0, sys.argv[1]); from Spelling import unknown
+print("run.sh: error:", unknown("dataset or command" if sys.argv[3:] else "dataset", sys.argv[2],
+  ["mnist", "fashionmnist", "cifar10", "shapes", *sys.argv[3:]], ", a folder of images or an .npz file"), file=sys.stderr)' "$here" "$@"
+         return 2
+       fi ;;
   esac
 }
 
@@ -86,7 +94,7 @@ case ${1:-} in
 esac
 
 dataset=shapes
-if [[ $# -gt 0 && $1 != -* ]]; then dataset=$(resolve "$1"); shift; fi
+if [[ $# -gt 0 && $1 != -* ]]; then dataset=$(resolve "$1" setup test bench); shift; fi
 run_dir=$here/runs/$(basename "${dataset%.npz}")${job:+-$job}
 machine=()  # what Inference.py is told, too
 for ((i = 1; i <= $#; i++)); do

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train a DDPM.
 
     python train.py --dataset cifar10                                  # paper's settings on a GPU, small ones without
@@ -5,7 +6,7 @@
     python train.py --dataset photos/ --image-size 64 --max-time 8h    # your own images
     python train.py --dataset cifar10 --preset paper --dry-run         # size, speed and time, without training
 
-Run again, it goes on where it stopped. Ctrl-C, SIGTERM and SIGUSR1 leave a complete checkpoint.
+Everything goes into runs/DATASET. Run again, it goes on where it stopped. Ctrl-C, SIGTERM and SIGUSR1 leave a complete checkpoint.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from Arguments import COMPILE, duration, numbers, real, whole
+from Arguments import COMPILE, Parser, duration, numbers, real, whole
 from Signals import Stop
 
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
@@ -32,77 +33,84 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Defaults are those of Ho et al. 2020. Presets depart from them:\n" + "\n".join(
-            f"  {name}: " + ", ".join(f"{flag} {value}" for flag, value in preset.items()) for name, preset in PRESETS.items() if preset))
+def build_parser() -> Parser:
+    parser = Parser(__doc__, "\n\n".join([
+        "The defaults are those of Ho et al. 2020. Presets depart from them, and a flag that you give departs from its preset.",
+        *(f"--preset {name} is {as_typed(preset)}" for name, preset in PRESETS.items() if preset)]))
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="shapes", help="mnist, fashionmnist, cifar10, shapes, a folder of images or an .npz file (shapes)")
     add("--data-root", default="data", metavar="DIR", help="where datasets are kept (data)")
     add("--image-size", type=whole(1), default=32, metavar="N", help="height and width (32)")
-    add("--flip", action=argparse.BooleanOptionalAction, help="mirror images at random (as suits the dataset: not digits or garments)")
-    add("--augment", type=real(0, 1), default=0.0, metavar="P", help="turn, stretch and shift images with this probability and tell the "
-        "network, which then does not imitate it; EDM has 0.12; not in the paper (0)")
+    add("--flip", action=argparse.BooleanOptionalAction, help="mirror images at random (as suits the dataset: no for digits and garments)")
+    add("--augment", type=real(0, 1), default=0.0, metavar="P",
+        help="turn, stretch and shift images with this probability, and tell the network; not in the paper; EDM has 0.12 (0)")
     add = parser.add_argument_group("network").add_argument
     add("--width", type=whole(4), default=128, metavar="N", help="channels of the first level (128)")
     add("--mults", type=numbers, default=(1, 2, 2, 2), metavar="N,..", help="width of each level, as multiples (1,2,2,2)")
     add("--attention", type=numbers, default=(16,), metavar="N,..", help="resolutions of the feature map with attention (16)")
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
-    add("--dropout", type=real(0, 0.999), metavar="P", help="0.1 on cifar10, else 0")
+    add("--dropout", type=real(0, 0.999), metavar="P", help="share of values set to 0 (0.1 for cifar10 with --preset paper, else 0)")
     add("--patch", type=whole(1), default=1, metavar="N", help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)")
     add("--film", action=argparse.BooleanOptionalAction, default=False, help="time scales, too, and not only shifts; not in the paper (no)")
     add = parser.add_argument_group("diffusion").add_argument
-    add("--T", type=whole(1), default=1000, metavar="N", help="number of steps (1000)")
+    add("--T", type=whole(1), default=1000, metavar="N", help="steps of the forward process (1000)")
     add("--schedule", default="linear", metavar="WHAT",
-        help="linear, cosine, sigmoid, or a file of betas, one a line: then it gives T (linear)")
-    add("--beta-small", type=real(0, 1), default=1e-4, metavar="B", help="of the linear schedule: beta at t = 1 (1e-4)")
-    add("--beta-large", type=real(0, 1), default=0.02, metavar="B", help="and at t = T (0.02)")
+        help="linear, cosine, sigmoid, or a file of T betas, one a line (linear)")
+    add("--beta-small", type=real(0, 1), default=1e-4, metavar="B", help="beta at t = 1, of the linear schedule (1e-4)")
+    add("--beta-large", type=real(0, 1), default=0.02, metavar="B", help="beta at t = T, of the linear schedule (0.02)")
     add("--zero-terminal-snr", action=argparse.BooleanOptionalAction, default=False,
-        help="x_T is nothing but noise, for x0 and v; not in the paper (no)")
+        help="x_T is noise alone; for x0 and v; not in the paper (no)")
     add("--parameterization", choices=("eps", "x0", "v"), default="eps", help="what the network predicts (eps)")
     add("--variance", choices=("large", "small", "learned"), default="large",
         help="of a reverse step: beta_t, the posterior's, or learned between them (large)")
-    add("--weighting", choices=("plain", "min-snr", "p2", "edm"), default="plain", help="of the squared error over t (plain: 1)")
+    add("--weighting", choices=("plain", "min-snr", "p2", "edm"), default="plain", help="of the squared error over t (plain: 1 everywhere)")
     add("--t-sampling", choices=("uniform", "stratified", "lognormal"), default="uniform",
-        help="t uniform, evenly spread over the batch, or ln sigma normal as in EDM (uniform)")
+        help="at which t: uniform, stratified over the batch, or ln sigma normal as in EDM (uniform)")
     add("--class-conditional", action=argparse.BooleanOptionalAction, default=False,
         help="tell the network the label; not in the paper (no)")
     add("--label-dropout", type=real(0, 1), default=0.1, metavar="P", help="share of images whose label is hidden, for guidance (0.1)")
     add = parser.add_argument_group("training").add_argument
-    add("--preset", choices=("auto", *PRESETS), default="auto", help="auto: paper on a CUDA GPU, laptop without one (auto)")
+    add("--preset", choices=("auto", *PRESETS), default="auto", help="see below; auto: paper on a CUDA GPU, laptop without one (auto)")
     add("--batch-size", type=whole(1), default=128, metavar="N", help="images a step, over all devices (128)")
     add("--lr", type=real(0, 10), default=2e-4, metavar="R", help="learning rate of Adam (2e-4)")
     add("--warmup", type=whole(0), default=5000, metavar="N", help="steps in which the rate rises linearly (5000)")
     add("--clip", type=real(0, 1e9), default=1.0, metavar="X", help="largest norm of the gradient, 0 for any (1.0)")
-    add("--ema-decay", type=real(0, 1), default=0.9999, metavar="D", help="reached as min(D, (1+n)/(10+n)) (0.9999)")
+    add("--ema-decay", type=real(0, 1), default=0.9999, metavar="D", help="of the averaged weights, at most (1+n)/(10+n) (0.9999)")
     add("--posthoc-ema", action=argparse.BooleanOptionalAction, default=False,
-        help="also keep what Inference.py --ema-length needs to choose the average afterwards (EDM2); not in the paper (no)")
-    add("--max-steps", type=whole(1), default=800_000, metavar="N", help="(800000)")
+        help="keep what Inference.py --ema-length needs; not in the paper (no)")
+    add("--max-steps", type=whole(1), default=800_000, metavar="N", help="stop after so many steps (800000)")
     add("--max-time", type=duration, metavar="TIME", help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)")
-    add("--seed", type=whole(0), default=0, metavar="N", help="(0)")
-    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it (auto)")
+    add("--seed", type=whole(0), default=0, metavar="N", help="of initialization, noise, order of the images and dropout (0)")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it, else 32 (auto)")
     add("--compile", choices=("auto", *COMPILE), default="auto",
-        help="torch.compile the network in this mode; auto: default on CUDA, off elsewhere, where it gains nothing (auto)")
-    add("--accumulate", type=whole(1), default=1, metavar="N", help="compute each step in N parts, one after another, to save memory (1)")
+        help="mode of torch.compile; auto: default on CUDA, else off (auto)")
+    add("--accumulate", type=whole(1), default=1, metavar="N", help="compute each step in N parts, to save memory (1)")
     add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False,
-        help="keep a quarter for the gradient and compute the rest again, a fifth slower: for large images (no)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(auto)")
+        help="keep a quarter of the values for the gradient, a fifth slower: for large images (no)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: the first of cuda, mps, cpu that is there (auto)")
     add("--devices", type=whole(1), metavar="N", help="processes a node, each on a device of its own (those of srun or torchrun, else 1)")
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     add = parser.add_argument_group("run").add_argument
-    add("--run-dir", type=Path, metavar="DIR", help="checkpoints, metrics, samples (runs/DATASET)")
-    add("--resume", default="auto", metavar="WHAT", help="auto: the run directory's newest checkpoint; none: start anew; or a file (auto)")
+    add("--run-dir", type=Path, metavar="DIR", help="where checkpoints, metrics and samples go (runs/DATASET)")
+    add("--resume", default="auto", metavar="WHAT", help="auto: from the run's newest checkpoint; none: start anew; or a file (auto)")
     add("--val-every", type=whole(1), default=5000, metavar="N", help="steps between validations and previews (5000)")
     add("--val-images", type=whole(1), default=10_000, metavar="N", help="test images in a validation (10000)")
     add("--save-every", type=whole(1), default=5000, metavar="N", help="steps between checkpoints (5000)")
     add("--log-every", type=whole(1), default=50, metavar="N", help="steps between logged losses (50)")
     add("--eval-every", type=whole(0), default=0, metavar="N",
-        help="steps between measurements of bits/dim and of the classifier's distance; changes nothing else (0: none)")
-    add("--eval-images", type=whole(2), default=500, metavar="N", help="unseen images and samples for that (500)")
+        help="steps between measurements of bits/dim and the classifier's distance (0: none)")
+    add("--eval-images", type=whole(2), default=500, metavar="N", help="unseen images and samples for --eval-every (500)")
     add("--dry-run", action="store_true", help="print size, speed and time to expect, and stop")
     add("--prepare-data", action="store_true", help="download and decode the dataset, and stop")
     return parser
+
+
+def as_typed(preset: dict[str, Any]) -> str:
+    """The flags that make up a preset."""
+    def words(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(f"--{name.replace('_', '-')} " + (f"{value:g}s" if name == "max_time" else words(value))
+                    for name, value in preset.items())
 
 
 def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
@@ -156,6 +164,8 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
                 print(f"{path} is already trained, {resume['global_step']} steps in {resume['elapsed']:.0f} s; "
                       "a larger --max-steps or --max-time trains it further")
         else:
+            if first:
+                print(f"to watch it: {run.run_dir / 'samples'}, and tensorboard --logdir {run.run_dir.parent}", flush=True)
             try:
                 status = Run.fit(args, run, resume, processes, precision, stop)
             except Run.Refused as error:

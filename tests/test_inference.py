@@ -245,7 +245,8 @@ def test_a_bad_trajectory_is_refused(refused, tmp_path, kind):
 
 
 @pytest.mark.parametrize(("argv", "said"), [(["--fps", "0"], "above 0"), (["--columns", "0"], "at least 1"),
-                                            (["--out", "x.mp4"], "must end in .gif"), (["--out", "/dev/null/x.gif"], "cannot write")])
+                                            (["--out", "x.avi"], "ends in .gif, .mp4, .webp, not"),
+                                            (["--out", "/dev/null/x.gif"], "cannot write")])
 def test_bad_gif_options_are_refused(refused, out, argv, said):
     assert said in refused(make_gif.main, out / "trajectory.npz", *argv)
 
@@ -345,7 +346,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
     (["--sampler", "ddpm", "--variance", "learned"], "needs a model trained with it"),
     (["--steps", "21"], "choose from 1 to 20 steps"),
     (["--steps", "0"], "at least 1"),
-    (["--sampler", "euler"], "invalid choice: 'euler'"),
+    (["--sampler", "euler"], "expected one of ddpm, ddim, heun, dpm++, unipc, not 'euler'"),
     (["--ema-length", "0.1"], "train with --posthoc-ema"),
     (["--ema-length", "0.5"], "from 0.01 to 0.25"),
     (["--mask", "PHOTO"], "add --input-image"),

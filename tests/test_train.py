@@ -283,11 +283,11 @@ def test_the_papers_preset_is_the_papers():
     (["--device", "cuda"], "this machine has none"),
     (["--resume", "/no/such.ckpt"], "no checkpoint at"),
     (["--run-dir", "/dev/null/x"], "choose another --run-dir"),
-    (["--no-such-flag"], "unrecognized"),
+    (["--no-such-flag"], "unknown flag --no-such-flag: see python"),
     (["--schedule", "cosin"], "did you mean cosine?"),
     (["--schedule", "/etc/passwd"], "cannot be read as a table of betas"),
     (["--augment", "2"], "from 0 to 1"),
-    (["--weighting", "snr"], "invalid choice"),
+    (["--weighting", "snr"], "did you mean min-snr? expected one of plain, min-snr, p2, edm, not 'snr'"),
 ])
 def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, said):
     if argv == ["--device", "cuda"] and torch.cuda.is_available():
