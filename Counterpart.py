@@ -93,10 +93,11 @@ def unet_config(settings: Settings) -> Settings:
     with torch.device("meta"):  # shapes without memory
         groups = sorted({module.num_groups for module in Unet(**network).modules() if isinstance(module, nn.GroupNorm)})
     if network["patch"] > 1:
-        raise ValueError(f"UNet2DModel cannot fold patches of {network['patch']}x{network['patch']} pixels into channels")
+        raise ValueError(f"UNet2DModel cannot fold patches of {network['patch']}x{network['patch']} pixels into channels: "
+                         "choose safetensors or ONNX")
     if len(groups) > 1:
         raise ValueError(f"UNet2DModel has one norm_num_groups for all layers, and these have {', '.join(map(str, groups))} "
-                         "(all have 32 where every level's channels are a multiple of 128)")
+                         "(where every level's channels are a multiple of 128, all have 32): choose safetensors or ONNX")
     attends = [network["size"] // 2**i in network["attention"] for i in range(len(network["mults"]))]
     return UNET | {
         "sample_size": network["size"], "in_channels": network["depth"], "out_channels": network["depth"] * network["outputs"],
@@ -176,8 +177,8 @@ VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": 
 
 
 def scheduler_config(settings: Settings) -> Settings:
-    """The configuration of the DDPMScheduler with this schedule, parameterization and variance. With fewer steps than T it takes
-    those of `Sampler.time_grid`'s "uniform"."""
+    """The configuration of the DDPMScheduler with this schedule, parameterization and variance. Fewer steps than T are spread evenly
+    from T to 1, with one more to 0 ("linspace"): where the last step is longer, it adds noise to it."""
     T, table = settings["T"], settings["betas"]
     if not table and settings["schedule"] not in SCHEDULES:
         table = Schedule.betas(settings["schedule"], T).tolist()
@@ -185,7 +186,7 @@ def scheduler_config(settings: Settings) -> Settings:
         "num_train_timesteps": T, "beta_start": settings["beta_small"], "beta_end": settings["beta_large"],
         "beta_schedule": SCHEDULES.get(settings["schedule"], "linear"), "trained_betas": tuple(table) or None,
         "variance_type": {"large": "fixed_large", "small": "fixed_small", "learned": "learned_range"}[settings["variance"]],
-        "prediction_type": PREDICTIONS[settings["parameterization"]], "timestep_spacing": "trailing",
+        "prediction_type": PREDICTIONS[settings["parameterization"]], "timestep_spacing": "linspace",
         "rescale_betas_zero_snr": settings["zero_terminal_snr"],
     }
 
