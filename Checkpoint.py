@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import Interchange
 import PostHocEma
 import RunFolder
 from DiffusionModel import PARAMETERIZATIONS, VARIANCES, DiffusionModel
@@ -132,7 +133,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
     Raises FileNotFoundError or ValueError with a one-line message.
     """
-    checkpoint = RunFolder.contents(path)
+    checkpoint = Interchange.read(path, check_settings) if Interchange.is_foreign(path) else RunFolder.contents(path)
     if (not isinstance(checkpoint, dict) or type(checkpoint.get("global_step")) is not int or type(checkpoint.get("elapsed")) is not float
             or not all(isinstance(checkpoint.get(part), dict) for part in ("hyper_parameters", "state_dict", "ema", "course", "noise"))):
         raise RunFolder.Damaged(f"{path} is not a checkpoint of this project: give a file written by train.py")
@@ -146,7 +147,7 @@ def read(path: str | Path) -> dict[str, Any]:
 def first_sound(path: str | Path, check: Callable[[dict[str, Any]], None], every: int = 1) -> dict[str, Any]:
     """The contents of a checkpoint file, or of the newest in a run directory that can be read and passes `check`; what
     is skipped is said on standard error. Raises FileNotFoundError or ValueError, with the newest's reason, where none does."""
-    files = RunFolder.newest_first(path, every) if Path(path).is_dir() else [Path(path)]
+    files = RunFolder.newest_first(path, every) if Path(path).is_dir() and not Interchange.is_foreign(path) else [Path(path)]
     if not files:
         raise FileNotFoundError(f"no checkpoint at {path}: give a file written by train.py, or a run directory")
     reasons: list[str] = []
@@ -167,9 +168,9 @@ def first_sound(path: str | Path, check: Callable[[dict[str, Any]], None], every
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool = True, length: float | None = None) -> DiffusionModel:
-    """The model of a checkpoint file, or of a run directory's newest, ready to sample: on `device`, in eval mode, with
-    the EMA weights, (`ema=False`) the raw ones, or an average of this `length` (see `PostHocEma`); its `origin` says from
-    which file, with which sha256, after how many steps, on images with which `DiffSet.digest`. Raises FileNotFoundError or
+    """The model of a checkpoint file, of a run directory's newest, or of what `Interchange` reads, ready to sample: on `device`,
+    in eval mode, with the EMA weights, (`ema=False`) the raw ones, or an average of this `length` (see `PostHocEma`); its `origin`
+    says from which file, with which sha256, after how many steps, on images with which `DiffSet.digest`. Raises OSError or
     ValueError with a one-line message.
     """
     def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -177,6 +178,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool =
                 else checkpoint["state_dict"])
 
     def check(checkpoint: dict[str, Any]) -> None:
+        if not ema and Interchange.is_foreign(path):
+            raise ValueError("it holds one set of weights: leave out --weights raw")
         with torch.device("meta"):  # shapes without memory: a hostile file cannot make this allocate anything
             expected = DiffusionModel(**checkpoint["hyper_parameters"]).state_dict()
         check_weights(weights_of(checkpoint), expected)
@@ -186,7 +189,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", ema: bool =
     model.load_state_dict(weights_of(checkpoint))
     if length is not None:
         model.unet.load_state_dict(average(checkpoint, length, model))
-    model.origin = {"checkpoint": str(checkpoint["path"]), "checkpoint_sha256": RunFolder.sha256(checkpoint["path"]),
+    model.origin = {"checkpoint": str(checkpoint["path"]),
+                    "checkpoint_sha256": checkpoint.get("sha256") or RunFolder.sha256(checkpoint["path"]),
                     "step": checkpoint["global_step"], "trained_on": str(checkpoint["course"].get("data"))[:100]}
     return model.to(device).eval().requires_grad_(False)
 
@@ -246,6 +250,8 @@ def to_resume(what: str, run_dir: Path, model: DiffusionModel, course: dict[str,
             every = 1  # they were saved at other steps than they are now
 
     def check(checkpoint: dict[str, Any]) -> None:
+        if Interchange.is_foreign(what):
+            raise ValueError("it holds weights alone: to go on training takes a checkpoint written by train.py")
         earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
         for name, value in {**model.hparams, **course}.items():
             if earlier.get(name) != value:

@@ -45,6 +45,8 @@ def prepare(args: Namespace, path: Path, processes: Fabric) -> tuple[Namespace, 
     if processes.global_rank:
         return prepared, path                                                    # the others only draw samples
     name = args.dataset or RunFolder.settings(home).get("dataset") or model.hparams["dataset"]
+    if not name:
+        raise ValueError(f"{path} does not say which images it was trained on: give --dataset")
     data, unseen = (DiffSet(train, name, args.data_root, model.unet.size) for train in (True, False))
     if unseen.depth != model.unet.depth:
         raise ValueError(f"{unseen.name} has {unseen.depth} channels, and the model {model.unet.depth}: "
@@ -101,9 +103,10 @@ def measure(args: Namespace, prepared: Namespace) -> None:
     data, file, found = prepared.data, prepared.home / "metrics.json", {}
     about = {**prepared.model.origin, "weights": prepared.weights, "dataset": data.name, "size": data.size,
              "train_digest": data.digest(), "test_digest": prepared.unseen.digest()}
-    print(f"{about['checkpoint']}, {about['step']} steps, {prepared.weights} weights; {data.name}", flush=True)
+    print(f"{about['checkpoint']}, {about['step'] or 'unknown'} steps, {prepared.weights} weights; {data.name}", flush=True)
     if about["trained_on"] != about["train_digest"]:
-        print("  these are not the images that it was trained on", flush=True)
+        print("  these are not the images that it was trained on" if about["trained_on"] else
+              "  whether it was trained on these images is not known", flush=True)
     for part in sweep(args, prepared) if args.sweep else measurements(args, prepared):
         for name, value in part.items():
             found[name] = {**found.get(name, {}), **value}

@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "Doctor": {"Checkpoint", "Dataset", "RunFolder"},
     "Measuring": {"Callbacks", "Dataset", "DiffusionModel", "Distances", "Features", "Loggers", "Metrics", "Samples", "Signals"},
     "PostHocEma": set(),
-    "Checkpoint": {"DiffusionModel", "Objective", "PostHocEma", "RunFolder", "Schedule"},
+    "Counterpart": {"Schedule", "Unet"},
+    "Interchange": {"CompleteFile", "Counterpart", "DiffusionModel", "RunFolder"},
+    "Checkpoint": {"DiffusionModel", "Interchange", "Objective", "PostHocEma", "RunFolder", "Schedule"},
     "Generation": {"Checkpoint", "Dataset", "DiffusionModel", "Editing", "Guidance", "Sampler", "Spelling"},
     "Loggers": {"CompleteFile"},
     "Callbacks": {"DiffusionModel", "Guidance", "Loggers", "PostHocEma", "RunFolder", "Sampler", "Signals", "CompleteFile"},
@@ -48,6 +50,7 @@ MAY_IMPORT = {
     "Evaluation": {"Checkpoint", "Dataset", "Devices", "Features", "Metrics", "Results", "RunFolder", "Sampler", "Samples"},
     "evaluate": {"Arguments", "Devices", "Doctor", "Evaluation", "Signals"},
     "make_gif": {"Arguments", "CompleteFile"},
+    "convert": {"Arguments", "Checkpoint", "Interchange", "Signals"},
 }
 FILES = sorted(ROOT.glob("*.py"))
 
@@ -90,7 +93,7 @@ def test_no_flag_is_true_for_the_word_false_and_no_pickle_is_run(file):
             assert options.get("weights_only") is True or options.get("allow_pickle") is False, ast.unparse(node)
 
 
-@pytest.mark.parametrize("script", ["train.py", "Inference.py", "make_gif.py", "evaluate.py"])
+@pytest.mark.parametrize("script", ["train.py", "Inference.py", "make_gif.py", "evaluate.py", "convert.py"])
 def test_help_and_typing_errors_do_not_wait_for_torch(script):
     code = ("import sys, runpy; sys.modules['torch'] = None; sys.modules['pytorch_lightning'] = None; "
             f"sys.argv = ['{script}', sys.argv[1]]; runpy.run_path('{script}', run_name='__main__')")

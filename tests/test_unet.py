@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from Counterpart import to_diffusers
 from Unet import ResidualBlock, Stage, Unet, time_embedding
 
 
@@ -14,44 +15,6 @@ def perturbed(net: nn.Module) -> nn.Module:
         for p in net.parameters():
             p.add_(torch.randn_like(p) * 0.02)
     return net.eval()
-
-
-def copy_block(to, block):
-    pairs = [(to.norm1, block.norm1), (to.conv1, block.conv1), (to.time_emb_proj, block.embed), (to.norm2, block.norm2),
-             (to.conv2, block.conv2)]
-    if block.shortcut.__class__ is nn.Conv2d:
-        pairs.append((to.conv_shortcut, block.shortcut))
-    for target, source in pairs:
-        target.load_state_dict(source.state_dict())
-
-
-def copy_attention(to, attention):
-    to.group_norm.load_state_dict(attention.norm.state_dict())
-    for target, weight, bias in zip((to.to_q, to.to_k, to.to_v), attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3)):
-        target.load_state_dict({"weight": weight, "bias": bias})
-    to.to_out[0].load_state_dict(attention.out.state_dict())
-
-
-def copy_to_diffusers(net: Unet, other) -> None:
-    """Every weight of `net` into diffusers' UNet2DModel of the same configuration."""
-    other.time_embedding.linear_1.load_state_dict(net.time[0].state_dict())
-    other.time_embedding.linear_2.load_state_dict(net.time[2].state_dict())
-    for target, source in ((other.conv_in, net.conv_in), (other.conv_norm_out, net.norm_out), (other.conv_out, net.conv_out)):
-        target.load_state_dict(source.state_dict())
-    copy_block(other.mid_block.resnets[0], net.middle1.block)
-    copy_attention(other.mid_block.attentions[0], net.middle1.attention)
-    copy_block(other.mid_block.resnets[1], net.middle2.block)
-    for ours, theirs, samplers in ((iter(net.down), other.down_blocks, "downsamplers"), (iter(net.up), other.up_blocks, "upsamplers")):
-        for level in theirs:
-            for i, resnet in enumerate(level.resnets):
-                stage = next(ours)
-                assert isinstance(stage, Stage)
-                copy_block(resnet, stage.block)
-                if hasattr(level, "attentions"):
-                    copy_attention(level.attentions[i], stage.attention)
-            if getattr(level, samplers):
-                getattr(level, samplers)[0].conv.load_state_dict(next(ours).conv.state_dict())
-        assert next(ours, None) is None
 
 
 def test_the_papers_network_is_the_published_one():
@@ -65,7 +28,7 @@ def test_the_papers_network_is_the_published_one():
         norm_num_groups=32, norm_eps=1e-6).eval()
     net = perturbed(Unet(3, 128, (1, 2, 2, 2), (16,), 2))
     assert sum(p.numel() for p in net.parameters()) == 35_746_307 == sum(p.numel() for p in other.parameters())
-    copy_to_diffusers(net, other)
+    other.load_state_dict(to_diffusers(net.state_dict(), 4, 2))
     x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 871])
     with torch.no_grad():
         ours, theirs = net(x, t), other(x, t).sample
