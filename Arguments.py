@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 
 from Spelling import nearest
 
+SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")      # those of Sampler.py, which imports torch
+GRIDS = ("uniform", "quadratic", "log-snr", "edm")
+
 
 class Parser(argparse.ArgumentParser):
     """Flags are typed in full. What is wrong is said in one line, with the flag or name that is nearest to a misspelt one, and

@@ -245,7 +245,8 @@ def test_a_bad_trajectory_is_refused(refused, tmp_path, kind):
 
 
 @pytest.mark.parametrize(("argv", "said"), [(["--fps", "0"], "above 0"), (["--columns", "0"], "at least 1"),
-                                            (["--out", "x.avi"], "ends in .gif, .mp4, .webp, not"), (["--out", "/dev/null/x.gif"], "cannot write")])
+                                            (["--out", "x.avi"], "ends in .gif, .mp4, .webp, not"),
+                                            (["--out", "/dev/null/x.gif"], "cannot write")])
 def test_bad_gif_options_are_refused(refused, out, argv, said):
     assert said in refused(make_gif.main, out / "trajectory.npz", *argv)
 

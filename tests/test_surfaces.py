@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import os
 import re
 import shlex
@@ -17,9 +18,14 @@ from PIL import Image
 from test_train import fit
 
 import Arguments
+import Dataset
+import DiffusionModel
 import evaluate
 import Inference
 import make_gif
+import Objective
+import Sampler
+import Schedule
 import Spelling
 import Terminal
 import train
@@ -74,6 +80,24 @@ def test_help_fits(monkeypatch, columns, script, most):
     assert "usage" not in "".join(lines)
 
 
+def test_the_command_line_knows_every_name_of_the_modules():
+    """They are typed twice, for the modules import torch: what is added in one place is to be added in the other."""
+    known = {action.dest: action.choices for script, action in OPTIONS if script == "train.py"}
+    assert Arguments.SAMPLERS == Sampler.SAMPLERS
+    assert Arguments.GRIDS == Sampler.GRIDS
+    assert known["parameterization"] == DiffusionModel.PARAMETERIZATIONS
+    assert known["variance"] == DiffusionModel.VARIANCES
+    assert known["weighting"] == Objective.WEIGHTINGS
+    assert known["t_sampling"] == Objective.T_SAMPLINGS
+    said = {action.dest: action.help for script, action in OPTIONS if script == "train.py"}
+    assert ", ".join(Schedule.SCHEDULES) in said["schedule"]
+    assert ", ".join(Dataset.NAMES) in said["dataset"]
+    assert Dataset.CLASSES.keys() == Dataset.NAMES.keys()
+    shell = (ROOT / "run.sh").read_text()
+    assert f"    {'|'.join(Dataset.NAMES)}) " in shell
+    assert json.dumps([*Dataset.NAMES])[:-1] in shell
+
+
 # ---- misspelt names --------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +135,8 @@ def test_a_value_may_look_like_anything_but_a_flag():
     assert parser.parse_args(["--name", "-3"]).name == "-3"
 
 
-@pytest.mark.parametrize(("name", "meant"), [("Fashion-MNIST", "fashionmnist"), ("CIFAR 10", "cifar10"), ("shape", "shapes"), ("zebra", "")])
+@pytest.mark.parametrize(("name", "meant"), [("Fashion-MNIST", "fashionmnist"), ("CIFAR 10", "cifar10"), ("shape", "shapes"),
+                                              ("zebra", "")])
 def test_nearest(name, meant):
     assert Spelling.nearest(name, ["mnist", "fashionmnist", "cifar10", "shapes"]) == meant
 
