@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from Spelling import nearest
 
+SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")      # those of Sampler.py, which imports torch
+GRIDS = ("uniform", "quadratic", "log-snr", "edm")
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")  # the modes of torch.compile
 
 

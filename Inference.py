@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from Arguments import COMPILE, Parser, interval, real, whole
+from Arguments import COMPILE, GRIDS, SAMPLERS, Parser, interval, real, whole
 from Signals import Stop
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def build_parser() -> Parser:
     add("--num", type=whole(1), metavar="N", help="number of images (16; with --class all: of each class, 8)")
     add("--seed", type=whole(0), default=0, metavar="N", help="image i depends on (seed, i) alone (0)")
     add = parser.add_argument_group("how").add_argument
-    add("--sampler", choices=("ddpm", "ddim", "heun", "dpm++", "unipc"),
+    add("--sampler", choices=SAMPLERS,
         help="ddpm is the paper's; unipc came nearest to the data in 20 evaluations: see the README (unipc; ddpm with --mask, ddim to "
         "--interpolate)")
     add("--steps", type=whole(1), metavar="N",
         help="steps to t = 0, besides those of --save-steps (20; heun, twice as dear, 10; ddpm all T; --interpolate 50; --mask 100)")
-    add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), help="how the steps lie in t (uniform)")
+    add("--grid", choices=GRIDS, help="how the steps lie in t (uniform)")
     add("--eta", type=real(0, 1), metavar="X", help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")
     add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model; with --mask small)")
     add = parser.add_argument_group("conditioning, of a model trained with --class-conditional").add_argument

@@ -16,10 +16,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from Arguments import COMPILE, Parser, names, real, some_numbers, whole
+from Arguments import COMPILE, GRIDS, SAMPLERS, Parser, names, real, some_numbers, whole
 from Signals import Stop
 
-SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
 OF_SAMPLES = {"sampler", "steps", "grid", "eta", "variance", "guidance", "features", "inception_weights", "references",
               "compile"}
 
@@ -47,7 +46,7 @@ def build_parser() -> Parser:
     add("--sampler", type=names(*SAMPLERS), metavar="NAME",
         help=f"{', '.join(SAMPLERS)}; Ho et al. have ddpm (unipc, as good in 20 steps; --sweep sampler: all)")
     add("--steps", type=some_numbers(1), metavar="N", help="steps to t = 0 (20, heun 10, ddpm all T; --sweep steps: 5,10,20,50)")
-    add("--grid", choices=("uniform", "quadratic", "log-snr", "edm"), default="uniform", help="how the steps lie in t (uniform)")
+    add("--grid", choices=GRIDS, default="uniform", help="how the steps lie in t (uniform)")
     add("--eta", type=real(0, 1), metavar="X", help="noise of ddim (0)")
     add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model)")
     add("--guidance", type=real(0, 1000), default=1.0, metavar="W",

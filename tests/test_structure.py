@@ -1,6 +1,7 @@
 """The house: which room may import which, and habits that a machine can check."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -69,6 +70,7 @@ def test_every_purpose_of_randomness_has_its_own_number():
 
 def test_every_module_has_a_room():
     assert {file.stem for file in FILES} == MAY_IMPORT.keys()
+    assert {file.name for file in FILES} == set(re.findall(r"^\| `(\w+\.py)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
