@@ -346,7 +346,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
     (["--sampler", "ddpm", "--variance", "learned"], "needs a model trained with it"),
     (["--steps", "21"], "choose from 1 to 20 steps"),
     (["--steps", "0"], "at least 1"),
-    (["--sampler", "euler"], "expected one of ddpm, ddim, heun, dpm++, unipc, not 'euler'"),
+    (["--sampler", "exact"], "expected one of ddpm, ddim, heun, dpm++"),
     (["--ema-length", "0.1"], "train with --posthoc-ema"),
     (["--ema-length", "0.5"], "from 0.01 to 0.25"),
     (["--mask", "PHOTO"], "add --input-image"),
