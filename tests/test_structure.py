@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "Inference": {"Arguments", "Generation", "Devices", "Signals", "CompleteFile"},
     "Evaluation": {"Checkpoint", "Dataset", "Features", "Metrics", "Results", "RunFolder", "Sampler", "Samples"},
     "evaluate": {"Arguments", "Devices", "Doctor", "Evaluation", "Signals"},
-    "make_gif": {"Arguments", "CompleteFile"},
+    "Trajectory": set(),
+    "make_gif": {"Arguments", "CompleteFile", "Trajectory"},
 }
 FILES = sorted(ROOT.glob("*.py"))
 
