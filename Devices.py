@@ -6,6 +6,7 @@
 
 import logging
 import os
+import platform
 import re
 import resource
 import sys
@@ -45,6 +46,15 @@ def pick_precision(device: str, name: str) -> Any:
                 or bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)))
         name = "bf16" if fast else "32"
     return {"bf16": "bf16-mixed", "32": "32-true"}[name]
+
+
+def hardware(device: str) -> str:
+    """What computes on `device`, by its own name, and the cores that this process may use: "AMD EPYC 7763, 2 cores"."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)  # of x86; others are told by their architecture
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processor = f"{named[1].strip() if named else platform.processor() or platform.machine()}, {cores} core{'s' * (cores > 1)}"
+    return f"{torch.cuda.get_device_name()}; {processor}" if device == "cuda" else processor
 
 
 def compiled(net: torch.nn.Module, mode: str, inputs: tuple[Any, ...], precision: str) -> tuple[Callable[..., Any] | None, str]:

@@ -10,8 +10,8 @@
     python Inference.py --input-image a.png --save-steps 0,50,500,1000         # image -> noise, no checkpoint needed
 
 Writes into --out, for every saved step t: t0500.png (a grid of x_t) and x0_t0500.png (of the prediction of x_0 made from
-it); trajectory.npz (`frames` uint8 (F,N,H,W,C), `times` (F,)) for make_gif.py; samples.npz (`arr_0` uint8 (N,H,W,C), and
-with --class `arr_1`, the labels (N,)).
+it); trajectory.npz (`frames` uint8 (F,N,H,W,C), x_t; `predicted`, x_0 as predicted from each, the same shape; `times` (F,)) for
+make_gif.py and report.py; samples.npz (`arr_0` uint8 (N,H,W,C), and with --class `arr_1`, the labels (N,)).
 """
 
 import argparse
@@ -131,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
             print("the image is large: the trajectory has the saved steps only" if len(kept) < len(frames) else "", end="")
         times = sorted(kept, reverse=True)
         write(args.out / "trajectory.npz", frames=[kept[t] for t in times], times=times,
+              **({"predicted": [predicted[t] for t in times]} if predicted else {}),  # at t = 0 the image itself
               **({"columns": prepared.columns} if prepared.columns else {}))
         for t in saved:
             write_grid(args.out / f"t{t:04d}.png", kept[t], prepared.columns)

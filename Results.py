@@ -120,19 +120,7 @@ def of_distances(found: dict[str, Any]) -> list[str]:
         shown += [f"{one['sets']} x {one['images']} samples by {how['sampler']}, {how['steps']} steps{guided}; "
                   f"features of {features}{own}",
                   f"  {'':42} {'samples':>10}   {'lowest .. highest':>22}   {'real images':>11}   {'noise':>10}"]
-        frechet, kernel = ("FID", "KID") if one["published_weights"] else ("Frechet distance", "kernel distance")
-        titles = {"frechet": frechet, "kernel": kernel, "precision": "precision", "recall": "recall"}
-        rows = []
-        for to, word in (("to_train", "training images"), ("to_test", "unseen images")):
-            for name, title in titles.items():
-                images = one[to]["manifold_images" if name in ("precision", "recall") else "images"]
-                rows.append((f"{title} to {images} {word}", one[to][name]))
-            if fewer := one[to].get("fewer"):
-                value = fewer["frechet"] | {"floor": one[to]["frechet"]["floor"]}
-                rows.append((f"  {frechet} of {fewer['images']} samples to them", value))
-        rows += [(title, one[name]) for name, title in (
-            ("inception_score", "Inception score"), ("as_asked", "share of the class asked for")) if name in one]
-        for title, value in rows:
+        for title, value in distance_rows(one):
             between = f"{value['lowest']:.4f} .. {value['highest']:.4f}" if one["sets"] > 1 else ""
             ends = "".join(f"   {value[end]:>{width}.4f}" for end, width in (("floor", 11), ("ceiling", 10)) if end in value)
             shown.append(f"  {title:42} {value['mean']:>10.4f}   {between:>22}{ends}")
@@ -143,6 +131,23 @@ def of_distances(found: dict[str, Any]) -> list[str]:
                       zip(one["class_names"], one["shares"], one["real_shares"])]
             shown.append(f"  classes (among real images): {', '.join(shares[:20])}{', ..' if len(shares) > 20 else ''}")
     return shown
+
+
+def distance_rows(one: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """What was measured in the features of one network, each with its title: "mean", "lowest" and "highest" of the sets of samples;
+    "floor", what real images have, and "ceiling", what noise has, where they are known."""
+    frechet, kernel = ("FID", "KID") if one["published_weights"] else ("Frechet distance", "kernel distance")
+    titles = {"frechet": frechet, "kernel": kernel, "precision": "precision", "recall": "recall"}
+    rows = []
+    for to, word in (("to_train", "training images"), ("to_test", "unseen images")):
+        for name, title in titles.items():
+            images = one[to]["manifold_images" if name in ("precision", "recall") else "images"]
+            rows.append((f"{title} to {images} {word}", one[to][name]))
+        if fewer := one[to].get("fewer"):
+            value = fewer["frechet"] | {"floor": one[to]["frechet"]["floor"]}
+            rows.append((f"  {frechet} of {fewer['images']} samples to them", value))
+    return rows + [(title, one[name]) for name, title in (
+        ("inception_score", "Inception score"), ("as_asked", "share of the class asked for")) if name in one]
 
 
 def of_memorization(found: dict[str, Any]) -> list[str]:

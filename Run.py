@@ -5,6 +5,7 @@ What is trained comes from train.py; what a step does is in DiffusionModel, what
 
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -54,6 +55,7 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
                 held.enter_context(RunFolder.claim(run.run_dir))
             with complete_file(run.run_dir / "config.json") as temporary:
                 temporary.write_text(json.dumps({"command": sys.argv, "settings": vars(args) | {"run_dir": str(run.run_dir)}, **about,
+                                                 "hardware": Devices.hardware(about["device"]), "python": platform.python_version(),
                                                  "torch": torch.__version__, "lightning": version("pytorch-lightning")}, indent=1) + "\n")
             Callbacks.write_grid(to_float(run.unseen.images[:36]), run.run_dir / "samples" / "real.png")
     except FileNotFoundError:

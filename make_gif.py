@@ -45,21 +45,6 @@ def build_parser() -> Parser:
     return parser
 
 
-def read(path: Path) -> "tuple[np.ndarray, np.ndarray, int]":
-    """frames uint8 (F,N,H,W,C), times (F,), and how many images a row is to have, or 0. Raises ValueError with a one-line message."""
-    import numpy as np
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            frames, times, columns = archive["frames"], archive["times"], archive.get("columns", np.zeros((), int))
-    except FileNotFoundError:
-        raise ValueError(f"no trajectory at {path}: give the trajectory.npz that Inference.py writes") from None
-    except Exception as error:  # numpy and zipfile raise many kinds for what is no .npz
-        raise ValueError(f"{path} is not a trajectory ({type(error).__name__}): give the trajectory.npz that Inference.py writes") from None
-    if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[4] not in (1, 3) or times.shape != frames.shape[:1] or not frames.size:
-        raise ValueError(f"{path} must hold frames uint8 (F,N,H,W,1 or 3) and times (F,), not {frames.dtype} {frames.shape}, {times.shape}")
-    return frames, times, max(0, int(columns)) if columns.dtype.kind == "i" and not columns.shape else 0
-
-
 def picture(images: "np.ndarray", t: int, columns: int, scale: int) -> "np.ndarray":
     """uint8 (N,H,W,C) -> one frame (rows, columns, 3) with a caption below; pixel values stay as they are."""
     import numpy as np
@@ -106,10 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
 
+    import Trajectory
     from CompleteFile import complete_file
     try:
-        frames, times, columns = read(args.trajectory)
-        columns = min(args.columns or columns or round(frames.shape[1] ** 0.5), frames.shape[1])
+        trajectory = Trajectory.read(args.trajectory)
+        frames, times = trajectory["frames"], trajectory["times"]
+        columns = min(args.columns or int(trajectory["columns"]) or round(frames.shape[1] ** 0.5), frames.shape[1])
         pictures = [picture(images, int(t), columns, args.scale) for images, t in zip(frames, times)]
         with complete_file(args.out) as temporary:
             (write_video if args.out.suffix.lower() == ".mp4" else write_animation)(temporary, pictures, args.fps, args.hold)

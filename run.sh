@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to pictures: environment, data, training, samples at t = 0/50/500/1000, denoising GIF.
+# From nothing to pictures: environment, data, training, samples at t = 0/50/500/1000, denoising GIF, one page with all of it.
 #
 #   bash run.sh                                  the built-in dataset of coloured shapes
 #   bash run.sh fashionmnist                     or mnist, cifar10, a folder of images, an .npz file
@@ -129,10 +129,13 @@ echo "== sampling, from t = T to 0 =="
 step "$PYTHON" Inference.py --ckpt "$run_dir" --out "$run_dir/images" ${machine[@]+"${machine[@]}"}
 echo "== denoising GIF =="
 step --once "$PYTHON" make_gif.py "$run_dir/images/trajectory.npz" --out "$run_dir/denoise.gif"
+echo "== all of it as one page =="
+step --once "$PYTHON" report.py "$run_dir"
 
 cat <<END
 
 == done: everything is in $run_dir ==
+  report.html               all of it as one page: open it in a browser, on any machine; after evaluate.py: python report.py $run_dir
   images/t0000.png          samples; the other t*.png: the same images on their way; x0_t*.png: what was predicted there
   images/samples.npz        the samples as numbers, uint8 (N,H,W,C)
   denoise.gif               from noise to images

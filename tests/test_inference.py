@@ -37,6 +37,8 @@ def test_it_writes_what_it_promises(out):
     assert frames.shape == (8, 5, 8, 8, 3)
     assert np.array_equal(frames[-1], samples)
     assert len({f.tobytes() for f in frames[:, 0]}) == 8
+    assert trajectory["predicted"].shape == frames.shape
+    assert np.array_equal(trajectory["predicted"][-1], samples)
 
 
 def test_pure_noise_has_the_one_value_range(out):
@@ -52,6 +54,9 @@ def test_the_pngs_are_the_frames(out):
     frame = trajectory["frames"][trajectory["times"].tolist().index(10)]
     assert np.array_equal(grid[2:10, 2:10], frame[0])
     assert np.array_equal(grid[2:10, 12:20], frame[1])
+    predicted = trajectory["predicted"][trajectory["times"].tolist().index(10)]
+    assert np.array_equal(np.asarray(Image.open(out / "x0_t0010.png"))[2:10, 2:10], predicted[0])
+    assert not np.array_equal(predicted, frame)
     assert np.array_equal(np.asarray(Image.open(out / "x0_t0000.png")), np.asarray(Image.open(out / "t0000.png")))
 
 

@@ -24,6 +24,8 @@ def test_from_nothing_to_a_gif_and_again(tmp_path, tiny_data):
     assert {p.name for p in (tmp_path / "run" / "images").iterdir()} == {
         "trajectory.npz", "samples.npz", *(f"{kind}t{t}.png" for t in ("0000", "0002", "0020", "0040") for kind in ("", "x0_"))}
     assert (tmp_path / "run" / "denoise.gif").stat().st_size > 1000
+    assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
+    assert f"{tmp_path / 'run' / 'report.html'}: " in done.stdout
     assert str(tmp_path / "run") in done.stdout.split("== done")[1]
 
 
@@ -37,8 +39,9 @@ def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
     assert done.returncode == 0, done.stderr
     steps = [line.split(sys.executable) for line in done.stdout.splitlines() if line.startswith("srun ")]
     assert [options for options, _ in steps] == [
-        "srun --kill-on-bad-exit=1 ", "srun --kill-on-bad-exit=1 ", "srun --kill-on-bad-exit=1 --nodes=1 --ntasks=1 "]
-    assert [command.split()[0] for _, command in steps] == ["train.py", "Inference.py", "make_gif.py"]
+        "srun --kill-on-bad-exit=1 ", "srun --kill-on-bad-exit=1 ", "srun --kill-on-bad-exit=1 --nodes=1 --ntasks=1 ",
+        "srun --kill-on-bad-exit=1 --nodes=1 --ntasks=1 "]
+    assert [command.split()[0] for _, command in steps] == ["train.py", "Inference.py", "make_gif.py", "report.py"]
 
 
 def test_it_stops_where_training_is_refused(tmp_path):

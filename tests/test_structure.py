@@ -50,7 +50,12 @@ MAY_IMPORT = {
     "Inference": {"Arguments", "Generation", "Devices", "Signals", "CompleteFile", "Terminal"},
     "Evaluation": {"Checkpoint", "Dataset", "Devices", "Features", "Metrics", "Results", "RunFolder", "Sampler", "Samples"},
     "evaluate": {"Arguments", "Devices", "Doctor", "Evaluation", "Signals"},
-    "make_gif": {"Arguments", "CompleteFile"},
+    "Trajectory": set(),
+    "make_gif": {"Arguments", "CompleteFile", "Trajectory"},
+    "Charts": set(),
+    "RunPictures": {"Dataset", "DiffusionModel", "Generation", "Results", "Trajectory"},
+    "RunPage": {"Charts", "Checkpoint", "DiffusionModel", "Doctor", "Results", "RunFolder", "RunPictures"},
+    "report": {"Arguments", "CompleteFile", "RunPage", "Signals"},
     "convert": {"Arguments", "Checkpoint", "Interchange", "Signals"},
 }
 FILES = sorted(ROOT.glob("*.py"))
@@ -95,7 +100,7 @@ def test_no_flag_is_true_for_the_word_false_and_no_pickle_is_run(file):
             assert options.get("weights_only") is True or options.get("allow_pickle") is False, ast.unparse(node)
 
 
-@pytest.mark.parametrize("script", ["train.py", "Inference.py", "make_gif.py", "evaluate.py", "convert.py"])
+@pytest.mark.parametrize("script", ["train.py", "Inference.py", "make_gif.py", "evaluate.py", "convert.py", "report.py"])
 def test_help_and_typing_errors_do_not_wait_for_torch(script):
     code = ("import sys, runpy; sys.modules['torch'] = None; sys.modules['pytorch_lightning'] = None; "
             f"sys.argv = ['{script}', sys.argv[1]]; runpy.run_path('{script}', run_name='__main__')")

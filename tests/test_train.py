@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 from argparse import Namespace
 
 import numpy as np
@@ -46,6 +47,7 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     assert list((tiny_run / "tensorboard").glob("events*"))
     config = json.loads((tiny_run / "config.json").read_text())
     assert config["settings"]["width"] == 8
+    assert re.fullmatch(r".+, \d+ cores?", config["hardware"])
     with open(tiny_run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row["train_loss"]] == list(range(1, 13))

@@ -1,0 +1,58 @@
+# PYTHON_ARGCOMPLETE_OK
+"""A run as one page to look at: a single HTML file, with all that it shows inside.
+
+    python report.py runs/cifar10                  # writes runs/cifar10/report.html
+
+It shows samples, the way from noise to them, losses, schedule, what evaluate.py measured, and how it was trained; of what is not
+there yet it says how to make it. It needs no network, and a browser only.
+"""
+
+import base64
+import hashlib
+import sys
+from pathlib import Path
+
+from Arguments import Parser
+from Signals import Stop
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR", help="a run directory, as train.py writes it")
+    add("--out", type=Path, metavar="FILE", help="what is written (RUN_DIR/report.html)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
+    out = args.out or args.run_dir / "report.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        parser.error(f"--out {out} must end in .html")
+    import RunPage
+    from CompleteFile import complete_file
+    try:
+        page = render(RunPage.gather(args.run_dir))
+        with complete_file(out) as temporary:
+            temporary.write_bytes(page)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"cannot write {out} ({error.strerror}): choose another --out")
+    print(f"{out}: {len(page) / 2**20:.1f} MiB, open it in a browser")
+    return 0
+
+
+def render(run: dict) -> bytes:
+    """page.html with what `RunPage.gather` found. All of that is escaped, and the page lets a browser run no script but its own."""
+    import jinja2
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters["sha256"] = lambda text: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return environment.get_template("page.html").render(run).encode("utf-8", "replace")  # a path may hold bytes that are no text
+
+
+if __name__ == "__main__":
+    Stop().arm()  # a signal ends it at once and leaves no half-written file
+    sys.exit(main())
