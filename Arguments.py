@@ -67,6 +67,9 @@ class Help(argparse.RawDescriptionHelpFormatter):
         parts = text.strip().split("\n\n")
         return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width, break_on_hyphens=False) for part in parts)
 
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return (action.help or "").removesuffix(" (default: %(default)s)")  # which Python 3.10 adds to --[no-]flags
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):
             return f"--[no-]{action.option_strings[0].removeprefix('--')}"

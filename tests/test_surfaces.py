@@ -41,7 +41,7 @@ OPTIONS = [(script, action) for script, module in SCRIPTS.items() for action in 
 @pytest.mark.parametrize(("script", "action"), OPTIONS, ids=lambda part: getattr(part, "dest", part))
 def test_help_says_the_default_and_more(script, action):
     """The default stands in the last parentheses, as it would be typed; where it is none, what happens without the flag."""
-    said = re.fullmatch(r"(.{4,}) \((.+)\)", action.help)
+    said = re.fullmatch(r"(.{4,}) \((.+)\)", Arguments.Help("x")._get_help_string(action))
     if isinstance(action, argparse._StoreTrueAction) or not action.option_strings:
         return
     assert said, f"{script} {action.dest}: {action.help}"
@@ -136,9 +136,9 @@ def test_a_value_may_look_like_anything_but_a_flag():
 
 
 @pytest.mark.parametrize(("name", "meant"), [("Fashion-MNIST", "fashionmnist"), ("CIFAR 10", "cifar10"), ("shape", "shapes"),
-                                              ("zebra", "")])
+                                              ("zebra", ""), ("--no-such-flag", "")])
 def test_nearest(name, meant):
-    assert Spelling.nearest(name, ["mnist", "fashionmnist", "cifar10", "shapes"]) == meant
+    assert Spelling.nearest(name, ["mnist", "fashionmnist", "cifar10", "shapes", "--no-flip"]) == meant
 
 
 # ---- the TAB key -----------------------------------------------------------------------------------------------------------
