@@ -11,6 +11,8 @@ import torch
 from conftest import ROOT, TINY
 from PIL import Image
 
+import Inference
+
 README = (ROOT / "README.md").read_text()
 SMALLER = {  # what a flag is given instead, where it is given at all
     "--save-steps": "0,1,10,20", "--start-step": "10", "--class": "1", "--image-size": "8", "--max-steps": "2", "--max-time": "1m",
@@ -70,6 +72,7 @@ def folder(tmp_path_factory, conditional_run, tiny_data):
         Image.fromarray(pixels[i]).save(place / "photos" / f"{i}.png")
     for i, name in enumerate(("photo.jpg", "a.png", "b.png")):
         Image.fromarray(pixels[i]).resize((32, 32)).save(place / name)
+    assert Inference.main(["--ckpt", str(place / "runs" / "cifar10"), "--num", "4", "--out", str(place / "samples")]) == 0
     Image.fromarray(np.kron([[0, 255]], np.ones((32, 16))).astype(np.uint8)).save(place / "mask.png")
     return place
 
