@@ -9,9 +9,9 @@
 And back: --ckpt, here as in Inference.py and evaluate.py, is also such a .safetensors file, or the folder of a DDPMPipeline, as
 google/ddpm-cifar10-32 and its like are published.
 
-t in the ONNX file counts as everywhere in this project: from 1, hardly noised, to T, noise. diffusers counts from 0, and the unet
-of a pipeline does, too. Not every network is one of diffusers': all channels must be multiples of 128 (or of few other kinds), with
-no patches folded; the others go to the other two formats.
+t in the ONNX file counts as everywhere in this project: from 1, hardly noised, to T, noise. diffusers counts from 0, and so does the
+unet of a pipeline. Not every network is one of diffusers': all normalizations must have as many groups, which they have where each
+level's channels are a multiple of 128, and no patches may be folded; the others go to the other two formats.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from Guidance import Guided
 from Sampler import ddpm
 from Unet import Unet
 
-SMALL = {"T": 20, "beta_large": 0.4, "depth": 1, "width": 6, "mults": (1, 1, 1), "attention": (8,), "blocks": 1, "size": 16}
+SMALL = {"T": 20, "beta_large": 0.4, "depth": 1, "width": 6, "mults": (1, 1, 1), "attention": (4,), "blocks": 1, "size": 8}
 PUBLISHED = {  # config.json and scheduler_config.json of google/ddpm-cifar10-32
     "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": None,
     "block_out_channels": (128, 256, 256, 256), "center_input_sample": False,
@@ -76,13 +76,13 @@ def test_what_a_silent_configuration_means_is_what_diffusers_says():
 @pytest.mark.parametrize("settings", [
     {}, {"variance": "small", "schedule": "cosine", "parameterization": "v"}, {"variance": "learned", "film": True},
     {"schedule": "sigmoid", "parameterization": "x0", "depth": 3}, {"zero_terminal_snr": True, "parameterization": "v"},
-    {"betas": tuple(np.linspace(0.01, 0.5, 20).tolist()), "blocks": 2, "attention": ()}, {"augment": 0.1, "attention": (16, 4)},
+    {"betas": tuple(np.linspace(0.01, 0.5, 20).tolist()), "blocks": 2, "attention": ()}, {"augment": 0.1, "attention": (8,)},
 ], ids=lambda settings: ",".join(settings) or "paper")
 def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp_path):
     """Algorithm 2 from T to 0 with the same noise: by diffusers' pipeline, untouched, and by `Sampler.ddpm`; all steps, and five."""
     ours = model(**settings)
     Interchange.write_pipeline(ours, tmp_path, "ema")
-    theirs, shape = pipeline(tmp_path), (3, ours.unet.depth, 16, 16)
+    theirs, shape = pipeline(tmp_path), (3, ours.unet.depth, 8, 8)
     for steps in (20, 5):
         found = theirs(batch_size=3, generator=torch.Generator().manual_seed(3), num_inference_steps=steps, output_type="np").images
         random = torch.Generator().manual_seed(3)
@@ -130,7 +130,7 @@ def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
     file = tmp_path / f"diffusion_pytorch_model.{ending}"
     torch.save(weights, file) if ending == "bin" else save_file(weights, file)
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED | {
-        "block_out_channels": (6, 6, 6), "norm_num_groups": 1, "sample_size": 16,
+        "block_out_channels": (6, 6, 6), "norm_num_groups": 1, "sample_size": 8,
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")}))
     (tmp_path / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
@@ -147,7 +147,7 @@ def test_labels_of_a_network_of_others_all_count(tmp_path):
     assert own.hparams["class_names"] == ("a", "b", "c")
     assert own.hparams["label_dropout"] == 0.1
     assert torch.equal(own.unet.label.weight, ours.unet.label.weight)
-    theirs, x, t, y = pipeline(tmp_path / "own"), torch.randn(4, 1, 16, 16), torch.tensor([1, 5, 9, 20]), torch.tensor([0, 1, 2, 3])
+    theirs, x, t, y = pipeline(tmp_path / "own"), torch.randn(4, 1, 8, 8), torch.tensor([1, 5, 9, 20]), torch.tensor([0, 1, 2, 3])
     with torch.no_grad():
         assert (theirs.unet(x, t - 1, class_labels=y).sample - ours(x, t, y)).abs().max() <= 1e-4
     file = tmp_path / "own" / "unet" / Interchange.WEIGHTS[0]
@@ -159,7 +159,7 @@ def test_labels_of_a_network_of_others_all_count(tmp_path):
 
 
 def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
-    ours, x, t = model(classes=2, class_names=("dark", "bright")), torch.randn(2, 1, 16, 16), torch.tensor([3, 20])
+    ours, x, t = model(classes=2, class_names=("dark", "bright")), torch.randn(2, 1, 8, 8), torch.tensor([3, 20])
     source = tmp_path / "model.safetensors"
     Interchange.write_safetensors(ours, source, "ema")
     assert convert.main(["--ckpt", str(source), "--to", "diffusers", "--out", str(tmp_path / "all")]) == 0
@@ -183,7 +183,8 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
     ("flip_sin_to_cos", True),
     ("downsample_padding", 1), ("act_fn", "gelu"), ("add_attention", False), ("up_block_types", ["UpBlock2D"] * 3),
     ("down_block_types", ["SkipDownBlock2D"] * 3), ("resnet_time_scale_shift", "spatial"), ("attn_norm_num_groups", 3),
-    ("out_channels", 7), ("out_channels", 2), ("sample_size", None), ("sample_size", 15), ("block_out_channels", [6, 9, 6]), ("block_out_channels", [6] * 40),
+    ("out_channels", 7), ("out_channels", 2), ("sample_size", None), ("sample_size", 7), ("block_out_channels", [6, 9, 6]),
+    ("block_out_channels", [6] * 40),
     ("in_channels", 10**9), ("layers_per_block", 10**9), ("dropout", "x"), ("time_embedding_dim", 5), ("a_new_setting", 1),
     ("class_embed_type", "timestep"), ("num_class_embeds", -1), ("mid_block_type", None), ("center_input_sample", True)])
 def test_a_network_that_ours_cannot_be_is_refused_by_the_settings_name(name, value, written, refused):
@@ -196,7 +197,8 @@ def test_a_network_that_ours_cannot_be_is_refused_by_the_settings_name(name, val
 @pytest.mark.parametrize(("name", "value"), [
     ("_class_name", "PNDMScheduler"), ("beta_schedule", "laplace"), ("prediction_type", "flow"), ("variance_type", "learned"),
     ("variance_type", "learned_range"), ("thresholding", True), ("clip_sample", False), ("clip_sample_range", 2.0),
-    ("trained_betas", [0.1, 0.2]), ("trained_betas", 3), ("num_train_timesteps", 0), ("num_train_timesteps", "x"), ("beta_end", 5), ("rescale_betas_zero_snr", True)])
+    ("trained_betas", [0.1, 0.2]), ("trained_betas", 3), ("num_train_timesteps", 0), ("num_train_timesteps", "x"), ("beta_end", 5),
+    ("rescale_betas_zero_snr", True)])
 def test_a_scheduler_that_ours_cannot_be_is_refused(name, value, written, refused):
     change(written / "scheduler" / "scheduler_config.json", **{name: value})
     line = refused(Inference.main, "--ckpt", written)
@@ -257,8 +259,9 @@ class Spy:
         return setattr, (Spy, "ran", True)
 
 
-@pytest.mark.parametrize("how", ["truncated", "json", "deep json", "unet/config.json", "scheduler/scheduler_config.json", "model_index.json",
-                                 f"unet/{Interchange.WEIGHTS[0]}", "shape", "nan", "missing", "surplus", "claims", "code"])
+@pytest.mark.parametrize("how", ["truncated", "json", "deep json", "unet/config.json", "scheduler/scheduler_config.json",
+                                 "model_index.json", f"unet/{Interchange.WEIGHTS[0]}", "shape", "nan", "missing", "surplus",
+                                 "claims", "code"])
 def test_a_damaged_or_hostile_folder_is_one_line(how, written, refused):
     said = spoil(written, how)
     assert said in refused(Inference.main, "--ckpt", written)
@@ -324,14 +327,14 @@ def test_safetensors_without_or_with_wrong_settings_are_refused(tmp_path, refuse
     save_file(ours.unet.state_dict(), file)
     assert "does not say what network" in refused(Inference.main, "--ckpt", file)
     for settings, said in (("{", "JSON"), ("[]", "object"), (json.dumps({**ours.hparams, "width": 10**9}), "width"),
-                           (json.dumps({**ours.hparams, "blocks": 2}), "missing"), ('{"T": NaN}', "T must be"),
+                           (json.dumps({**ours.hparams, "blocks": 2}), "weight 'unet."), ('{"T": NaN}', "T must be"),
                            ('{"x": 1}', "unknown setting")):
         save_file(ours.unet.state_dict(), file, {"settings": settings})
         assert said in refused(Inference.main, "--ckpt", file)
 
 
-@pytest.mark.parametrize("settings", [{"classes": 2, "class_names": ("a", "b"), "patch": 2, "width": 8},
-                                      {"variance": "learned", "film": True}])
+@pytest.mark.parametrize("settings", [{"classes": 2, "class_names": ("a", "b"), "patch": 2, "width": 8, "mults": (1,)},
+                                      {"variance": "learned", "film": True, "mults": (1,)}])
 def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_path, capsys):
     import onnx
     import onnxruntime
@@ -341,7 +344,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_pa
     assert "in onnxruntime it is off by" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for B in (1, 4):
-        x, t, y = torch.randn(B, 1, 16, 16), torch.tensor([20, 1, 7, 13])[:B], torch.tensor([2, 0, 1, 1])[:B]
+        x, t, y = torch.randn(B, 1, 8, 8), torch.tensor([20, 1, 7, 13])[:B], torch.tensor([2, 0, 1, 1])[:B]
         given = {"x": x, "t": t} | ({"y": y} if ours.unet.classes else {})
         found = torch.from_numpy(session.run(["output"], {name: value.numpy() for name, value in given.items()})[0])
         assert (found - ours(*given.values())).abs().max() <= 1e-4
@@ -350,11 +353,21 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_pa
     assert json.loads(said["settings"])["T"] == 20
 
 
-def test_an_onnx_file_that_is_off_or_cannot_be_made_does_not_appear(written, tmp_path, refused, monkeypatch):
+def test_an_onnx_file_that_is_off_or_cannot_be_made_does_not_appear(tmp_path, refused, monkeypatch):
+    source, out = tmp_path / "model.safetensors", tmp_path / "x.onnx"
+    Interchange.write_safetensors(model(mults=(1,)), source, "ema")
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
-    assert "pip install onnx onnxscript" in refused(convert.main, "--ckpt", written, "--to", "onnx", "--out", tmp_path / "x.onnx")
+    assert "pip install onnx onnxscript" in refused(convert.main, "--ckpt", source, "--to", "onnx", "--out", out)
     monkeypatch.undo()
-    whole = DiffusionModel.forward
-    monkeypatch.setattr(DiffusionModel, "forward", lambda self, x, t, y=None: whole(self, x, t, y) + (0.01 if len(x) == 3 else 0))
-    assert "is off by" in refused(convert.main, "--ckpt", written, "--to", "onnx", "--out", tmp_path / "x.onnx")
-    assert not (tmp_path / "x.onnx").exists()
+    whole = torch.onnx.export
+
+    def export(exported, *args, **options):
+        program = whole(exported, *args, **options)
+        exported.unet.conv_out.bias = torch.nn.Parameter(exported.unet.conv_out.bias + 0.01)
+        return program
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    assert "is off by" in refused(convert.main, "--ckpt", source, "--to", "onnx", "--out", out)
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: 1 / 0)
+    assert "cannot be exported (ZeroDivisionError" in refused(convert.main, "--ckpt", source, "--to", "onnx", "--out", out)
+    assert sorted(tmp_path.iterdir()) == [source]
