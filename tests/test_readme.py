@@ -11,7 +11,9 @@ import torch
 from conftest import ROOT, TINY
 from PIL import Image
 
+import convert
 import Inference
+import train
 
 README = (ROOT / "README.md").read_text()
 SMALLER = {  # what a flag is given instead, where it is given at all
@@ -64,8 +66,10 @@ def test_what_run_sh_hands_on_is_understood(command):
 def folder(tmp_path_factory, conditional_run, tiny_data):
     """Where a reader might stand: runs of the three datasets, some images."""
     place = tmp_path_factory.mktemp("reader")
-    for name in ("mnist", "fashionmnist", "cifar10"):
+    for name in ("mnist", "fashionmnist"):
         shutil.copytree(conditional_run, place / "runs" / name)
+    assert train.main(["--dataset", str(tiny_data), "--run-dir", str(place / "runs" / "cifar10"), *TINY, "--max-steps", "2",
+                       "--width", "6", "--mults", "1,1"]) == 0  # one that diffusers has, too
     (place / "photos").mkdir()
     pixels = np.load(tiny_data)["train_images"]
     for i in range(20):
@@ -73,6 +77,7 @@ def folder(tmp_path_factory, conditional_run, tiny_data):
     for i, name in enumerate(("photo.jpg", "a.png", "b.png")):
         Image.fromarray(pixels[i]).resize((32, 32)).save(place / name)
     assert Inference.main(["--ckpt", str(place / "runs" / "cifar10"), "--num", "4", "--out", str(place / "samples")]) == 0
+    assert convert.main(["--ckpt", str(place / "runs" / "cifar10"), "--to", "diffusers", "--out", str(place / "pipeline")]) == 0
     Image.fromarray(np.kron([[0, 255]], np.ones((32, 16))).astype(np.uint8)).save(place / "mask.png")
     return place
 
