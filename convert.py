@@ -51,6 +51,11 @@ def main(argv: list[str] | None = None) -> int:
         model = Checkpoint.load_model(args.ckpt, "cpu", args.weights == "ema", args.ema_length)
         if args.label is not None:
             model = Interchange.of_one_class(model, args.label)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except ValueError as error:
+        parser.error(str(error))
+    try:
         if args.to == "diffusers":
             Interchange.write_pipeline(model, args.out, weights)
             said = "a DDPMPipeline of diffusers" + ("" if model.T == 1000 else f", to be called with num_inference_steps={model.T}")
@@ -65,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             said = (f"x, t{', y' if model.unet.classes else ''} -> {model.parameterization}, t from 1 to {model.T}; "
                     + (f"in onnxruntime it is off by {error:.1e}" if error is not None else "not compared: pip install onnxruntime"))
     except OSError as error:
-        parser.error(f"{error.filename or args.out}: {error.strerror or error}")
+        parser.error(f"cannot write {args.out} ({error.strerror or error}): choose another --out")
     except ValueError as error:
         parser.error(str(error))
     print(f"{args.out}: {said}")

@@ -297,6 +297,10 @@ def test_outputs_that_are_in_the_way_are_refused(written, refused, tmp_path):
     assert "no whole DDPMPipeline" in refused(convert.main, "--ckpt", written, "--to", "diffusers", "--out", tmp_path / "other")
     (tmp_path / "x.safetensors").mkdir()
     assert "is a folder" in refused(convert.main, "--ckpt", written, "--to", "safetensors", "--out", tmp_path / "x.safetensors")
+    (tmp_path / "file").touch()
+    line = refused(convert.main, "--ckpt", written, "--to", "safetensors", "--out", tmp_path / "file" / "x.safetensors")
+    assert f"cannot write {tmp_path}" in line
+    assert "tmp." not in line
     assert "no checkpoint at" in refused(convert.main, "--ckpt", "google/ddpm-cifar10-32", "--to", "onnx", "--out", tmp_path / "x.onnx")
 
 
