@@ -86,17 +86,18 @@ def compiled(net: torch.nn.Module, mode: str, inputs: tuple[Any, ...], precision
     return translated, ""
 
 
-def compile_network(model: Any, mode: str, B: int, precision: str, say: Callable[..., Any] = print) -> None:
+def compile_network(model: Any, mode: str, B: int, precision: str, say: Callable[..., Any] = print) -> bool:
     """Have `model` ask its network, for B images, as torch.compile translates it in this `mode`: in training, or in sampling, whichever
-    it is ready for. Where it cannot be translated, say so and go on without; "off" changes nothing."""
+    it is ready for. Where it cannot be translated, say so and -> False; "off" changes nothing."""
     if mode == "off":
-        return
+        return True
     say("compiling the network: a minute or more, once; a signal is answered after it", file=sys.stderr, flush=True)
     run, refusal = compiled(model.unet, mode, model.example(B), precision)
     if run:
         model.compiled[model.training] = run
     else:
         say(f"--compile {mode} does not work here ({refusal}): going on without", file=sys.stderr, flush=True)
+    return not refusal
 
 
 def peak_memory(device: str, reset: bool = False) -> int:

@@ -86,15 +86,27 @@ def folder(args: Namespace, prepared: Namespace, how: Namespace) -> Path:
 
 def draw(args: Namespace, prepared: Namespace, processes: Fabric) -> None:
     """Write all samples that are not there yet. Raises OSError."""
-    model, place = prepared.model, (processes.global_rank, processes.world_size)
-    say = print if processes.global_rank == 0 else lambda *_, **__: None
+    place = (processes.global_rank, processes.world_size)
+    if args.num and args.compile != "off":
+        compile_network(args, prepared, processes)
     for how in prepared.hows if args.num else ():
         for seed in args.seeds:
-            files = folder(args, prepared, how)
-            if not model.compiled and Samples.wanted(model, files, args.num, seed, *place):
-                Devices.compile_network(model, args.compile, min(args.batch_size, args.num) * (1 if args.guidance == 1 else 2),
-                                        args.precision, say)
-            Samples.generate(model, how, files, args.num, seed, args.batch_size, *place, f"{how.sampler}, {how.steps} steps, seed {seed}")
+            Samples.generate(prepared.model, how, folder(args, prepared, how), args.num, seed, args.batch_size, *place,
+                             f"{how.sampler}, {how.steps} steps, seed {seed}")
+    prepared.model.compiled.clear()                                              # a likelihood needs gradients, in another precision
+
+
+def compile_network(args: Namespace, prepared: Namespace, processes: Fabric) -> None:
+    """Compile the network where some samples are wanted. Where one of the processes cannot, none does, and no sample is said to be."""
+    model, worked = prepared.model, True
+    if any(Samples.wanted(model, folder(args, prepared, how), args.num, seed) for how in prepared.hows for seed in args.seeds):
+        batch = min(args.batch_size, args.num, Samples.CHUNK) * (1 if args.guidance == 1 else 2)
+        worked = Devices.compile_network(model, args.compile, batch, args.precision,
+                                         print if processes.global_rank == 0 else lambda *_, **__: None)
+    if not processes.broadcast(all(Devices.gather(processes, worked))):
+        model.compiled.clear()
+        for how in prepared.hows:
+            del how.compiled
 
 
 def measure(args: Namespace, prepared: Namespace) -> None:

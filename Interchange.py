@@ -28,6 +28,7 @@ import Counterpart
 import RunFolder
 from CompleteFile import complete_file
 from DiffusionModel import DiffusionModel
+from Spelling import unknown
 
 Settings = dict[str, Any]
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -135,10 +136,11 @@ def of_one_class(model: DiffusionModel, text: str) -> DiffusionModel:
     names, net = [*model.hparams["class_names"], *(["none"] if model.hparams["label_dropout"] else [])], model.unet
     if net.label is None:
         raise ValueError("this model knows no classes: leave out --class")
-    if text not in names and not (text.isdecimal() and int(text) < net.classes):
-        raise ValueError(f"unknown class {text!r}: give a number from 0 to {net.classes - 1}, or one of {', '.join(names[:20])}")
+    lower, wanted = [name.lower() for name in names], text.lower()
+    if wanted not in lower and not (text.isdecimal() and int(text) < net.classes):
+        raise ValueError(unknown("class", text, names[:20], f", or a number from 0 to {net.classes - 1}"))
     weights = net.state_dict()
-    weights["time.2.bias"] = weights["time.2.bias"] + weights.pop("label.weight")[names.index(text) if text in names else int(text)]
+    weights["time.2.bias"] = weights["time.2.bias"] + weights.pop("label.weight")[lower.index(wanted) if wanted in lower else int(text)]
     one = DiffusionModel(**{**model.hparams, "classes": 0, "class_names": ()})
     one.unet.load_state_dict(weights)
     one.origin = model.origin

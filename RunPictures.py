@@ -50,6 +50,8 @@ def samples(file: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"{file} cannot be read ({type(error).__name__})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
         raise ValueError(f"{file} must hold uint8 (N,H,W,1 or 3), not {images.dtype} {images.shape}")
+    if labels and len(labels) != len(images):
+        raise ValueError(f"{file} has {len(labels)} labels for {len(images)} images")
     shown = [inlined(image) for image in images[:min(SHOWN, max(4, ROOM // 4 // images[0].size))]]
     for one, label in zip(shown, labels):
         one["label"] = class_names[label] if 0 <= label < len(class_names) else str(label)

@@ -23,6 +23,8 @@ from Arguments import Parser, real
 from Signals import Stop
 
 ENDINGS = {"diffusers": "", "safetensors": ".safetensors", "onnx": ".onnx"}
+PARTS = {"model_index.json", "unet", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler",
+         "scheduler/scheduler_config.json"}  # of a pipeline: a folder of nothing else is one that was interrupted
 
 
 def build_parser() -> Parser:
@@ -41,7 +43,11 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
-    if wrong := contradiction(args):
+    try:
+        wrong = contradiction(args)
+    except OSError as error:
+        wrong = f"{error.filename}: {error.strerror}"
+    if wrong:
         parser.error(wrong)
 
     import Checkpoint
@@ -87,9 +93,9 @@ def contradiction(args: argparse.Namespace) -> str:
     if ending and args.out.is_dir():
         return f"{args.out} is a folder: choose another --out"
     index = args.out / "model_index.json"
-    if not ending and args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())) and not (
-            index.is_file() and "DDPMPipeline" in index.read_text(errors="replace")):
-        return f"{args.out} is there, and no whole DDPMPipeline: remove it, or choose another --out"
+    own = args.out.is_dir() and all(".tmp." in file.name or file.relative_to(args.out).as_posix() in PARTS for file in args.out.rglob("*"))
+    if not ending and args.out.exists() and not own and not (index.is_file() and "DDPMPipeline" in index.read_text(errors="replace")):
+        return f"{args.out} is there, and no DDPMPipeline: remove it, or choose another --out"
     if args.to == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
         return f"--to onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime"
     return ""

@@ -34,10 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     from CompleteFile import complete_file
     try:
         page = render(RunPage.gather(args.run_dir))
-        with complete_file(out) as temporary:
-            temporary.write_bytes(page)
     except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"cannot read {args.run_dir} ({error.strerror}): give a run directory that you may enter")
+    try:
+        with complete_file(out) as temporary:
+            temporary.write_bytes(page)
     except OSError as error:
         parser.error(f"cannot write {out} ({error.strerror}): choose another --out")
     print(f"{out}: {len(page) / 2**20:.1f} MiB, open it in a browser")

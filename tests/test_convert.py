@@ -294,7 +294,7 @@ def test_outputs_that_are_in_the_way_are_refused(written, refused, tmp_path):
     assert "a folder" in refused(convert.main, "--ckpt", written, "--to", "diffusers", "--out", tmp_path / "x.onnx")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
-    assert "no whole DDPMPipeline" in refused(convert.main, "--ckpt", written, "--to", "diffusers", "--out", tmp_path / "other")
+    assert "no DDPMPipeline" in refused(convert.main, "--ckpt", written, "--to", "diffusers", "--out", tmp_path / "other")
     (tmp_path / "x.safetensors").mkdir()
     assert "is a folder" in refused(convert.main, "--ckpt", written, "--to", "safetensors", "--out", tmp_path / "x.safetensors")
     (tmp_path / "file").touch()
@@ -375,3 +375,15 @@ def test_an_onnx_file_that_is_off_or_cannot_be_made_does_not_appear(tmp_path, re
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: 1 / 0)
     assert "cannot be exported (ZeroDivisionError" in refused(convert.main, "--ckpt", source, "--to", "onnx", "--out", out)
     assert sorted(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("lost", ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json"])
+def test_an_interrupted_pipeline_is_written_again(written, tmp_path, lost):
+    out = tmp_path / "pipe"
+    for again in (False, True):
+        assert convert.main(["--ckpt", str(written), "--to", "diffusers", "--out", str(out)]) == 0
+        assert (out / lost).is_file()
+        if not again:
+            (out / lost).unlink()
+            (out / "model_index.json").unlink(missing_ok=True)
+            (out / "unet" / "config.json.tmp.1").touch()

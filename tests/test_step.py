@@ -199,6 +199,22 @@ def test_samples_to_measure_are_compiled_where_some_are_wanted(tiny_run, tiny_da
     assert len(list((run / "evaluation").glob("unipc-4-*"))) == 2  # they are other images, if only by rounding
 
 
+def test_samples_that_were_not_compiled_are_not_said_to_be(tiny_run, tiny_data, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler here")
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    monkeypatch.setattr(Features, "judge", lambda *_: None)
+    monkeypatch.setattr(Evaluation, "measure", lambda *_: None)
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    words = [str(word) for word in ("--ckpt", run, "--dataset", tiny_data, "--data-root", tmp_path, "--bound", 0, "--num", 8, "--seeds",
+                                    "0,1", "--steps", 4, "--features", "classifier")]
+    assert evaluate.main([*words, "--compile", "default"]) == 0
+    assert capsys.readouterr().err.count("does not work here") == 1  # for both seeds
+    (folder,) = (run / "evaluation").glob("unipc-4-*")
+    assert evaluate.main(words) == 0
+    assert list((run / "evaluation").glob("unipc-4-*")) == [folder]
+
+
 def test_where_it_cannot_compile_it_says_so_and_samples(tiny_run, tmp_path, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("no compiler here")

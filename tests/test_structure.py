@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "Measuring": {"Callbacks", "Dataset", "DiffusionModel", "Distances", "Features", "Loggers", "Metrics", "Samples", "Signals"},
     "PostHocEma": set(),
     "Counterpart": {"Schedule", "Unet"},
-    "Interchange": {"CompleteFile", "Counterpart", "DiffusionModel", "RunFolder"},
+    "Interchange": {"CompleteFile", "Counterpart", "DiffusionModel", "RunFolder", "Spelling"},
     "Checkpoint": {"DiffusionModel", "Interchange", "Objective", "PostHocEma", "RunFolder", "Schedule"},
     "Generation": {"Checkpoint", "Dataset", "DiffusionModel", "Editing", "Guidance", "Sampler", "Spelling"},
     "Loggers": {"CompleteFile"},

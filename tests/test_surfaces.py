@@ -29,6 +29,7 @@ import Schedule
 import Spelling
 import Terminal
 import train
+import Trajectory
 
 SCRIPTS = {"train.py": train, "Inference.py": Inference, "make_gif.py": make_gif, "evaluate.py": evaluate}
 OPTIONS = [(script, action) for script, module in SCRIPTS.items() for action in module.build_parser()._actions
@@ -312,7 +313,7 @@ def trajectory(tmp_path) -> Path:
 
 
 def pictures(trajectory: Path, scale: int) -> np.ndarray:
-    frames, times, _ = make_gif.read(trajectory)
+    frames, times, _ = Trajectory.read(trajectory)
     return np.stack([make_gif.picture(f, t, 3, scale) for f, t in zip(frames, times)])
 
 
