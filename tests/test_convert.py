@@ -379,7 +379,7 @@ def test_an_onnx_file_that_is_off_or_cannot_be_made_does_not_appear(tmp_path, re
 
 @pytest.mark.parametrize("lost", ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json"])
 def test_an_interrupted_pipeline_is_written_again(written, tmp_path, lost):
-    out = tmp_path / "pipe"
+    out = tmp_path / "again"
     for again in (False, True):
         assert convert.main(["--ckpt", str(written), "--to", "diffusers", "--out", str(out)]) == 0
         assert (out / lost).is_file()

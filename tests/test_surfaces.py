@@ -313,8 +313,8 @@ def trajectory(tmp_path) -> Path:
 
 
 def pictures(trajectory: Path, scale: int) -> np.ndarray:
-    frames, times, _ = Trajectory.read(trajectory)
-    return np.stack([make_gif.picture(f, t, 3, scale) for f, t in zip(frames, times)])
+    found = Trajectory.read(trajectory)
+    return np.stack([make_gif.picture(f, t, 3, scale) for f, t in zip(found["frames"], found["times"])])
 
 
 def test_a_webp_has_every_colour_and_its_durations(trajectory, tmp_path):
