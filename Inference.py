@@ -36,7 +36,8 @@ def steps(text: str) -> list[int]:
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument_group("what").add_argument
-    add("--ckpt", type=Path, metavar="PATH", help="a checkpoint, or a run directory for its newest (none: noise --input-image)")
+    add("--ckpt", type=Path, metavar="PATH",
+        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, a .safetensors file (none: noise --input-image)")
     add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or those of the last step (ema)")
     add("--ema-length", type=real(0.01, 0.25), metavar="X",
         help="average over this share of the training, after train.py --posthoc-ema (that of --weights)")

@@ -153,6 +153,14 @@ def about(model: DiffusionModel, weights: str) -> str:
         "step": model.origin.get("step", 0), "trained_on": model.origin.get("trained_on", ""), "weights": weights})
 
 
+def check_place(folder: Path) -> None:
+    """Raise ValueError, in one line, where something else than a pipeline, whole or interrupted, is at the place of one."""
+    index, parts = folder / MARKS[0], {MARKS[0], "unet", f"unet/{WEIGHTS[0]}", MARKS[1], "scheduler", "scheduler/scheduler_config.json"}
+    if folder.exists() and not (index.is_file() and "DDPMPipeline" in index.read_text(errors="replace")) and not (
+            folder.is_dir() and all(".tmp." in file.name or file.relative_to(folder).as_posix() in parts for file in folder.rglob("*"))):
+        raise ValueError(f"{folder} is there, and no DDPMPipeline: remove it, or choose another --out")
+
+
 def write_pipeline(model: DiffusionModel, folder: Path, weights: str) -> None:
     """A DDPMPipeline of diffusers. An older one in `folder` is none from the first byte to the last. Raises ValueError where the network
     is no UNet2DModel."""

@@ -1,10 +1,10 @@
 # PYTHON_ARGCOMPLETE_OK
 """A checkpoint in other people's formats.
 
-    python convert.py --ckpt runs/cifar10 --to diffusers --out pipeline            # diffusers.DDPMPipeline.from_pretrained("pipeline")
-    python convert.py --ckpt runs/cifar10 --to safetensors --out model.safetensors # weights, and in the header all that rebuilds the model
-    python convert.py --ckpt runs/cifar10 --to onnx --out model.onnx               # the network, for any number of images
-    python convert.py --ckpt runs/mnist --to diffusers --class 7 --out sevens      # a model with classes, as one of a single class
+    python convert.py --ckpt runs/cifar10 --to diffusers --out pipeline               # DDPMPipeline.from_pretrained("pipeline")
+    python convert.py --ckpt runs/cifar10 --to safetensors --out model.safetensors    # weights, and all that rebuilds the model
+    python convert.py --ckpt runs/cifar10 --to onnx --out model.onnx                  # the network, for any number of images
+    python convert.py --ckpt runs/mnist --to diffusers --class 7 --out sevens         # a model with classes, as one of a single class
 
 And back: --ckpt, here as in Inference.py and evaluate.py, is also such a .safetensors file, or the folder of a DDPMPipeline, as
 google/ddpm-cifar10-32 and its like are published.
@@ -23,19 +23,18 @@ from Arguments import Parser, real
 from Signals import Stop
 
 ENDINGS = {"diffusers": "", "safetensors": ".safetensors", "onnx": ".onnx"}
-PARTS = {"model_index.json", "unet", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler",
-         "scheduler/scheduler_config.json"}  # of a pipeline: a folder of nothing else is one that was interrupted
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, metavar="PATH",
-        help="a checkpoint, a run directory for its newest, a .safetensors file, a pipeline of diffusers")
-    add("--to", choices=tuple(ENDINGS), required=True, help="the format")
-    add("--out", type=Path, required=True, metavar="PATH", help="what is written; an older one is replaced")
+        help="a checkpoint, a run directory for its newest, a .safetensors file, a pipeline of diffusers (required)")
+    add("--to", choices=tuple(ENDINGS), required=True, help="the format (required)")
+    add("--out", type=Path, required=True, metavar="PATH", help="what is written; an older one is replaced (required)")
     add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or those of the last step (ema)")
-    add("--ema-length", type=real(0.01, 0.25), metavar="X", help="average over this share of the training; needs train.py --posthoc-ema")
+    add("--ema-length", type=real(0.01, 0.25), metavar="X",
+        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)")
     add("--class", dest="label", metavar="CLASS", help="of a model with classes, by number or name, or none: this one alone (all of them)")
     return parser
 
@@ -43,17 +42,15 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
-    try:
-        wrong = contradiction(args)
-    except OSError as error:
-        wrong = f"{error.filename}: {error.strerror}"
-    if wrong:
+    if wrong := contradiction(args):
         parser.error(wrong)
 
     import Checkpoint
     import Interchange
     weights = args.weights if args.ema_length is None else f"ema of length {args.ema_length:g}"
     try:
+        if args.to == "diffusers":
+            Interchange.check_place(args.out)
         model = Checkpoint.load_model(args.ckpt, "cpu", args.weights == "ema", args.ema_length)
         if args.label is not None:
             model = Interchange.of_one_class(model, args.label)
@@ -92,10 +89,6 @@ def contradiction(args: argparse.Namespace) -> str:
         return f"--to {args.to} writes {f'a {ending} file' if ending else 'a folder'}: choose another --out than {args.out}"
     if ending and args.out.is_dir():
         return f"{args.out} is a folder: choose another --out"
-    index = args.out / "model_index.json"
-    own = args.out.is_dir() and all(".tmp." in file.name or file.relative_to(args.out).as_posix() in PARTS for file in args.out.rglob("*"))
-    if not ending and args.out.exists() and not own and not (index.is_file() and "DDPMPipeline" in index.read_text(errors="replace")):
-        return f"{args.out} is there, and no DDPMPipeline: remove it, or choose another --out"
     if args.to == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
         return f"--to onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime"
     return ""

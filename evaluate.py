@@ -26,7 +26,8 @@ OF_SAMPLES = {"sampler", "steps", "grid", "eta", "variance", "guidance", "featur
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument_group("what").add_argument
-    add("--ckpt", type=Path, required=True, metavar="PATH", help="a checkpoint, or a run directory for its newest (required)")
+    add("--ckpt", type=Path, required=True, metavar="PATH",
+        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, a .safetensors file (required)")
     add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or those of the last step (ema)")
     add("--ema-length", type=real(0.01, 0.25), metavar="X",
         help="average over this share of the training, after train.py --posthoc-ema (that of --weights)")

@@ -164,13 +164,13 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
     Interchange.write_safetensors(ours, source, "ema")
     assert convert.main(["--ckpt", str(source), "--to", "diffusers", "--out", str(tmp_path / "all")]) == 0
     assert "class_labels (2: none)" in capsys.readouterr().out
-    for text, label in (("bright", 1), ("0", 0), ("none", 2)):
+    for text, label in (("Bright", 1), ("0", 0), ("none", 2)):
         assert convert.main(["--ckpt", str(source), "--to", "diffusers", "--out", str(tmp_path / "one"), "--class", text]) == 0
         with torch.no_grad():
             found = pipeline(tmp_path / "one").unet(x, t - 1).sample
         assert (found - ours(x, t, torch.full((2,), label))).abs().max() <= 1e-4
-    line = refused(convert.main, "--ckpt", source, "--to", "diffusers", "--out", tmp_path / "x", "--class", "blue")
-    assert "dark, bright, none" in line
+    line = refused(convert.main, "--ckpt", source, "--to", "diffusers", "--out", tmp_path / "x", "--class", "bricht")
+    assert "did you mean bright? Give dark, bright, none, or a number from 0 to 1" in line
     line = refused(convert.main, "--ckpt", tmp_path / "one", "--to", "onnx", "--out", tmp_path / "x.onnx", "--class", "0")
     assert "knows no classes" in line
 

@@ -222,6 +222,23 @@ def test_damaged_files_cost_their_part_of_the_page_alone(run, tmp_path, contents
     assert words.count("makes what is missing") >= 7
 
 
+def test_labels_that_are_too_few_cost_the_samples_alone(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    images = np.load(run / "images" / "samples.npz")["arr_0"]
+    np.savez(tmp_path / "run" / "images" / "samples.npz", arr_0=images, arr_1=np.zeros(len(images) - 1, int))
+    assert report.main([str(tmp_path / "run")]) == 0
+    words = Parsed((tmp_path / "run" / "report.html").read_text()).words
+    assert f"has {len(images) - 1} labels for {len(images)} images" in words
+    assert words.count("makes what is missing") == 1
+
+
+def test_a_run_that_cannot_be_read_is_not_said_to_be_unwritable(refused, run, monkeypatch):
+    def locked(*_):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr("RunPage.gather", locked)
+    assert f"cannot read {run} (Permission denied)" in refused(report.main, run)
+
+
 def test_no_run_is_refused_in_one_line(refused, run, tmp_path):
     assert "is no run directory" in refused(report.main, tmp_path)
     assert "is no run directory" in refused(report.main, tmp_path / "none")
@@ -298,6 +315,20 @@ def test_a_canvas_shows_the_frame_to_the_pixel(visit, run):
     for i, image in enumerate(np.linspace(0, 7, 4).round().astype(int)):
         top, left = i // 2 * 9, i % 2 * 9
         assert np.array_equal(drawn[top:top + 8, left:left + 8, :3], frames[0, image])
+
+
+def test_a_single_frame_stays_when_it_is_played(visit, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    with np.load(run / "images" / "trajectory.npz") as found:
+        np.savez(tmp_path / "run" / "images" / "trajectory.npz", frames=found["frames"][-1:], times=found["times"][-1:])
+    assert report.main([str(tmp_path / "run")]) == 0
+    window = visit(file=tmp_path / "run" / "report.html")
+    window.clock.install(time=0)
+    before = pixels(window, 0)
+    window.get_by_role("button").click()
+    window.clock.run_for(3000)
+    assert pixels(window, 0) == before
+    assert window.locator("#t").inner_text() == "0"
 
 
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])

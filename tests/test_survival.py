@@ -24,6 +24,7 @@ import train
 from DiffusionModel import DiffusionModel
 
 STEPS = 400
+THREADS = {k: v for k, v in os.environ.items() if k == "OMP_NUM_THREADS"}  # those of this process: a test of several processes sets others
 RUN = [*TINY, "--dropout", "0.2", "--flip", "--val-every", "150", "--save-every", "25", "--max-steps", str(STEPS)]
 
 
@@ -33,7 +34,7 @@ class Process:
     def __init__(self, folder, *argv, script="train.py", **environment):
         folder.mkdir(exist_ok=True, parents=True)
         self.files = [folder / f"said_{time.monotonic_ns()}.{name}" for name in ("out", "err")]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMP_NUM"))}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMP_NUM"))} | THREADS
         command = [sys.executable, *([str(ROOT / script)] if script else []), *map(str, argv)]
         with open(self.files[0], "w") as out, open(self.files[1], "w") as err:
             self.popen = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, start_new_session=True, env=clean | environment)
