@@ -13,6 +13,7 @@ import evaluate
 import Evaluation
 import Features
 import Inference
+import Samples
 import train
 from DiffusionModel import DiffusionModel
 from Unet import Unet, attend
@@ -187,12 +188,15 @@ def test_guidance_doubles_the_batch_that_is_compiled(conditional_run, tmp_path, 
 
 def test_samples_to_measure_are_compiled_where_some_are_wanted(tiny_run, tiny_data, tmp_path, translations, monkeypatch):
     monkeypatch.setattr(Features, "judge", lambda *_: None)
-    monkeypatch.setattr(Evaluation, "measure", lambda *_: None)
+    measured = []
+    monkeypatch.setattr(Evaluation, "measure", lambda args, prepared: measured.append(dict(prepared.model.compiled)))
+    monkeypatch.setattr(Samples, "CHUNK", 4)  # a file's, and so the most in a batch
     run = shutil.copytree(tiny_run, tmp_path / "run")
     words = [str(word) for word in ("--ckpt", run, "--dataset", tiny_data, "--data-root", tmp_path, "--bound", 0, "--num", 8, "--seeds",
-                                    "0,1", "--steps", 4, "--batch-size", 4, "--features", "classifier", "--compile", "default")]
+                                    "0,1", "--steps", 4, "--features", "classifier", "--compile", "default")]
     assert evaluate.main(words) == 0
     assert translations == [("default", 4)] * (3 + 2 * (1 + 2 * 4))  # each set begins with a step to warm up
+    assert measured == [{}]  # what is compiled is for sampling alone
     assert evaluate.main(words) == 0
     assert len(translations) == 21
     assert evaluate.main(words[:-2]) == 0
