@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from Arguments import Parser, whole
+from Signals import Stop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,8 +112,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nmake_gif.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    Stop().arm(seconds=True)  # a signal ends it at once and leaves no half-written file
+    sys.exit(main())

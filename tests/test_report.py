@@ -249,6 +249,11 @@ def test_no_run_is_refused_in_one_line(refused, run, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"file"}
 
 
+def test_a_copy_without_the_template_says_what_is_missing(refused, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.html")
+    assert "no page.html beside report.py" in refused(report.main, run)
+
+
 # ---- in a browser --------------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "Evaluation": {"Checkpoint", "Dataset", "Devices", "Features", "Metrics", "Results", "RunFolder", "Sampler", "Samples"},
     "evaluate": {"Arguments", "Devices", "Doctor", "Evaluation", "Signals"},
     "Trajectory": set(),
-    "make_gif": {"Arguments", "CompleteFile", "Trajectory"},
+    "make_gif": {"Arguments", "CompleteFile", "Signals", "Trajectory"},
     "Charts": set(),
     "RunPictures": {"Dataset", "DiffusionModel", "Generation", "Results", "Trajectory"},
     "RunPage": {"Charts", "Checkpoint", "DiffusionModel", "Doctor", "Results", "RunFolder", "RunPictures"},

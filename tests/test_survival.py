@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT, TINY
 
 import Checkpoint
+import Inference
 import RunFolder
 import train
 from DiffusionModel import DiffusionModel
@@ -271,6 +272,21 @@ def test_a_signal_while_torch_is_imported(tiny_data, tiny_run, tmp_path, script)
     assert f"{script}: stopped by SIGUSR1" in process.err
     assert "Traceback" not in process.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("script", "out"), [("make_gif.py", "denoise.gif"), ("report.py", "report.html")])
+def test_what_takes_seconds_is_finished_before_what_sigusr1_warns_of(tiny_run, tmp_path, script, out):
+    run_dir = shutil.copytree(tiny_run, tmp_path / "run")
+    assert Inference.main(["--ckpt", str(run_dir), "--out", str(run_dir / "images"), "--device", "cpu"]) == 0
+    what = {"make_gif.py": run_dir / "images" / "trajectory.npz", "report.py": run_dir}[script]
+    for number, status in (signal.SIGUSR1, 0), (signal.SIGTERM, 143):
+        process = Process(tmp_path / number.name, what, "--out", tmp_path / number.name / out, script=script)
+        with open(f"/proc/{process.popen.pid}/maps") as maps:
+            process.until(lambda maps=maps: (maps.seek(0), "numpy" in maps.read())[1]).kill(number)
+        assert process.ends(60) == status
+        assert "Traceback" not in process.err
+        assert [file.name for file in (tmp_path / number.name).iterdir() if not file.name.startswith("said")] == [out] * (status == 0)
+    assert f"{script}: stopped by SIGTERM" in process.err
 
 
 def test_a_signal_while_data_are_prepared(tmp_path):
