@@ -89,7 +89,9 @@ case ${1:-} in
   -h|--help) sed -n '2,/^#SBATCH/p' "$here/run.sh" | sed -e '/^#SBATCH/d' -e 's/^# \{0,1\}//'; exit 0 ;;
   setup) setup requirements.txt; dataset=$(resolve "${2:-shapes}"); cd "$here"
          exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
-  test)  setup requirements.txt requirements-dev.txt; cd "$here"; exec "$PYTHON" -m pytest -q --durations=8 "${@:2}" ;;
+  test)  setup requirements.txt requirements-dev.txt; cd "$here"
+         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each core a file of tests
+         exec "$PYTHON" -m pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=8 "${@:2}" ;;
   bench) setup requirements.txt benchmarks/requirements.txt; cd "$here"; exec "$PYTHON" benchmarks/speed.py "${@:2}" ;;
 esac
 
