@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT
 from test_survival import TINY, losses, steps, train, weights_hash
 
@@ -79,6 +80,15 @@ class Project:
         return [int(pid) for pid in found.stdout.split()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """What a run here is compared with has the threads that a job of one core has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data, tmp_path_factory):
     """A function: losses and hash of the weights of a run of one process with nothing in its way."""
@@ -122,7 +132,7 @@ def test_the_time_limit_requeues_until_it_is_done(project, undisturbed, forty_se
     """SLURM looks every 30 s whether a job ends in `left` seconds or in the 30 after them: while it trains, whenever that is.
     Then the limit is raised, so that the rest is not stopped as well, however long it takes here."""
     left = max(5, 25 - int(starting))
-    job = project.submit("--time=1", f"--signal=USR1@{left}", "--cpus-per-task=2", steps=forty_seconds)  # threads as in the other run
+    job = project.submit("--time=1", f"--signal=USR1@{left}", steps=forty_seconds)
     project.until(lambda: f"job {job} goes back into the queue, time 1 of 8 ==" in project.log(job))
     project.command("scontrol", "update", f"jobid={job}", "timelimit=30")
     project.until_done()
@@ -132,7 +142,7 @@ def test_the_time_limit_requeues_until_it_is_done(project, undisturbed, forty_se
 
 
 def test_preemption(project, undisturbed, forty_seconds):
-    job = project.submit("--nodelist=n1", "--cpus-per-task=2", steps=forty_seconds)
+    job = project.submit("--nodelist=n1", steps=forty_seconds)
     project.until(lambda: steps(project.run_dir(job)) > 50)
     project.command("sbatch", "--partition=high", "--nodelist=n1", "--cpus-per-task=2", "--wrap=sleep 1")
     project.until_done()
