@@ -32,10 +32,10 @@ class Stop:
         self.waits = False
         self.replaced: dict[signal.Signals, Any] = {}
 
-    def arm(self, seconds: bool = False) -> "Stop":
-        """From now on signals come here. A program that takes `seconds` is done before what SIGUSR1 warns of, and ignores that."""
+    def arm(self, brief: bool = False) -> "Stop":
+        """From now on signals come here. A `brief` program is done before what SIGUSR1 warns of, and ignores that."""
         for name in SIGNALS:
-            before = signal.signal(name, signal.SIG_IGN if seconds and name == signal.SIGUSR1 else self.remember)
+            before = signal.signal(name, signal.SIG_IGN if brief and name == signal.SIGUSR1 else self.remember)
             self.replaced.setdefault(name, before)
         return self
 

@@ -112,5 +112,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    Stop().arm(seconds=True)  # a signal ends it at once and leaves no half-written file
+    Stop().arm(brief=True)  # SIGUSR1 aside, a signal ends it at once and leaves no half-written file
     sys.exit(main())

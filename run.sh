@@ -90,7 +90,7 @@ case ${1:-} in
   setup) setup requirements.txt; dataset=$(resolve "${2:-shapes}"); cd "$here"
          exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
   test)  setup requirements.txt requirements-dev.txt; cd "$here"
-         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each core a file of tests
+         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each worker has a core and a file of tests; four at most
          exec "$PYTHON" -m pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=8 "${@:2}" ;;
   bench) setup requirements.txt benchmarks/requirements.txt; cd "$here"; exec "$PYTHON" benchmarks/speed.py "${@:2}" ;;
 esac
