@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from Counterpart import to_diffusers
-from Unet import ResidualBlock, Stage, Unet, time_embedding
+from Unet import ResidualBlock, Stage, Unet, Upsample, time_embedding
 
 
 def perturbed(net: nn.Module) -> nn.Module:
@@ -34,6 +34,17 @@ def test_the_papers_network_is_the_published_one():
         ours, theirs = net(x, t), other(x, t).sample
     assert theirs.abs().max() > 0.1
     assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())
+
+
+def test_enlarging_and_its_convolution_at_once_equal_one_after_the_other():
+    layer = perturbed(Upsample(3).double())
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    plainly = layer.conv(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+    upstream = torch.randn_like(plainly)
+    inputs = (x, *layer.parameters())
+    assert torch.allclose(layer(x), plainly, atol=1e-12, rtol=0)
+    for found, expected in zip(torch.autograd.grad(layer(x), inputs, upstream), torch.autograd.grad(plainly, inputs, upstream), strict=True):
+        assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 
 
 def test_time_embedding_ends_at_both_frequencies():
