@@ -18,6 +18,7 @@ import Checkpoint
 import Devices
 import Features
 import Metrics
+import Processes
 import Results
 import RunFolder
 import Sampler
@@ -103,7 +104,7 @@ def compile_network(args: Namespace, prepared: Namespace, processes: Fabric) -> 
         batch = min(args.batch_size, args.num, Samples.CHUNK) * (1 if args.guidance == 1 else 2)
         worked = Devices.compile_network(model, args.compile, batch, args.precision,
                                          print if processes.global_rank == 0 else lambda *_, **__: None)
-    if not processes.broadcast(all(Devices.gather(processes, worked))):
+    if not processes.broadcast(all(Processes.gather(processes, worked))):
         model.compiled.clear()
         for how in prepared.hows:
             del how.compiled

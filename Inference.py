@@ -89,9 +89,10 @@ def main(argv: list[str] | None = None) -> int:
 
     import Devices
     import Generation
+    import Processes
     import Terminal
     try:
-        processes = Devices.launch(Devices.pick_device(args.device), args.devices, args.num_nodes)
+        processes = Processes.launch(Devices.pick_device(args.device), args.devices, args.num_nodes)
     except ValueError as error:
         parser.error(str(error))
     first, prepared, refusal = processes.global_rank == 0, None, ""
@@ -105,10 +106,10 @@ def main(argv: list[str] | None = None) -> int:
         refusal = f"{error.filename}: {error.strerror}; choose a place that can be used" if error.filename else str(error)
     except ValueError as error:
         refusal = str(error)
-    refusal = processes.broadcast(next(filter(None, Devices.gather(processes, refusal)), ""))
+    refusal = processes.broadcast(next(filter(None, Processes.gather(processes, refusal)), ""))
     if refusal or not prepared:
-        Devices.part(processes)
-        parser.error(refusal) if first else sys.exit(Devices.own_status(2))
+        Processes.part(processes)
+        parser.error(refusal) if first else sys.exit(Processes.own_status(2))
     model, image, saved, frames, total = prepared.model, prepared.image, prepared.saved, prepared.frames, prepared.total
     rank, world = processes.global_rank, processes.world_size
     precision = Devices.pick_precision(processes.device.type, "32" if args.interpolate else args.precision)  # there the steps go back, too
@@ -118,8 +119,8 @@ def main(argv: list[str] | None = None) -> int:
             Devices.compile_network(model, args.compile, min(args.batch_size, len(share)) * (1 if args.guidance == 1 else 2), precision,
                                     print if first else lambda *_, **__: None)
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=precision != "32-true"):
-            parts = Devices.gather(processes, Generation.reverse(prepared, share, args.seed, args.batch_size)) if args.ckpt else []
-        Devices.part(processes)
+            parts = Processes.gather(processes, Generation.reverse(prepared, share, args.seed, args.batch_size)) if args.ckpt else []
+        Processes.part(processes)
         if not first:
             return 0
         if args.ckpt:
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
                 old.unlink()
     except (torch.OutOfMemoryError, MemoryError):
         print(f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}", file=sys.stderr)
-        return Devices.desert(processes, 2)
+        return Processes.desert(processes, 2)
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     if args.preview:

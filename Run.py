@@ -24,6 +24,7 @@ import Callbacks
 import Checkpoint
 import Devices
 import Loggers
+import Processes
 import RunFolder
 from CompleteFile import complete_file
 from Dataset import to_float
@@ -157,7 +158,7 @@ class Checkpoints(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Where another process is gone, end at once: Lightning would first wait for what this one's device waits for."""
-        if trainer.world_size > 1 and Devices.is_loss(exception):
+        if trainer.world_size > 1 and Processes.is_loss(exception):
             print(f"train.py: another process of this run is gone at step {trainer.global_step}; {RunFolder.last(self.run_dir)}; "
                   f"run the same command again to go on ({' '.join(str(exception).split())[:100]})", file=sys.stderr, flush=True)
             os._exit(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
@@ -196,7 +197,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         trainer = pl.Trainer(
             accelerator=processes.device.type, devices=world // nodes, num_nodes=nodes,
             strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world > 1 else "auto",
-            plugins=[RunFolder.CompleteCheckpointIO(resume), Devices.environment()], precision=precision, max_steps=args.max_steps,
+            plugins=[RunFolder.CompleteCheckpointIO(resume), Processes.environment()], precision=precision, max_steps=args.max_steps,
             max_epochs=-1, gradient_clip_val=args.clip or None, val_check_interval=args.val_every, check_val_every_n_epoch=None,
             num_sanity_val_steps=0, log_every_n_steps=args.log_every, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False, use_distributed_sampler=False, logger=False,
@@ -213,7 +214,7 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         except OSError as error:
             print(f"train.py: cannot write to {run_dir} ({error.strerror or error}) at step {trainer.global_step}; "
                   f"{RunFolder.last(run_dir)}", file=sys.stderr, flush=True)
-            return Devices.desert(processes, 1)
+            return Processes.desert(processes, 1)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if not resume or checkpoints.started:
                 raise
@@ -223,15 +224,15 @@ def fit(args: Namespace, run: Any, resume: dict[str, Any] | None, processes: Fab
         if checkpoints.stopped_by and not (over and checkpoints.saved):
             say(f"stopped by {checkpoints.stopped_by.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on",
                 flush=True)
-            return Devices.own_status(status(checkpoints.stopped_by))
+            return Processes.own_status(status(checkpoints.stopped_by))
         if not checkpoints.diverged:
             say(f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}"
                 + (f"; {checkpoints.stopped_by.name} came in the last validation" if checkpoints.stopped_by else ""), flush=True)
-            return Devices.own_status(status(checkpoints.stopped_by)) if checkpoints.stopped_by else 0
+            return Processes.own_status(status(checkpoints.stopped_by)) if checkpoints.stopped_by else 0
         if model.stream == GOING_BACK:
             say(f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {RunFolder.last(run_dir)}; "
                 "try a smaller --lr", file=sys.stderr)
-            return Devices.own_status(1)
+            return Processes.own_status(1)
         stream, elapsed, refusal = model.stream + 1, checkpoints.seconds(), ""
         try:  # to a checkpoint saved for its step's number: a run that was stopped in between goes back to the same place
             resume = Checkpoint.to_resume("auto", run_dir, model, run.course, args.save_every) if first else None

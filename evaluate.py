@@ -87,33 +87,34 @@ def main(argv: list[str] | None = None) -> int:
 
     import Devices
     import Evaluation
+    import Processes
     try:
         device = Devices.pick_device(args.device)
         args.precision = Devices.pick_precision(device, args.precision)
-        processes = Devices.launch(device, args.devices, args.num_nodes)
+        processes = Processes.launch(device, args.devices, args.num_nodes)
     except ValueError as error:
         parser.error(str(error))
     args.num = args.num if args.num is not None else 50_000 if device == "cuda" else 1000
     args.precision = processes.broadcast(args.precision)
     first = processes.global_rank == 0
     try:
-        prepared, refusal = Devices.in_turn(processes, lambda path: Evaluation.prepare(args, path, processes), args.ckpt)
+        prepared, refusal = Processes.in_turn(processes, lambda path: Evaluation.prepare(args, path, processes), args.ckpt)
         if not prepared:
-            Devices.part(processes)
-            parser.error(refusal) if first else sys.exit(Devices.own_status(2))
+            Processes.part(processes)
+            parser.error(refusal) if first else sys.exit(Processes.own_status(2))
         Evaluation.draw(args, prepared, processes)
-        Devices.part(processes)  # the rest is the first one's, with nobody waiting
+        Processes.part(processes)  # the rest is the first one's, with nobody waiting
         if first:
             Evaluation.measure(args, prepared)
     except torch.OutOfMemoryError:
         print(f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}", file=sys.stderr)
-        return Devices.desert(processes, 2)
+        return Processes.desert(processes, 2)
     except MemoryError:
         print(f"{parser.prog}: error: out of memory: choose a smaller --num, or fewer --references", file=sys.stderr)
-        return Devices.desert(processes, 2)
+        return Processes.desert(processes, 2)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return Devices.desert(processes, 2)
+        return Processes.desert(processes, 2)
     return 0
 
 

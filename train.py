@@ -120,11 +120,12 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
 
     import Checkpoint
     import Devices
+    import Processes
     import Run
     try:
         device = Devices.pick_device(args.device)
         precision = Devices.pick_precision(device, args.precision)
-        processes = Devices.launch(device, args.devices, args.num_nodes)
+        processes = Processes.launch(device, args.devices, args.num_nodes)
     except ValueError as error:
         parser.error(str(error))
     preset = args.preset if args.preset != "auto" else "paper" if device == "cuda" else "laptop"
@@ -143,10 +144,10 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
                 path = Run.settle(args, run, held, {"preset": preset, "device": device, "precision": precision})
             return (run, path, Checkpoint.read(path) if path else None), path
 
-        begun, refusal = Devices.in_turn(processes, begin)  # the first alone downloads and decodes the data, and settles where to go on
+        begun, refusal = Processes.in_turn(processes, begin)  # the first alone downloads and decodes the data, and settles where to go on
         if not begun:
-            Devices.part(processes)
-            parser.error(refusal) if first else sys.exit(Devices.own_status(2))
+            Processes.part(processes)
+            parser.error(refusal) if first else sys.exit(Processes.own_status(2))
         run, path, resume = begun
         if first:
             size = sum(p.numel() for p in run.model.parameters())
@@ -171,8 +172,8 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
             except Run.Refused as error:
                 if first or not error.by_all:
                     print(f"{parser.prog}: error: {error}", file=sys.stderr)
-                status = Devices.own_status(2) if error.by_all else Devices.desert(processes, 2)
-        Devices.part(processes)
+                status = Processes.own_status(2) if error.by_all else Processes.desert(processes, 2)
+        Processes.part(processes)
         return status
 
 

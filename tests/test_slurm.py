@@ -142,7 +142,8 @@ def test_the_time_limit_requeues(project, undisturbed, starting):
     assert project.log(job).count("stopped by SIGUSR1 at step") == 1
     assert f"going on at step {stopped} of" in project.log(job)
     found = losses(project.run_dir(job))
-    assert len(found) > stopped + 100 and found == undisturbed(len(found))[0]
+    assert len(found) > stopped + 100
+    assert found == undisturbed(len(found))[0]
 
 
 def test_preemption(project, undisturbed, forty_seconds):

@@ -43,7 +43,8 @@ def test_enlarging_and_its_convolution_at_once_equal_one_after_the_other():
     upstream = torch.randn_like(plainly)
     inputs = (x, *layer.parameters())
     assert torch.allclose(layer(x), plainly, atol=1e-12, rtol=0)
-    for found, expected in zip(torch.autograd.grad(layer(x), inputs, upstream), torch.autograd.grad(plainly, inputs, upstream), strict=True):
+    gradients = (torch.autograd.grad(out, inputs, upstream) for out in (layer(x), plainly))
+    for found, expected in zip(*gradients, strict=True):
         assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 
 
