@@ -30,6 +30,7 @@ PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small", "learned")
 BOUND = 1e-3  # weight of the variational bound in the hybrid loss: lambda in section 3.1 of Nichol & Dhariwal 2021
 TRAIN, VALIDATE, DROPOUT = 1, 2, 3  # what randomness is for; Dataset has 4 and 9, Sampler 5, Shapes 6, Likelihood 7 and 8, Metrics 10
+FUSED = ("cpu", "cuda")  # where torch's fused Adam heeds grad_scale and found_inf; on "mps" it leaves them out
 SKIPS = 5  # steps in a row without a finite gradient, after which training will not recover by itself
 
 
@@ -270,17 +271,18 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
             optimizer.zero_grad()
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        """Clip the gradient's norm, or have Adam skip the step where it is not finite, without waiting for the device. Adam does the
-        dividing in its one pass: what fused optimizers have for automatic mixed precision."""
+        """Clip the gradient's norm, or have Adam skip the step where it is not finite. On `FUSED` devices nothing waits: Adam does the
+        dividing in its one pass, and the skipping, which fused optimizers have for automatic mixed precision."""
         gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         bad = (~norm.isfinite()).float()
-        optimizer.found_inf = bad
         scale = (norm / gradient_clip_val).clamp(min=1) if gradient_clip_val else None
-        if scale is not None and scale.device.type not in ("cpu", "cuda"):   # others leave it out
+        if norm.device.type in FUSED:
+            optimizer.found_inf, optimizer.grad_scale = bad, scale
+        elif bad:                                                            # this waits for the device
+            optimizer.zero_grad()                                            # Adam leaves out what has no gradient
+        elif scale is not None:
             torch._foreach_div_(gradients, scale)  # type: ignore[reportPrivateImportUsage]
-            scale = None
-        optimizer.grad_scale = scale
         self.skipped = torch.where(self.skipped >= SKIPS, self.skipped, (self.skipped + bad) * bad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

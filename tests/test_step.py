@@ -91,9 +91,11 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradient():
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+@pytest.mark.parametrize("fused", [("cpu",), ()])
 @pytest.mark.parametrize("clip", [1e-3, 1e3, 0.0])
-def test_the_gradients_norm_is_clipped(clip):
+def test_the_gradients_norm_is_clipped(clip, fused, monkeypatch):
     """Adam divides by its own mean, so that clipping shows in the momentum: after one step that is a tenth of the clipped gradient."""
+    monkeypatch.setattr("DiffusionModel.FUSED", fused)
     model = DiffusionModel(T=20, beta_large=0.2, lr=0.0, **NETWORK)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -609,7 +609,9 @@ def bad_steps(monkeypatch):
     return spoil
 
 
-def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps):
+@pytest.mark.parametrize("fused", [("cpu",), ()])
+def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps, monkeypatch, fused):
+    monkeypatch.setattr("DiffusionModel.FUSED", fused)
     bad_steps(lambda model, i: i in (5, 7))
     assert fit(tiny_data, tmp_path / "six", "--max-steps", 6, "--save-every", 5) == 0
     before, after = (RunFolder.contents(file) for file in reversed(RunFolder.newest_first(tmp_path / "six")))
