@@ -22,7 +22,7 @@ def test_speed_prints_a_table():
                   "--contenders", "ours,plain,convolutions,matmul")
     table = rows(out)
     assert "laptop**, batch 4" in out
-    assert table["this project"][:2] == table["its network in a plain float32 loop"][:2] == ["1.12M", "0.40"]
+    assert table["this project"][:2] == table["its network in a plain float32 loop"][:2] == ["1.12M", "0.36"]
     assert all(float(cells[2]) > 0 and float(cells[4]) > 0 for name, cells in table.items() if name)
 
 
