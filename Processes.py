@@ -1,6 +1,6 @@
 """The processes that share the work of a run: started here, by srun or by torchrun; how they agree, fail and end.
 
-    processes = launch(pick_device("auto"), devices=2)          # starts the second one, or finds those of srun or torchrun
+    processes = launch("cpu", devices=2)                        # starts the second one, or finds those of srun or torchrun
     processes.global_rank, processes.world_size, processes.broadcast(x), processes.barrier()
 """
 

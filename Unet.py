@@ -100,8 +100,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour, then a convolution.
 
-    On a CPU both are done at once. Of the nine pixels under the kernel several are copies of one, so that their weights can be
-    added: what remains is a transposed convolution with a kernel of 4x4, and 16 products where there were 36.
+    On a CPU, where it was measured, both are done at once. Of the nine pixels under the kernel several are copies of one, so that
+    their weights can be added: what remains is a transposed convolution with a kernel of 4x4, and 16 products where there were 36.
     """
 
     def __init__(self, channels: int):
@@ -109,8 +109,12 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))                   # (B, C, 2H, 2W)
+        return self.at_once(x) if x.device.type == "cpu" else self.in_turn(x)                    # (B, C, 2H, 2W)
+
+    def in_turn(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))                       # (B, C, 2H, 2W)
+
+    def at_once(self, x: Tensor) -> Tensor:
         kernel = self.conv.weight.transpose(0, 1).flip(2, 3)                 # (C, C, 3, 3)
         kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))   # (C, C, 4, 3)
         kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))               # (C, C, 4, 4)

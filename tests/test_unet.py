@@ -36,14 +36,17 @@ def test_the_papers_network_is_the_published_one():
     assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())
 
 
-def test_enlarging_and_its_convolution_at_once_equal_one_after_the_other():
+@pytest.mark.parametrize("way", ["in_turn", "at_once"])
+def test_both_ways_to_enlarge_are_repeated_pixels_and_a_convolution(way):
+    """One is for CPUs and the other for all else, where no test may run."""
     layer = perturbed(Upsample(3).double())
+    enlarge = getattr(layer, way)
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
     plainly = layer.conv(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
     upstream = torch.randn_like(plainly)
     inputs = (x, *layer.parameters())
-    assert torch.allclose(layer(x), plainly, atol=1e-12, rtol=0)
-    gradients = (torch.autograd.grad(out, inputs, upstream) for out in (layer(x), plainly))
+    assert torch.allclose(enlarge(x), plainly, atol=1e-12, rtol=0)
+    gradients = (torch.autograd.grad(out, inputs, upstream) for out in (enlarge(x), plainly))
     for found, expected in zip(*gradients, strict=True):
         assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 
