@@ -21,17 +21,39 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-import Shapes
-from CompleteFile import complete_file
-from Spelling import unknown
+from image_data import shapes
+from runtime.atomic_file import complete_file
+from runtime.suggestions import unknown
 
 ORDER, PICK = 4, 9  # what randomness is for: DiffusionModel lists all purposes
 NAMES = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "shapes": "shapes"}
 CLASSES = {
     "mnist": tuple("0123456789"),
-    "fashionmnist": ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"),
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "shapes": Shapes.KINDS,
+    "fashionmnist": (
+        "t-shirt",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle-boot",
+    ),
+    "cifar10": (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
+    "shapes": shapes.KINDS,
 }
 
 
@@ -61,10 +83,12 @@ class DiffSet(torch.utils.data.Dataset):
         key = dataset_name.lower()
         path = Path(dataset_name).expanduser()
         if path.suffix == ".npz" and path.stem.lower() in NAMES:
-            key = path.stem.lower()                                              # data/mnist.npz is mnist, wherever it lies
+            key = path.stem.lower()  # data/mnist.npz is mnist, wherever it lies
         if key == "shapes":
-            self.images, self.labels = Shapes.draw(20_000 if train else 2_000, image_size, seed=0 if train else 1)
-            self.name, self.classes, self.flip, self.padded = key, Shapes.KINDS, False, False
+            self.images, self.labels = shapes.draw(
+                20_000 if train else 2_000, image_size, seed=0 if train else 1
+            )
+            self.name, self.classes, self.flip, self.padded = key, shapes.KINDS, False, False
         else:
             if path.suffix == ".npz" and path.is_file():
                 self.name, file = path.stem, path
@@ -73,18 +97,28 @@ class DiffSet(torch.utils.data.Dataset):
             elif path.is_dir():
                 self.name, file = path.resolve().name, npz_of_folder(path, Path(root), image_size)
             else:
-                raise ValueError(unknown("dataset", dataset_name, NAMES, ", a folder of images or an .npz file"))
+                raise ValueError(
+                    unknown("dataset", dataset_name, NAMES, ", a folder of images or an .npz file")
+                )
             arrays = read_npz(file)
             images, labels = split(arrays, train, file)
             self.padded = images.shape[1:3] == (28, 28) and image_size == 32
-            self.images = torch.from_numpy(fit(images, image_size).transpose(0, 3, 1, 2).copy())   # (N,C,size,size)
+            self.images = torch.from_numpy(
+                fit(images, image_size).transpose(0, 3, 1, 2).copy()
+            )  # (N,C,size,size)
             self.labels = torch.from_numpy(labels.astype(np.int64))
             if labels.max() >= 100_000:
-                raise ValueError(f"{file}: label {labels.max()} is too large: number the classes from 0")
+                raise ValueError(
+                    f"{file}: label {labels.max()} is too large: number the classes from 0"
+                )
             numbers = range(1 + int(arrays.get("train_labels", labels).max()))
-            self.classes = CLASSES.get(key) or tuple(map(str, np.atleast_1d(arrays.get("classes", numbers))))
+            self.classes = CLASSES.get(key) or tuple(
+                map(str, np.atleast_1d(arrays.get("classes", numbers)))
+            )
             if labels.max() >= len(self.classes):
-                raise ValueError(f"{file}: label {labels.max()} has no name among the {len(self.classes)} classes")
+                raise ValueError(
+                    f"{file}: label {labels.max()} has no name among the {len(self.classes)} classes"
+                )
             self.flip = key not in ("mnist", "fashionmnist")
         self.size, self.depth = image_size, self.images.shape[1]
 
@@ -101,7 +135,7 @@ class DiffSet(torch.utils.data.Dataset):
         return torch.from_numpy(np.random.default_rng((0, PICK)).permutation(len(self))[:count])
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_float(self.images[index])                                      # (C,size,size)
+        return to_float(self.images[index])  # (C,size,size)
 
 
 class Batches:
@@ -118,43 +152,66 @@ class Batches:
     dataset, or cannot be shared.
     """
 
-    def __init__(self, data: DiffSet, batch_size: int, seed: int = 0, shuffle: bool = True, flip: bool = False,
-                 limit: int | None = None, device: str | torch.device = "cpu", rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        data: DiffSet,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        flip: bool = False,
+        limit: int | None = None,
+        device: str | torch.device = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.count = min(limit or len(data), len(data))
         if shuffle and batch_size % world:
-            raise ValueError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple of {world}")
+            raise ValueError(
+                f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple of {world}"
+            )
         if shuffle and batch_size > self.count:
-            raise ValueError(f"batch size {batch_size} is more than the {self.count} images of {data.name}: "
-                             f"choose a batch size of {self.count} or less")
-        self.images, self.labels = data.images[:self.count].to(device), data.labels[:self.count].to(device)
+            raise ValueError(
+                f"batch size {batch_size} is more than the {self.count} images of {data.name}: "
+                f"choose a batch size of {self.count} or less"
+            )
+        self.images, self.labels = (
+            data.images[: self.count].to(device),
+            data.labels[: self.count].to(device),
+        )
         self.batch_size, self.seed, self.shuffle, self.flip = batch_size, seed, shuffle, flip
         self.rank, self.world = rank, world
         self.epoch = self.batch = 0
 
     def __len__(self) -> int:
         """Batches an epoch, in this process."""
-        return self.count // self.batch_size if self.shuffle else -(-self.count // (self.batch_size * self.world))
+        return (
+            self.count // self.batch_size
+            if self.shuffle
+            else -(-self.count // (self.batch_size * self.world))
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, mirror = torch.arange(self.count), torch.zeros(self.count, dtype=torch.bool)
         if self.shuffle:
             random = np.random.default_rng((self.seed, ORDER, self.epoch))
-            order = torch.from_numpy(random.permutation(self.count))             # (N,)
-            mirror = torch.from_numpy(random.random(self.count) < 0.5)           # (N,)
+            order = torch.from_numpy(random.permutation(self.count))  # (N,)
+            mirror = torch.from_numpy(random.random(self.count) < 0.5)  # (N,)
         order, mirror = order.to(self.images.device), mirror.to(self.images.device)
         share = self.batch_size // self.world
         for batch in range(self.batch if self.shuffle else 0, len(self)):
             if self.shuffle:
                 start = batch * self.batch_size + self.rank * share
-                chosen = order[start:start + share]
+                chosen = order[start : start + share]
             else:
                 start = (batch * self.world + self.rank) * self.batch_size
-                chosen = order[start:start + self.batch_size]
-            x = to_float(self.images[chosen])                                    # (B,C,H,W)
+                chosen = order[start : start + self.batch_size]
+            x = to_float(self.images[chosen])  # (B,C,H,W)
             if self.flip:
                 x = torch.where(mirror[chosen, None, None, None], x.flip(3), x)
             if self.shuffle:
-                self.epoch, self.batch = (self.epoch, batch + 1) if batch + 1 < len(self) else (self.epoch + 1, 0)
+                self.epoch, self.batch = (
+                    (self.epoch, batch + 1) if batch + 1 < len(self) else (self.epoch + 1, 0)
+                )
             yield x, self.labels[chosen]
 
     def state_dict(self) -> dict[str, int]:
@@ -174,44 +231,80 @@ def npz_of_known(key: str, root: Path) -> Path:
     file = root / f"{key}.npz"
     if not file.is_file():
         from torchvision import datasets  # slow to import, and not needed once the file is there
+
         try:
             make = getattr(datasets, NAMES[key])
-            splits = {split: make(root, train=split == "train", download=True) for split in ("train", "test")}
+            splits = {
+                split: make(root, train=split == "train", download=True)
+                for split in ("train", "test")
+            }
         except Exception as error:  # torchvision raises whatever its download ran into: URLError, RuntimeError, ...
-            where = "" if key == "cifar10" else f", or the four *-ubyte files in {root / NAMES[key] / 'raw'}"
-            raise OSError(f"cannot download {NAMES[key]} ({one_line(error)}): place {file} there by hand "
-                          f"(train_images uint8 (N,H,W,C), train_labels, test_images, test_labels){where}") from None
+            where = (
+                ""
+                if key == "cifar10"
+                else f", or the four *-ubyte files in {root / NAMES[key] / 'raw'}"
+            )
+            raise OSError(
+                f"cannot download {NAMES[key]} ({one_line(error)}): place {file} there by hand "
+                f"(train_images uint8 (N,H,W,C), train_labels, test_images, test_labels){where}"
+            ) from None
         with complete_file(file) as temporary:
-            np.savez(temporary, **{f"{split}_{part}": array for split, data in splits.items() for part, array in {
-                "images": np.asarray(data.data).reshape(len(data), *data.data.shape[1:3], -1),  # (N,H,W,C)
-                "labels": np.asarray(data.targets, dtype=np.int64)}.items()})
+            np.savez(
+                temporary,
+                **{
+                    f"{split}_{part}": array
+                    for split, data in splits.items()
+                    for part, array in {
+                        "images": np.asarray(data.data).reshape(
+                            len(data), *data.data.shape[1:3], -1
+                        ),  # (N,H,W,C)
+                        "labels": np.asarray(data.targets, dtype=np.int64),
+                    }.items()
+                },
+            )
     return file
 
 
 def npz_of_folder(folder: Path, root: Path, image_size: int) -> Path:
     """The .npz of a folder of images, decoded anew when a file in it was added, removed or changed."""
     known = Image.registered_extensions()
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known and not p.name.startswith("."))
+    paths = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in known and not p.name.startswith(".")
+    )
     if not paths:
         raise ValueError(f"no image in {folder}: expected class/image.png or image.png")
     relative = [p.relative_to(folder) for p in paths]
-    stamp = hashlib.sha256(repr([(str(r), (s := p.stat()).st_size, s.st_mtime_ns) for r, p in zip(relative, paths)]).encode())
+    stamp = hashlib.sha256(
+        repr(
+            [(str(r), (s := p.stat()).st_size, s.st_mtime_ns) for r, p in zip(relative, paths)]
+        ).encode()
+    )
     file = root / f"{folder.resolve().name}-{image_size}-{stamp.hexdigest()[:8]}.npz"
     if not file.is_file():
         names = [r.parts[0] if len(r.parts) > 1 else "" for r in relative]
         classes = sorted(set(names))
-        images = np.stack([decode(p, image_size) for p in tqdm(paths, desc=f"decoding {folder}", unit=" images")])
+        images = np.stack(
+            [decode(p, image_size) for p in tqdm(paths, desc=f"decoding {folder}", unit=" images")]
+        )
         if (images == images[..., :1]).all():
-            images = images[..., :1]                                             # every image is gray: (N,H,W,1)
+            images = images[..., :1]  # every image is gray: (N,H,W,1)
         with complete_file(file) as temporary:
-            np.savez(temporary, train_images=images, train_labels=np.array([classes.index(n) for n in names], np.int64),
-                     classes=np.array(classes))
+            np.savez(
+                temporary,
+                train_images=images,
+                train_labels=np.array([classes.index(n) for n in names], np.int64),
+                classes=np.array(classes),
+            )
     return file
 
 
 def decode(path: Path, image_size: int) -> np.ndarray:
     """An image file -> uint8 (image_size, image_size, 3), resized and centre-cropped."""
-    return np.asarray(ImageOps.fit(open_image(path).convert("RGB"), (image_size, image_size), Image.Resampling.LANCZOS))
+    return np.asarray(
+        ImageOps.fit(
+            open_image(path).convert("RGB"), (image_size, image_size), Image.Resampling.LANCZOS
+        )
+    )
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -222,14 +315,18 @@ def open_image(path: str | Path) -> Image.Image:
         gray = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
         if image.mode.startswith(("I", "F")):
             wide = np.asarray(image, dtype=np.float64)
-            image = Image.fromarray((wide * (255 / max(65535.0, wide.max()))).clip(0, 255).round().astype(np.uint8))
+            image = Image.fromarray(
+                (wide * (255 / max(65535.0, wide.max()))).clip(0, 255).round().astype(np.uint8)
+            )
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return image.convert("L" if gray else "RGB")
     except FileNotFoundError:
         raise ValueError(f"no image at {path}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({one_line(error)}): repair or remove it") from None
+        raise ValueError(
+            f"{path} cannot be read as an image ({one_line(error)}): repair or remove it"
+        ) from None
 
 
 def read_npz(file: Path) -> dict[str, np.ndarray]:
@@ -237,7 +334,9 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             return dict(archive)
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        raise ValueError(f"{file} cannot be read as an .npz file ({one_line(error)}): remove it, or place it anew") from None
+        raise ValueError(
+            f"{file} cannot be read as an .npz file ({one_line(error)}): remove it, or place it anew"
+        ) from None
 
 
 def split(arrays: dict[str, np.ndarray], train: bool, file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -245,12 +344,26 @@ def split(arrays: dict[str, np.ndarray], train: bool, file: Path) -> tuple[np.nd
     held_out = "test_images" not in arrays
     prefix = "train" if train or held_out else "test"
     images = arrays.get(f"{prefix}_images", arrays.get("arr_0"))
-    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
-        raise ValueError(f"{file} must hold {prefix}_images, uint8 (N,H,W,1) or (N,H,W,3), and holds "
-                         + (", ".join(f"{k} {v.dtype} {v.shape}" for k, v in arrays.items()) or "nothing"))
+    if (
+        images is None
+        or images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[3] not in (1, 3)
+        or not len(images)
+    ):
+        raise ValueError(
+            f"{file} must hold {prefix}_images, uint8 (N,H,W,1) or (N,H,W,3), and holds "
+            + (", ".join(f"{k} {v.dtype} {v.shape}" for k, v in arrays.items()) or "nothing")
+        )
     labels = arrays.get(f"{prefix}_labels", np.zeros(len(images), np.int64))
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(f"{file}: {prefix}_labels must be {len(images)} whole numbers from 0, not {labels.dtype} {labels.shape}")
+    if (
+        labels.shape != (len(images),)
+        or not np.issubdtype(labels.dtype, np.integer)
+        or labels.min() < 0
+    ):
+        raise ValueError(
+            f"{file}: {prefix}_labels must be {len(images)} whole numbers from 0, not {labels.dtype} {labels.shape}"
+        )
     if held_out and len(images) > 1:
         every = max(10, -(-len(images) // 10_000))
         test = np.arange(len(images)) % every == min(every, len(images)) - 1
@@ -264,7 +377,10 @@ def fit(images: np.ndarray, size: int) -> np.ndarray:
         return images
     if images.shape[1:3] == (28, 28) and size == 32:
         return np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    resized = [ImageOps.fit(Image.fromarray(i.squeeze()), (size, size), Image.Resampling.LANCZOS) for i in images]
+    resized = [
+        ImageOps.fit(Image.fromarray(i.squeeze()), (size, size), Image.Resampling.LANCZOS)
+        for i in images
+    ]
     return np.stack([np.asarray(i) for i in resized]).reshape(len(images), size, size, -1)
 
 

@@ -20,8 +20,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from Arguments import COMPILE, GRIDS, SAMPLERS, Parser, interval, real, whole
-from Signals import Stop
+from runtime.arguments import COMPILE, GRIDS, SAMPLERS, Parser, interval, real, whole
+from runtime.signals import Stop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,51 +29,178 @@ if TYPE_CHECKING:
 
 def steps(text: str) -> list[int]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"expected steps separated by commas, as in 0,50,500,1000, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected steps separated by commas, as in 0,50,500,1000, not {text!r}"
+        )
     return [int(part) for part in text.split(",")]
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument_group("what").add_argument
-    add("--ckpt", type=Path, metavar="PATH",
-        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, a .safetensors file (none: noise --input-image)")
-    add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or those of the last step (ema)")
-    add("--ema-length", type=real(0.01, 0.25), metavar="X",
-        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)")
-    add("--num", type=whole(1), metavar="N", help="number of images (16; with --class all: of each class, 8)")
-    add("--seed", type=whole(0), default=0, metavar="N", help="image i depends on (seed, i) alone (0)")
+    add(
+        "--ckpt",
+        type=Path,
+        metavar="PATH",
+        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, a .safetensors file (none: noise --input-image)",
+    )
+    add(
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="the averaged weights or those of the last step (ema)",
+    )
+    add(
+        "--ema-length",
+        type=real(0.01, 0.25),
+        metavar="X",
+        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)",
+    )
+    add(
+        "--num",
+        type=whole(1),
+        metavar="N",
+        help="number of images (16; with --class all: of each class, 8)",
+    )
+    add(
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="image i depends on (seed, i) alone (0)",
+    )
     add = parser.add_argument_group("how").add_argument
-    add("--sampler", choices=SAMPLERS,
+    add(
+        "--sampler",
+        choices=SAMPLERS,
         help="ddpm is the paper's; unipc came nearest to the data in 20 evaluations: see the README (unipc; ddpm with --mask, ddim to "
-        "--interpolate)")
-    add("--steps", type=whole(1), metavar="N",
-        help="steps to t = 0, besides those of --save-steps (20; heun, twice as dear, 10; ddpm all T; --interpolate 50; --mask 100)")
+        "--interpolate)",
+    )
+    add(
+        "--steps",
+        type=whole(1),
+        metavar="N",
+        help="steps to t = 0, besides those of --save-steps (20; heun, twice as dear, 10; ddpm all T; --interpolate 50; --mask 100)",
+    )
     add("--grid", choices=GRIDS, help="how the steps lie in t (uniform)")
-    add("--eta", type=real(0, 1), metavar="X", help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")
-    add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model; with --mask small)")
-    add = parser.add_argument_group("conditioning, of a model trained with --class-conditional").add_argument
-    add("--class", dest="label", metavar="CLASS", help="number or name; all: a row of each (none: images of any class)")
-    add("--guidance", type=real(0, 1000), default=1.0, metavar="W", help="how strongly the class is asked for; 1 is the model's (1)")
-    add("--guidance-interval", type=interval, metavar="LO,HI", help="the t at which guidance applies (all)")
+    add(
+        "--eta",
+        type=real(0, 1),
+        metavar="X",
+        help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)",
+    )
+    add(
+        "--variance",
+        choices=("large", "small", "learned"),
+        help="of ddpm (that of the model; with --mask small)",
+    )
+    add = parser.add_argument_group(
+        "conditioning, of a model trained with --class-conditional"
+    ).add_argument
+    add(
+        "--class",
+        dest="label",
+        metavar="CLASS",
+        help="number or name; all: a row of each (none: images of any class)",
+    )
+    add(
+        "--guidance",
+        type=real(0, 1000),
+        default=1.0,
+        metavar="W",
+        help="how strongly the class is asked for; 1 is the model's (1)",
+    )
+    add(
+        "--guidance-interval",
+        type=interval,
+        metavar="LO,HI",
+        help="the t at which guidance applies (all)",
+    )
     add = parser.add_argument_group("editing").add_argument
-    add("--input-image", type=Path, metavar="FILE", help="noise this image, or with --ckpt edit it (none: begin with noise)")
-    add("--start-step", type=whole(1), metavar="T", help="noise --input-image to this t and denoise it: SDEdit (none)")
-    add("--mask", type=Path, metavar="FILE", help="paint --input-image anew where this image is white: RePaint (none)")
-    add("--interpolate", type=Path, nargs=2, metavar="FILE", help="the way from one image to another, through their DDIM latents (none)")
+    add(
+        "--input-image",
+        type=Path,
+        metavar="FILE",
+        help="noise this image, or with --ckpt edit it (none: begin with noise)",
+    )
+    add(
+        "--start-step",
+        type=whole(1),
+        metavar="T",
+        help="noise --input-image to this t and denoise it: SDEdit (none)",
+    )
+    add(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="paint --input-image anew where this image is white: RePaint (none)",
+    )
+    add(
+        "--interpolate",
+        type=Path,
+        nargs=2,
+        metavar="FILE",
+        help="the way from one image to another, through their DDIM latents (none)",
+    )
     add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for what is written (samples)")
-    add("--save-steps", type=steps, metavar="T,..", help="the t at which pictures are saved; 0 is the image (0, T/20, T/2, T)")
-    add("--frames", type=whole(0), default=50, metavar="N", help="most frames of the trajectory besides the saved steps (50)")
-    add("--preview", action=argparse.BooleanOptionalAction, default=True, help="show some images, in a terminal that has colours (yes)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("samples"),
+        metavar="DIR",
+        help="folder for what is written (samples)",
+    )
+    add(
+        "--save-steps",
+        type=steps,
+        metavar="T,..",
+        help="the t at which pictures are saved; 0 is the image (0, T/20, T/2, T)",
+    )
+    add(
+        "--frames",
+        type=whole(0),
+        default=50,
+        metavar="N",
+        help="most frames of the trajectory besides the saved steps (50)",
+    )
+    add(
+        "--preview",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show some images, in a terminal that has colours (yes)",
+    )
     add = parser.add_argument_group("machine").add_argument
-    add("--batch-size", type=whole(1), default=64, metavar="N", help="images at once; changes no image (64)")
-    add("--precision", choices=("auto", "32", "bf16"), default="auto",
-        help="auto: bf16 autocast where the hardware has it, else 32 (auto)")
-    add("--compile", choices=COMPILE, default="off",
-        help="mode of torch.compile: a minute or more, once, for many images on a GPU (off)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: the first of cuda, mps, cpu that is there (auto)")
-    add("--devices", type=whole(1), metavar="N", help="processes a node; changes no image (those of srun or torchrun, else 1)")
+    add(
+        "--batch-size",
+        type=whole(1),
+        default=64,
+        metavar="N",
+        help="images at once; changes no image (64)",
+    )
+    add(
+        "--precision",
+        choices=("auto", "32", "bf16"),
+        default="auto",
+        help="auto: bf16 autocast where the hardware has it, else 32 (auto)",
+    )
+    add(
+        "--compile",
+        choices=COMPILE,
+        default="off",
+        help="mode of torch.compile: a minute or more, once, for many images on a GPU (off)",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="auto: the first of cuda, mps, cpu that is there (auto)",
+    )
+    add(
+        "--devices",
+        type=whole(1),
+        metavar="N",
+        help="processes a node; changes no image (those of srun or torchrun, else 1)",
+    )
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     return parser
 
@@ -87,72 +214,131 @@ def main(argv: list[str] | None = None) -> int:
     import numpy as np
     import torch
 
-    import Devices
-    import Generation
-    import Processes
-    import Terminal
+    from runtime import devices, terminal
+    from runtime import processes as Processes
+    from sampling import generate
+
     try:
-        processes = Processes.launch(Devices.pick_device(args.device), args.devices, args.num_nodes)
+        processes = Processes.launch(devices.pick_device(args.device), args.devices, args.num_nodes)
     except ValueError as error:
         parser.error(str(error))
     first, prepared, refusal = processes.global_rank == 0, None, ""
     try:
-        prepared = Generation.plan(args, processes.device)
+        prepared = generate.plan(args, processes.device)
         if first:
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / ".writable").touch()  # told now, not after the sampling
             (args.out / ".writable").unlink()
     except OSError as error:
-        refusal = f"{error.filename}: {error.strerror}; choose a place that can be used" if error.filename else str(error)
+        refusal = (
+            f"{error.filename}: {error.strerror}; choose a place that can be used"
+            if error.filename
+            else str(error)
+        )
     except ValueError as error:
         refusal = str(error)
     refusal = processes.broadcast(next(filter(None, Processes.gather(processes, refusal)), ""))
     if refusal or not prepared:
         Processes.part(processes)
         parser.error(refusal) if first else sys.exit(Processes.own_status(2))
-    model, image, saved, frames, total = prepared.model, prepared.image, prepared.saved, prepared.frames, prepared.total
+    model, image, saved, frames, total = (
+        prepared.model,
+        prepared.image,
+        prepared.saved,
+        prepared.frames,
+        prepared.total,
+    )
     rank, world = processes.global_rank, processes.world_size
-    precision = Devices.pick_precision(processes.device.type, "32" if args.interpolate else args.precision)  # there the steps go back, too
+    precision = devices.pick_precision(
+        processes.device.type, "32" if args.interpolate else args.precision
+    )  # there the steps go back, too
     share = range(total * rank // world, total * (rank + 1) // world)
     try:
         if args.ckpt and len(share):
-            Devices.compile_network(model, args.compile, min(args.batch_size, len(share)) * (1 if args.guidance == 1 else 2), precision,
-                                    print if first else lambda *_, **__: None)
+            devices.compile_network(
+                model,
+                args.compile,
+                min(args.batch_size, len(share)) * (1 if args.guidance == 1 else 2),
+                precision,
+                print if first else lambda *_, **__: None,
+            )
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=precision != "32-true"):
-            parts = Processes.gather(processes, Generation.reverse(prepared, share, args.seed, args.batch_size)) if args.ckpt else []
+            parts = (
+                Processes.gather(
+                    processes, generate.reverse(prepared, share, args.seed, args.batch_size)
+                )
+                if args.ckpt
+                else []
+            )
         Processes.part(processes)
         if not first:
             return 0
         if args.ckpt:
-            kept, predicted, x_0 = Generation.joined(parts, prepared.order)
-            write(args.out / "samples.npz", arr_0=x_0, **({"arr_1": prepared.labels} if prepared.labels else {}))
+            kept, predicted, x_0 = generate.joined(parts, prepared.order)
+            write(
+                args.out / "samples.npz",
+                arr_0=x_0,
+                **({"arr_1": prepared.labels} if prepared.labels else {}),
+            )
         else:
             assert image is not None
-            kept, predicted = Generation.forward(model, image, frames if image.numel() <= 3 * 512**2 else sorted(saved), args.seed), {}
+            kept, predicted = (
+                generate.forward(
+                    model,
+                    image,
+                    frames if image.numel() <= 3 * 512**2 else sorted(saved),
+                    args.seed,
+                ),
+                {},
+            )
             x_0 = np.concatenate([kept[t] for t in sorted(saved)])
-            print("the image is large: the trajectory has the saved steps only" if len(kept) < len(frames) else "", end="")
+            print(
+                "the image is large: the trajectory has the saved steps only"
+                if len(kept) < len(frames)
+                else "",
+                end="",
+            )
         times = sorted(kept, reverse=True)
-        write(args.out / "trajectory.npz", frames=[kept[t] for t in times], times=times,
-              **({"predicted": [predicted[t] for t in times]} if predicted else {}),  # at t = 0 the image itself
-              **({"columns": prepared.columns} if prepared.columns else {}))
+        write(
+            args.out / "trajectory.npz",
+            frames=[kept[t] for t in times],
+            times=times,
+            **(
+                {"predicted": [predicted[t] for t in times]} if predicted else {}
+            ),  # at t = 0 the image itself
+            **({"columns": prepared.columns} if prepared.columns else {}),
+        )
         for t in saved:
             write_grid(args.out / f"t{t:04d}.png", kept[t], prepared.columns)
             if t in predicted:
                 write_grid(args.out / f"x0_t{t:04d}.png", predicted[t], prepared.columns)
-        written = {f"{kind}{t:04d}" for t in saved for kind in ("t", *(["x0_t"] if t in predicted else []))}
-        for old in args.out.glob("*.png"):  # of an earlier run: its pictures are not to stand beside these
+        written = {
+            f"{kind}{t:04d}" for t in saved for kind in ("t", *(["x0_t"] if t in predicted else []))
+        }
+        for old in args.out.glob(
+            "*.png"
+        ):  # of an earlier run: its pictures are not to stand beside these
             if re.fullmatch(r"(x0_)?t\d{4,6}", old.stem) and old.stem not in written:
                 old.unlink()
     except (torch.OutOfMemoryError, MemoryError):
-        print(f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}", file=sys.stderr)
+        print(
+            f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}",
+            file=sys.stderr,
+        )
         return Processes.desert(processes, 2)
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     if args.preview:
-        Terminal.show(x_0)
-    print(f"{args.out}: {', '.join(f't{t:04d}.png' for t in sorted(saved))}, trajectory.npz ({len(times)} frames)"
-          + (f", samples.npz ({total} images)" if args.ckpt else "")
-          + (f"; grids and trajectory show the first {prepared.shown}" if args.ckpt and total > prepared.shown else ""))
+        terminal.show(x_0)
+    print(
+        f"{args.out}: {', '.join(f't{t:04d}.png' for t in sorted(saved))}, trajectory.npz ({len(times)} frames)"
+        + (f", samples.npz ({total} images)" if args.ckpt else "")
+        + (
+            f"; grids and trajectory show the first {prepared.shown}"
+            if args.ckpt and total > prepared.shown
+            else ""
+        )
+    )
     return 0
 
 
@@ -163,8 +349,15 @@ def contradiction(args: argparse.Namespace) -> str:
     if args.ckpt is None:
         if args.input_image is None:
             return "give --ckpt (a checkpoint or a run directory) to sample, or --input-image to noise an image"
-        others = {"--class": args.label, "--sampler": args.sampler, "--steps": args.steps, "--grid": args.grid, "--num": args.num,
-                  "--ema-length": args.ema_length, "--compile": args.compile != "off"}
+        others = {
+            "--class": args.label,
+            "--sampler": args.sampler,
+            "--steps": args.steps,
+            "--grid": args.grid,
+            "--num": args.num,
+            "--ema-length": args.ema_length,
+            "--compile": args.compile != "off",
+        }
         for flag, value in (ways | others).items():
             if value:
                 return f"{flag} needs a model: add --ckpt"
@@ -172,9 +365,14 @@ def contradiction(args: argparse.Namespace) -> str:
         return "--ema-length averages the weights: leave out --weights raw"
     if len(editing) > 1:
         return f"{' and '.join(editing)} are different ways to edit: choose one"
-    if args.ckpt is not None and (args.input_image is None) != (not editing or args.interpolate is not None):
-        return ("--input-image goes with --start-step (noise the image to that step, then denoise it) or --mask (paint it anew in part)"
-                if args.input_image else f"{editing[0]} needs the image: add --input-image")
+    if args.ckpt is not None and (args.input_image is None) != (
+        not editing or args.interpolate is not None
+    ):
+        return (
+            "--input-image goes with --start-step (noise the image to that step, then denoise it) or --mask (paint it anew in part)"
+            if args.input_image
+            else f"{editing[0]} needs the image: add --input-image"
+        )
     only = "ddpm" if args.mask else "ddim" if args.interpolate else args.sampler
     if args.sampler not in (None, only):
         return f"{editing[0]} works with --sampler {only} alone"
@@ -198,7 +396,8 @@ def contradiction(args: argparse.Namespace) -> str:
 def write(path: Path, **arrays: Any) -> None:
     import numpy as np
 
-    from CompleteFile import complete_file
+    from runtime.atomic_file import complete_file
+
     with complete_file(path) as temporary:
         np.savez(temporary, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
 
@@ -209,9 +408,14 @@ def write_grid(path: Path, images: "np.ndarray", columns: int = 0) -> None:
     from PIL import Image
     from torchvision.utils import make_grid
 
-    from CompleteFile import complete_file
+    from runtime.atomic_file import complete_file
+
     tiles = torch.from_numpy(images).permute(0, 3, 1, 2)
-    grid = make_grid(tiles, nrow=columns or round(len(tiles) ** 0.5), padding=2) if len(tiles) > 1 else tiles[0]
+    grid = (
+        make_grid(tiles, nrow=columns or round(len(tiles) ** 0.5), padding=2)
+        if len(tiles) > 1
+        else tiles[0]
+    )
     with complete_file(path) as temporary:
         Image.fromarray(grid.permute(1, 2, 0).numpy().squeeze()).save(temporary)
 

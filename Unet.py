@@ -23,14 +23,16 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     """
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
-    angles = t.float()[:, None] * frequencies                                # (B, dim/2)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)                    # (B, dim)
+    angles = t.float()[:, None] * frequencies  # (B, dim/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)  # (B, dim)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """32 groups as in the paper, whose narrowest layer has 4 channels in each; fewer where they would have less than 4: a
     group of one channel takes from it whatever the time embedding has just added."""
-    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels, eps=1e-6)
+    return nn.GroupNorm(
+        math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels, eps=1e-6
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -49,11 +51,13 @@ class ResidualBlock(nn.Module):
         self.norm2 = group_norm(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+        self.shortcut = (
+            nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+        )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))                                # (B, channels, H, W)
-        e = self.embed(F.silu(embedding))[:, :, None, None]                  # (B, channels or twice that, 1, 1)
+        h = self.conv1(F.silu(self.norm1(x)))  # (B, channels, H, W)
+        e = self.embed(F.silu(embedding))[:, :, None, None]  # (B, channels or twice that, 1, 1)
         if self.film:
             scale, shift = e.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
@@ -81,8 +85,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
-        h = self.norm(x).flatten(2).transpose(1, 2)                          # (B, H*W, C)
-        h = attend(*self.qkv(h).chunk(3, dim=-1))                            # (B, H*W, C)
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (B, H*W, C)
+        h = attend(*self.qkv(h).chunk(3, dim=-1))  # (B, H*W, C)
         return x + self.out(h).transpose(1, 2).reshape(B, C, H, W)
 
 
@@ -94,7 +98,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))                             # (B, C, H/2, W/2)
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H/2, W/2)
 
 
 class Upsample(nn.Module):
@@ -109,22 +113,30 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.at_once(x) if x.device.type == "cpu" else self.in_turn(x)                    # (B, C, 2H, 2W)
+        return self.at_once(x) if x.device.type == "cpu" else self.in_turn(x)  # (B, C, 2H, 2W)
 
     def in_turn(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))                       # (B, C, 2H, 2W)
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # (B, C, 2H, 2W)
 
     def at_once(self, x: Tensor) -> Tensor:
-        kernel = self.conv.weight.transpose(0, 1).flip(2, 3)                 # (C, C, 3, 3)
-        kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))   # (C, C, 4, 3)
-        kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))               # (C, C, 4, 4)
-        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)                # (B, C, 2H, 2W)
+        kernel = self.conv.weight.transpose(0, 1).flip(2, 3)  # (C, C, 3, 3)
+        kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))  # (C, C, 4, 3)
+        kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))  # (C, C, 4, 4)
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)  # (B, C, 2H, 2W)
 
 
 class Stage(nn.Module):
     """A residual block and, where this resolution is one of the chosen, attention after it."""
 
-    def __init__(self, in_channels: int, channels: int, embedding: int, dropout: float, film: bool, attend: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        embedding: int,
+        dropout: float,
+        film: bool,
+        attend: bool,
+    ):
         super().__init__()
         self.block = ResidualBlock(in_channels, channels, embedding, dropout, film)
         self.attention = Attention(channels) if attend else nn.Identity()
@@ -149,18 +161,42 @@ class Unet(nn.Module):
     gives the same numbers. Raises ValueError where the sizes do not divide.
     """
 
-    def __init__(self, depth: int = 3, width: int = 128, mults: tuple[int, ...] = (1, 2, 2, 2),
-                 attention: tuple[int, ...] = (16,), blocks: int = 2, dropout: float = 0.0, size: int = 32,
-                 patch: int = 1, film: bool = False, classes: int = 0, outputs: int = 1, augmentations: int = 0):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    def __init__(
+        self,
+        depth: int = 3,
+        width: int = 128,
+        mults: tuple[int, ...] = (1, 2, 2, 2),
+        attention: tuple[int, ...] = (16,),
+        blocks: int = 2,
+        dropout: float = 0.0,
+        size: int = 32,
+        patch: int = 1,
+        film: bool = False,
+        classes: int = 0,
+        outputs: int = 1,
+        augmentations: int = 0,
+    ):
+        settings = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         super().__init__()
-        self.settings = settings                                             # Unet(**settings) is this network again
+        self.settings = settings  # Unet(**settings) is this network again
         if size % (patch * 2 ** (len(mults) - 1)):
-            raise ValueError(f"image size {size} is not divisible by {patch * 2 ** (len(mults) - 1)} "
-                             f"(patch {patch}, halved {len(mults) - 1} times): choose another image size, mults or patch")
+            raise ValueError(
+                f"image size {size} is not divisible by {patch * 2 ** (len(mults) - 1)} "
+                f"(patch {patch}, halved {len(mults) - 1} times): choose another image size, mults or patch"
+            )
         if width % 2 or width < 4:
-            raise ValueError(f"width {width} is not an even number of at least 4 (the time embedding is sines and cosines)")
-        self.depth, self.size, self.width, self.patch, self.classes = depth, size, width, patch, classes
+            raise ValueError(
+                f"width {width} is not an even number of at least 4 (the time embedding is sines and cosines)"
+            )
+        self.depth, self.size, self.width, self.patch, self.classes = (
+            depth,
+            size,
+            width,
+            patch,
+            classes,
+        )
         self.recompute = False
         E, channels, resolution = 4 * width, width, size // patch
 
@@ -168,7 +204,9 @@ class Unet(nn.Module):
             return Stage(in_channels, out_channels, E, dropout, film, resolution in attention)
 
         self.time = nn.Sequential(nn.Linear(width, E), nn.SiLU(), nn.Linear(E, E))
-        self.label = nn.Embedding(classes + 1, E) if classes else None       # the last row means "no label"
+        self.label = (
+            nn.Embedding(classes + 1, E) if classes else None
+        )  # the last row means "no label"
         self.augmentation = nn.Linear(augmentations, E, bias=False) if augmentations else None
         self.conv_in = nn.Conv2d(depth * patch**2, width, 3, padding=1)
 
@@ -218,26 +256,38 @@ class Unet(nn.Module):
                 nn.init.zeros_(module.out.weight)
         nn.init.zeros_(self.conv_out.weight)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Tensor:
         """x (B, depth, size, size), t (B,) from 0, y (B,) labels or None, augmentation (B, augmentations) or None ->
         (B, outputs * depth, size, size)."""
-        e = self.time(time_embedding(t, self.width))                         # (B, E)
+        e = self.time(time_embedding(t, self.width))  # (B, E)
         if self.label is not None:
             e = e + self.label(torch.full_like(t, self.classes) if y is None else y)
         if self.augmentation is not None and augmentation is not None:
             e = e + self.augmentation(augmentation)
-        h = self.conv_in(F.pixel_unshuffle(x, self.patch))                   # (B, width, size/patch, size/patch)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, width, size/patch, size/patch)
         skips = [h]
         for layer in self.down:
             h = self.passed(layer, h, e) if isinstance(layer, Stage) else layer(h)
             skips.append(h)
-        h = self.passed(self.middle2, self.passed(self.middle1, h, e), e)    # (B, C, lowest, lowest)
+        h = self.passed(self.middle2, self.passed(self.middle1, h, e), e)  # (B, C, lowest, lowest)
         for layer in self.up:
-            h = self.passed(layer, torch.cat([h, skips.pop()], dim=1), e) if isinstance(layer, Stage) else layer(h)
+            h = (
+                self.passed(layer, torch.cat([h, skips.pop()], dim=1), e)
+                if isinstance(layer, Stage)
+                else layer(h)
+            )
         assert not skips
-        h = self.conv_out(F.silu(self.norm_out(h)))                          # (B, outputs * depth * patch^2, size/patch, ...)
-        return F.pixel_shuffle(h, self.patch)                                # (B, outputs * depth, size, size)
+        h = self.conv_out(
+            F.silu(self.norm_out(h))
+        )  # (B, outputs * depth * patch^2, size/patch, ...)
+        return F.pixel_shuffle(h, self.patch)  # (B, outputs * depth, size, size)
 
     def passed(self, stage: Stage, h: Tensor, e: Tensor) -> Tensor:
         """`stage(h, e)`, whose inner values are forgotten until the gradient needs them where that was chosen."""
-        return checkpoint(stage, h, e, use_reentrant=False) if self.recompute and self.training else stage(h, e)
+        return (
+            checkpoint(stage, h, e, use_reentrant=False)
+            if self.recompute and self.training
+            else stage(h, e)
+        )

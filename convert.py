@@ -19,8 +19,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from Arguments import Parser, real
-from Signals import Stop
+from runtime.arguments import Parser, real
+from runtime.signals import Stop
 
 ENDINGS = {"diffusers": "", "safetensors": ".safetensors", "onnx": ".onnx"}
 
@@ -28,14 +28,39 @@ ENDINGS = {"diffusers": "", "safetensors": ".safetensors", "onnx": ".onnx"}
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--ckpt", type=Path, required=True, metavar="PATH",
-        help="a checkpoint, a run directory for its newest, a .safetensors file, a pipeline of diffusers (required)")
+    add(
+        "--ckpt",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a checkpoint, a run directory for its newest, a .safetensors file, a pipeline of diffusers (required)",
+    )
     add("--to", choices=tuple(ENDINGS), required=True, help="the format (required)")
-    add("--out", type=Path, required=True, metavar="PATH", help="what is written; an older one is replaced (required)")
-    add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or those of the last step (ema)")
-    add("--ema-length", type=real(0.01, 0.25), metavar="X",
-        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)")
-    add("--class", dest="label", metavar="CLASS", help="of a model with classes, by number or name, or none: this one alone (all of them)")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="what is written; an older one is replaced (required)",
+    )
+    add(
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="the averaged weights or those of the last step (ema)",
+    )
+    add(
+        "--ema-length",
+        type=real(0.01, 0.25),
+        metavar="X",
+        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)",
+    )
+    add(
+        "--class",
+        dest="label",
+        metavar="CLASS",
+        help="of a model with classes, by number or name, or none: this one alone (all of them)",
+    )
     return parser
 
 
@@ -45,33 +70,43 @@ def main(argv: list[str] | None = None) -> int:
     if wrong := contradiction(args):
         parser.error(wrong)
 
-    import Checkpoint
-    import Interchange
+    from checkpoints import checkpoint, export
+
     weights = args.weights if args.ema_length is None else f"ema of length {args.ema_length:g}"
     try:
         if args.to == "diffusers":
-            Interchange.check_place(args.out)
-        model = Checkpoint.load_model(args.ckpt, "cpu", args.weights == "ema", args.ema_length)
+            export.check_place(args.out)
+        model = checkpoint.load_model(args.ckpt, "cpu", args.weights == "ema", args.ema_length)
         if args.label is not None:
-            model = Interchange.of_one_class(model, args.label)
+            model = export.of_one_class(model, args.label)
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:
         parser.error(str(error))
     try:
         if args.to == "diffusers":
-            Interchange.write_pipeline(model, args.out, weights)
-            said = "a DDPMPipeline of diffusers" + ("" if model.T == 1000 else f", to be called with num_inference_steps={model.T}")
+            export.write_pipeline(model, args.out, weights)
+            said = "a DDPMPipeline of diffusers" + (
+                "" if model.T == 1000 else f", to be called with num_inference_steps={model.T}"
+            )
             if model.unet.classes:
-                said += (f"; its network takes class_labels ({model.unet.classes}: none), and DDPMPipeline passes none: "
-                         "call the network yourself, or convert with --class for a pipeline of one")
+                said += (
+                    f"; its network takes class_labels ({model.unet.classes}: none), and DDPMPipeline passes none: "
+                    "call the network yourself, or convert with --class for a pipeline of one"
+                )
         elif args.to == "safetensors":
-            Interchange.write_safetensors(model, args.out, weights)
+            export.write_safetensors(model, args.out, weights)
             said = f"weights and settings: python Inference.py --ckpt {args.out}"
         else:
-            error = Interchange.write_onnx(model, args.out, weights)
-            said = (f"x, t{', y' if model.unet.classes else ''} -> {model.parameterization}, t from 1 to {model.T}; "
-                    + (f"in onnxruntime it is off by {error:.1e}" if error is not None else "not compared: pip install onnxruntime"))
+            error = export.write_onnx(model, args.out, weights)
+            said = (
+                f"x, t{', y' if model.unet.classes else ''} -> {model.parameterization}, t from 1 to {model.T}; "
+                + (
+                    f"in onnxruntime it is off by {error:.1e}"
+                    if error is not None
+                    else "not compared: pip install onnxruntime"
+                )
+            )
     except OSError as error:
         parser.error(f"cannot write {args.out} ({error.strerror or error}): choose another --out")
     except ValueError as error:
@@ -89,7 +124,9 @@ def contradiction(args: argparse.Namespace) -> str:
         return f"--to {args.to} writes {f'a {ending} file' if ending else 'a folder'}: choose another --out than {args.out}"
     if ending and args.out.is_dir():
         return f"{args.out} is a folder: choose another --out"
-    if args.to == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
+    if args.to == "onnx" and (
+        missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
+    ):
         return f"--to onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime"
     return ""
 

@@ -16,55 +16,179 @@ import argparse
 import sys
 from pathlib import Path
 
-from Arguments import COMPILE, GRIDS, SAMPLERS, Parser, names, real, some_numbers, whole
-from Signals import Stop
+from runtime.arguments import COMPILE, GRIDS, SAMPLERS, Parser, names, real, some_numbers, whole
+from runtime.signals import Stop
 
-OF_SAMPLES = {"sampler", "steps", "grid", "eta", "variance", "guidance", "features", "inception_weights", "references",
-              "compile"}
+OF_SAMPLES = {
+    "sampler",
+    "steps",
+    "grid",
+    "eta",
+    "variance",
+    "guidance",
+    "features",
+    "inception_weights",
+    "references",
+    "compile",
+}
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument_group("what").add_argument
-    add("--ckpt", type=Path, required=True, metavar="PATH",
-        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, a .safetensors file (required)")
-    add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or those of the last step (ema)")
-    add("--ema-length", type=real(0.01, 0.25), metavar="X",
-        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)")
-    add("--dataset", metavar="NAME", help="the real images: a name, a folder or an .npz file (that of the training)")
-    add("--data-root", default="data", metavar="DIR", help="where datasets are kept, and features and classifiers of them (data)")
-    add("--doctor", action="store_true", help="instead: read the run directory and name likely trouble")
-    add("--sweep", type=names("sampler", "steps"), metavar="WHAT",
-        help="instead: the distance for each of several samplers, numbers of steps, or both (none)")
+    add(
+        "--ckpt",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, a .safetensors file (required)",
+    )
+    add(
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="the averaged weights or those of the last step (ema)",
+    )
+    add(
+        "--ema-length",
+        type=real(0.01, 0.25),
+        metavar="X",
+        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)",
+    )
+    add(
+        "--dataset",
+        metavar="NAME",
+        help="the real images: a name, a folder or an .npz file (that of the training)",
+    )
+    add(
+        "--data-root",
+        default="data",
+        metavar="DIR",
+        help="where datasets are kept, and features and classifiers of them (data)",
+    )
+    add(
+        "--doctor",
+        action="store_true",
+        help="instead: read the run directory and name likely trouble",
+    )
+    add(
+        "--sweep",
+        type=names("sampler", "steps"),
+        metavar="WHAT",
+        help="instead: the distance for each of several samplers, numbers of steps, or both (none)",
+    )
     add = parser.add_argument_group("bits/dim").add_argument
-    add("--bound", type=whole(0), metavar="N", help="unseen images for the variational bound (1000, or all)")
-    add("--terms", type=whole(1), default=16, metavar="K", help="terms of the bound drawn for each image, besides L_0 and L_T (16)")
-    add("--exact", action="store_true", help="all T terms of the bound for each image, instead of K")
-    add("--flow", type=whole(0), default=0, metavar="N", help="unseen images for the probability flow's likelihood (0)")
+    add(
+        "--bound",
+        type=whole(0),
+        metavar="N",
+        help="unseen images for the variational bound (1000, or all)",
+    )
+    add(
+        "--terms",
+        type=whole(1),
+        default=16,
+        metavar="K",
+        help="terms of the bound drawn for each image, besides L_0 and L_T (16)",
+    )
+    add(
+        "--exact", action="store_true", help="all T terms of the bound for each image, instead of K"
+    )
+    add(
+        "--flow",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="unseen images for the probability flow's likelihood (0)",
+    )
     add = parser.add_argument_group("samples").add_argument
-    add("--num", type=whole(0), metavar="N", help="samples in each set (50000, as Ho et al.; 1000 on a CPU; 0: none)")
-    add("--seeds", type=some_numbers(0), default=(0, 1, 2), metavar="N,..", help="one set for each; the first is also bits/dim's (0,1,2)")
-    add("--sampler", type=names(*SAMPLERS), metavar="NAME",
-        help=f"{', '.join(SAMPLERS)}; Ho et al. have ddpm (unipc, as good in 20 steps; --sweep sampler: all)")
-    add("--steps", type=some_numbers(1), metavar="N", help="steps to t = 0 (20, heun 10, ddpm all T; --sweep steps: 5,10,20,50)")
+    add(
+        "--num",
+        type=whole(0),
+        metavar="N",
+        help="samples in each set (50000, as Ho et al.; 1000 on a CPU; 0: none)",
+    )
+    add(
+        "--seeds",
+        type=some_numbers(0),
+        default=(0, 1, 2),
+        metavar="N,..",
+        help="one set for each; the first is also bits/dim's (0,1,2)",
+    )
+    add(
+        "--sampler",
+        type=names(*SAMPLERS),
+        metavar="NAME",
+        help=f"{', '.join(SAMPLERS)}; Ho et al. have ddpm (unipc, as good in 20 steps; --sweep sampler: all)",
+    )
+    add(
+        "--steps",
+        type=some_numbers(1),
+        metavar="N",
+        help="steps to t = 0 (20, heun 10, ddpm all T; --sweep steps: 5,10,20,50)",
+    )
     add("--grid", choices=GRIDS, default="uniform", help="how the steps lie in t (uniform)")
     add("--eta", type=real(0, 1), metavar="X", help="noise of ddim (0)")
     add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model)")
-    add("--guidance", type=real(0, 1000), default=1.0, metavar="W",
-        help="how strongly a class is asked for; sample i is of class i mod K (1)")
+    add(
+        "--guidance",
+        type=real(0, 1000),
+        default=1.0,
+        metavar="W",
+        help="how strongly a class is asked for; sample i is of class i mod K (1)",
+    )
     add = parser.add_argument_group("distances").add_argument
-    add("--features", type=names("classifier", "efficientnet-lite0", "inception"), metavar="NAME,..",
+    add(
+        "--features",
+        type=names("classifier", "efficientnet-lite0", "inception"),
+        metavar="NAME,..",
         help="of which network: a classifier of the dataset, trained once; efficientnet-lite0; inception, for FID and KID "
-        "(classifier, or efficientnet-lite0 where there are no labels)")
-    add("--inception-weights", type=Path, metavar="FILE", help="those of torch-fidelity (downloaded into --data-root)")
-    add("--references", type=whole(4), metavar="N", help="real images of each split, drawn once and for all (all)")
+        "(classifier, or efficientnet-lite0 where there are no labels)",
+    )
+    add(
+        "--inception-weights",
+        type=Path,
+        metavar="FILE",
+        help="those of torch-fidelity (downloaded into --data-root)",
+    )
+    add(
+        "--references",
+        type=whole(4),
+        metavar="N",
+        help="real images of each split, drawn once and for all (all)",
+    )
     add = parser.add_argument_group("machine").add_argument
-    add("--batch-size", type=whole(1), default=100, metavar="N", help="images at once, of samples 500 at most (100)")
-    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="of sampling; auto: bf16 where it is fast, else 32 (auto)")
-    add("--compile", choices=COMPILE, default="off",
-        help="mode of torch.compile, for sampling: a minute or more, once, for many samples on a GPU (off)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: the first of cuda, mps, cpu that is there (auto)")
-    add("--devices", type=whole(1), metavar="N", help="processes a node, which share the sampling (those of srun or torchrun, else 1)")
+    add(
+        "--batch-size",
+        type=whole(1),
+        default=100,
+        metavar="N",
+        help="images at once, of samples 500 at most (100)",
+    )
+    add(
+        "--precision",
+        choices=("auto", "32", "bf16"),
+        default="auto",
+        help="of sampling; auto: bf16 where it is fast, else 32 (auto)",
+    )
+    add(
+        "--compile",
+        choices=COMPILE,
+        default="off",
+        help="mode of torch.compile, for sampling: a minute or more, once, for many samples on a GPU (off)",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="auto: the first of cuda, mps, cpu that is there (auto)",
+    )
+    add(
+        "--devices",
+        type=whole(1),
+        metavar="N",
+        help="processes a node, which share the sampling (those of srun or torchrun, else 1)",
+    )
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     return parser
 
@@ -72,25 +196,29 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
-    if wrong := contradiction(args, {name for name, value in vars(args).items() if value != parser.get_default(name)}):
+    if wrong := contradiction(
+        args, {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    ):
         parser.error(wrong)
     if args.doctor:
-        import Doctor
+        from evaluation import doctor
+
         try:
-            findings = Doctor.examine(args.ckpt, args.dataset, args.data_root)
+            findings = doctor.examine(args.ckpt, args.dataset, args.data_root)
         except (OSError, ValueError) as error:
             parser.error(str(error))
-        print(Doctor.report(findings))
+        print(doctor.report(findings))
         return 0
 
     import torch
 
-    import Devices
-    import Evaluation
-    import Processes
+    from evaluation import evaluation
+    from runtime import devices
+    from runtime import processes as Processes
+
     try:
-        device = Devices.pick_device(args.device)
-        args.precision = Devices.pick_precision(device, args.precision)
+        device = devices.pick_device(args.device)
+        args.precision = devices.pick_precision(device, args.precision)
         processes = Processes.launch(device, args.devices, args.num_nodes)
     except ValueError as error:
         parser.error(str(error))
@@ -98,19 +226,27 @@ def main(argv: list[str] | None = None) -> int:
     args.precision = processes.broadcast(args.precision)
     first = processes.global_rank == 0
     try:
-        prepared, refusal = Processes.in_turn(processes, lambda path: Evaluation.prepare(args, path, processes), args.ckpt)
+        prepared, refusal = Processes.in_turn(
+            processes, lambda path: evaluation.prepare(args, path, processes), args.ckpt
+        )
         if not prepared:
             Processes.part(processes)
             parser.error(refusal) if first else sys.exit(Processes.own_status(2))
-        Evaluation.draw(args, prepared, processes)
+        evaluation.draw(args, prepared, processes)
         Processes.part(processes)  # the rest is the first one's, with nobody waiting
         if first:
-            Evaluation.measure(args, prepared)
+            evaluation.measure(args, prepared)
     except torch.OutOfMemoryError:
-        print(f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}", file=sys.stderr)
+        print(
+            f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}",
+            file=sys.stderr,
+        )
         return Processes.desert(processes, 2)
     except MemoryError:
-        print(f"{parser.prog}: error: out of memory: choose a smaller --num, or fewer --references", file=sys.stderr)
+        print(
+            f"{parser.prog}: error: out of memory: choose a smaller --num, or fewer --references",
+            file=sys.stderr,
+        )
         return Processes.desert(processes, 2)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -121,9 +257,14 @@ def main(argv: list[str] | None = None) -> int:
 def contradiction(args: argparse.Namespace, given: set[str]) -> str:
     """What is wrong with flags that do not go together, in one line, or nothing; `given` are those that depart from their defaults."""
     swept = args.sweep or []
-    idle = (given - {"ckpt", "dataset", "data_root", "doctor"} if args.doctor else
-            given & {"bound", "terms", "exact", "flow"} if swept else
-            (given & OF_SAMPLES if args.num == 0 else set()) | (given & {"terms", "exact"} if args.bound == 0 else set()))
+    idle = (
+        given - {"ckpt", "dataset", "data_root", "doctor"}
+        if args.doctor
+        else given & {"bound", "terms", "exact", "flow"}
+        if swept
+        else (given & OF_SAMPLES if args.num == 0 else set())
+        | (given & {"terms", "exact"} if args.bound == 0 else set())
+    )
     if idle:
         mode = "with --doctor" if args.doctor else "with --sweep" if swept else "here"
         return f"--{min(idle).replace('_', '-')} changes nothing {mode}: leave it out"
@@ -131,7 +272,10 @@ def contradiction(args: argparse.Namespace, given: set[str]) -> str:
         return "--exact takes all terms: leave out --terms"
     if args.ema_length is not None and args.weights == "raw":
         return "--ema-length averages the weights: leave out --weights raw"
-    for flag, name, values in (("--sampler", "sampler", args.sampler), ("--steps", "steps", args.steps)):
+    for flag, name, values in (
+        ("--sampler", "sampler", args.sampler),
+        ("--steps", "steps", args.steps),
+    ):
         if values and len(values) > 1 and name not in swept:
             return f"{flag} with more than one value needs --sweep {name}"
     if not swept and not args.doctor and args.bound == 0 and args.num == 0 and not args.flow:
@@ -143,7 +287,9 @@ def contradiction(args: argparse.Namespace, given: set[str]) -> str:
     if args.num in (1, 2, 3):
         return f"--num {args.num} is no set to compare: give 4 or more"
     for flag, value, name in (("--eta", args.eta, "ddim"), ("--variance", args.variance, "ddpm")):
-        if value is not None and name not in (args.sampler or (SAMPLERS if "sampler" in swept else ())):
+        if value is not None and name not in (
+            args.sampler or (SAMPLERS if "sampler" in swept else ())
+        ):
             return f"{flag} is that of {name}: add --sampler {name}"
     if args.inception_weights and "inception" not in (args.features or ()):
         return "--inception-weights are for --features inception"

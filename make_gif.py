@@ -1,9 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK
 """A trajectory of Inference.py as a GIF, an MP4 or a WebP animation.
 
-    python make_gif.py samples/trajectory.npz --out denoise.gif --fps 15 --columns 4
-    python make_gif.py samples/trajectory.npz --out denoise.mp4        # smaller, for players, browsers and slides
-    python make_gif.py samples/trajectory.npz --out denoise.webp       # every colour as it is
+python make_gif.py samples/trajectory.npz --out denoise.gif --fps 15 --columns 4
+python make_gif.py samples/trajectory.npz --out denoise.mp4        # smaller, for players, browsers and slides
+python make_gif.py samples/trajectory.npz --out denoise.webp       # every colour as it is
 """
 
 import argparse
@@ -13,8 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from Arguments import Parser, whole
-from Signals import Stop
+from runtime.arguments import Parser, whole
+from runtime.signals import Stop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,9 @@ def positive(text: str) -> float:
 
 def animation(text: str) -> Path:
     if Path(text).suffix.lower() not in KINDS:
-        raise argparse.ArgumentTypeError(f"expected a file that ends in {', '.join(KINDS)}, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a file that ends in {', '.join(KINDS)}, not {text!r}"
+        )
     return Path(text)
 
 
@@ -38,11 +40,28 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("trajectory", type=Path, help="trajectory.npz: frames uint8 (F,N,H,W,C), times (F,)")
-    add("--out", type=animation, default=Path("denoise.gif"), metavar="FILE", help="what ends in .gif, .mp4 or .webp (denoise.gif)")
+    add(
+        "--out",
+        type=animation,
+        default=Path("denoise.gif"),
+        metavar="FILE",
+        help="what ends in .gif, .mp4 or .webp (denoise.gif)",
+    )
     add("--fps", type=positive, default=15, metavar="X", help="frames a second (15)")
-    add("--hold", type=positive, default=2, metavar="S", help="seconds that the last frame stays (2)")
+    add(
+        "--hold",
+        type=positive,
+        default=2,
+        metavar="S",
+        help="seconds that the last frame stays (2)",
+    )
     add("--scale", type=whole(1), default=3, metavar="N", help="each pixel becomes NxN (3)")
-    add("--columns", type=whole(1), metavar="N", help="images a row (those of the grids that Inference.py wrote)")
+    add(
+        "--columns",
+        type=whole(1),
+        metavar="N",
+        help="images a row (those of the grids that Inference.py wrote)",
+    )
     return parser
 
 
@@ -50,20 +69,35 @@ def picture(images: "np.ndarray", t: int, columns: int, scale: int) -> "np.ndarr
     """uint8 (N,H,W,C) -> one frame (rows, columns, 3) with a caption below; pixel values stay as they are."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
+
     N, H, W, _ = images.shape
     rows, gap, caption = -(-N // columns), 2, 22
-    canvas = Image.new("RGB", (columns * (W * scale + gap) + gap, rows * (H * scale + gap) + gap + caption), "black")
+    canvas = Image.new(
+        "RGB",
+        (columns * (W * scale + gap) + gap, rows * (H * scale + gap) + gap + caption),
+        "black",
+    )
     for i, image in enumerate(np.broadcast_to(images, (N, H, W, 3))):
-        tile = Image.fromarray(np.ascontiguousarray(image)).resize((W * scale, H * scale), Image.Resampling.NEAREST)
-        canvas.paste(tile, (gap + i % columns * (W * scale + gap), gap + i // columns * (H * scale + gap)))
-    ImageDraw.Draw(canvas).text((gap + 2, canvas.height - caption + 2), f"t = {t}", "white", ImageFont.load_default(14))
+        tile = Image.fromarray(np.ascontiguousarray(image)).resize(
+            (W * scale, H * scale), Image.Resampling.NEAREST
+        )
+        canvas.paste(
+            tile, (gap + i % columns * (W * scale + gap), gap + i // columns * (H * scale + gap))
+        )
+    ImageDraw.Draw(canvas).text(
+        (gap + 2, canvas.height - caption + 2), f"t = {t}", "white", ImageFont.load_default(14)
+    )
     return np.asarray(canvas)
 
 
 def write_animation(path: Path, pictures: "list[np.ndarray]", fps: float, hold: float) -> None:
     """A .gif or .webp that begins again and again; the last picture stays for `hold` seconds. WebP keeps all colours, GIF 256 a picture."""
     import imageio.v3 as imageio
-    options: dict[str, Any] = {"duration": [1000 / fps] * (len(pictures) - 1) + [1000 * hold], "loop": 0}          # ms
+
+    options: dict[str, Any] = {
+        "duration": [1000 / fps] * (len(pictures) - 1) + [1000 * hold],
+        "loop": 0,
+    }  # ms
     if path.suffix.lower() == ".webp":
         options["lossless"] = True
     imageio.imwrite(path, pictures, plugin="pillow", **options)
@@ -74,16 +108,28 @@ def write_video(path: Path, pictures: "list[np.ndarray]", fps: float, hold: floa
     repeated for `hold` seconds. Colours are BT.709, and said to be. crf 12: flat pixels stay flat."""
     import av
     import numpy as np
+
     H, W, _ = pictures[0].shape
     frames = pictures + pictures[-1:] * (max(1, round(hold * fps)) - 1)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
-        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "12", "preset": "slow"})
+        stream = file.add_stream(
+            "libx264",
+            rate=Fraction(fps).limit_denominator(1000),
+            options={"crf": "12", "preset": "slow"},
+        )
         stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
         context = stream.codec_context
-        context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1  # limited, and BT.709
+        context.color_range, context.colorspace, context.color_primaries, context.color_trc = (
+            1,
+            1,
+            1,
+            1,
+        )  # limited, and BT.709
         for frame in frames:
             padded = np.pad(frame, ((0, H % 2), (0, W % 2), (0, 0)))
-            picture = av.VideoFrame.from_ndarray(padded).reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            picture = av.VideoFrame.from_ndarray(padded).reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
             file.mux(stream.encode(picture))
         file.mux(stream.encode())
 
@@ -92,15 +138,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
 
-    import Trajectory
-    from CompleteFile import complete_file
+    from runtime.atomic_file import complete_file
+    from sampling import trajectory as Trajectory
+
     try:
         trajectory = Trajectory.read(args.trajectory)
         frames, times = trajectory["frames"], trajectory["times"]
-        columns = min(args.columns or int(trajectory["columns"]) or round(frames.shape[1] ** 0.5), frames.shape[1])
-        pictures = [picture(images, int(t), columns, args.scale) for images, t in zip(frames, times)]
+        columns = min(
+            args.columns or int(trajectory["columns"]) or round(frames.shape[1] ** 0.5),
+            frames.shape[1],
+        )
+        pictures = [
+            picture(images, int(t), columns, args.scale) for images, t in zip(frames, times)
+        ]
         with complete_file(args.out) as temporary:
-            (write_video if args.out.suffix.lower() == ".mp4" else write_animation)(temporary, pictures, args.fps, args.hold)
+            (write_video if args.out.suffix.lower() == ".mp4" else write_animation)(
+                temporary, pictures, args.fps, args.hold
+            )
     except ImportError:
         parser.error("an .mp4 needs PyAV: pip install av, or choose .gif or .webp")
     except ValueError as error:
@@ -112,5 +166,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    Stop().arm(brief=True)  # SIGUSR1 aside, a signal ends it at once and leaves no half-written file
+    Stop().arm(
+        brief=True
+    )  # SIGUSR1 aside, a signal ends it at once and leaves no half-written file
     sys.exit(main())

@@ -12,10 +12,10 @@ import hashlib
 import sys
 from pathlib import Path
 
-from Arguments import Parser
-from Signals import Stop
+from runtime.arguments import Parser
+from runtime.signals import Stop
 
-PAGE = Path(__file__).parent / "page.html"  # its template
+PAGE = Path(__file__).parent / "run_page" / "page.html"  # its template
 
 
 def build_parser() -> Parser:
@@ -32,16 +32,21 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or args.run_dir / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--out {out} must end in .html")
-    import RunPage
-    from CompleteFile import complete_file
+    from run_page import page as RunPage
+    from runtime.atomic_file import complete_file
+
     if not PAGE.is_file():
-        parser.error(f"no {PAGE.name} beside {Path(__file__).name}: it is the page's template, take both from the project")
+        parser.error(
+            f"no {PAGE.name} beside {Path(__file__).name}: it is the page's template, take both from the project"
+        )
     try:
         run = RunPage.gather(args.run_dir)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"cannot read {args.run_dir} ({error.strerror}): give a run directory that you may enter")
+        parser.error(
+            f"cannot read {args.run_dir} ({error.strerror}): give a run directory that you may enter"
+        )
     page = render(run)
     try:
         with complete_file(out) as temporary:
@@ -55,12 +60,24 @@ def main(argv: list[str] | None = None) -> int:
 def render(run: dict) -> bytes:
     """page.html with what `RunPage.gather` found. All of that is escaped, and the page lets a browser run no script but its own."""
     import jinja2
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(PAGE.parent), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters["sha256"] = lambda text: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return environment.get_template(PAGE.name).render(run).encode("utf-8", "replace")  # a path may hold bytes that are no text
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["sha256"] = lambda text: (
+        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    )
+    return (
+        environment.get_template(PAGE.name).render(run).encode("utf-8", "replace")
+    )  # a path may hold bytes that are no text
 
 
 if __name__ == "__main__":
-    Stop().arm(brief=True)  # SIGUSR1 aside, a signal ends it at once and leaves no half-written file
+    Stop().arm(
+        brief=True
+    )  # SIGUSR1 aside, a signal ends it at once and leaves no half-written file
     sys.exit(main())

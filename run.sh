@@ -55,7 +55,7 @@ resolve() {  # DATASET [COMMAND..] -> itself where it is a known name, the whole
        elif [[ -f $1 ]]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"
        elif [[ $1 == *mnist.npz || $1 == *cifar10.npz ]]; then echo "$1"
        else  # told now, not when the environment is there; the commands are what else could have stood in its place
-         "${PYTHON:-python3}" -c 'import sys; sys.path.insert(0, sys.argv[1]); from Spelling import unknown
+         "${PYTHON:-python3}" -c 'import sys; sys.path.insert(0, sys.argv[1]); from runtime.suggestions import unknown
 print("run.sh: error:", unknown("dataset or command" if sys.argv[3:] else "dataset", sys.argv[2],
   ["mnist", "fashionmnist", "cifar10", "shapes", *sys.argv[3:]], ", a folder of images or an .npz file"), file=sys.stderr)' "$here" "$@"
          return 2

@@ -16,90 +16,344 @@ import time
 from pathlib import Path
 from typing import Any
 
-from Arguments import COMPILE, Parser, duration, numbers, real, whole
-from Signals import Stop
+from runtime.arguments import COMPILE, Parser, duration, numbers, real, whole
+from runtime.signals import Stop
 
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "laptop": dict(width=32, mults=(1, 2, 2), attention=(8,), blocks=1, patch=2, schedule="cosine", parameterization="v",
-                   variance="small", lr=2e-3, warmup=200, batch_size=32, max_steps=3000, max_time=600.0, val_every=750, val_images=500,
-                   save_every=750),
+    "laptop": dict(
+        width=32,
+        mults=(1, 2, 2),
+        attention=(8,),
+        blocks=1,
+        patch=2,
+        schedule="cosine",
+        parameterization="v",
+        variance="small",
+        lr=2e-3,
+        warmup=200,
+        batch_size=32,
+        max_steps=3000,
+        max_time=600.0,
+        val_every=750,
+        val_images=500,
+        save_every=750,
+    ),
     # CIFAR-10 in a GPU-hour. Batch, rate and average are those of Karras et al. 2022 (EDM, table 7), schedule and target those of Salimans
     # & Ho 2022. It has not been measured yet.
-    "speedrun": dict(schedule="cosine", parameterization="v", variance="small", t_sampling="stratified", dropout=0.13, augment=0.12,
-                     batch_size=512, lr=1e-3, warmup=2000, ema_decay=0.9993, max_steps=200_000, max_time=3600.0, val_every=2500,
-                     val_images=2000, save_every=5000),
+    "speedrun": dict(
+        schedule="cosine",
+        parameterization="v",
+        variance="small",
+        t_sampling="stratified",
+        dropout=0.13,
+        augment=0.12,
+        batch_size=512,
+        lr=1e-3,
+        warmup=2000,
+        ema_decay=0.9993,
+        max_steps=200_000,
+        max_time=3600.0,
+        val_every=2500,
+        val_images=2000,
+        save_every=5000,
+    ),
 }
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__, "\n\n".join([
-        "The defaults are those of Ho et al. 2020. Presets depart from them, and a flag that you give departs from its preset.",
-        *(f"--preset {name} is {as_typed(preset)}" for name, preset in PRESETS.items() if preset)]))
+    parser = Parser(
+        __doc__,
+        "\n\n".join(
+            [
+                "The defaults are those of Ho et al. 2020. Presets depart from them, and a flag that you give departs from its preset.",
+                *(
+                    f"--preset {name} is {as_typed(preset)}"
+                    for name, preset in PRESETS.items()
+                    if preset
+                ),
+            ]
+        ),
+    )
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", default="shapes", help="mnist, fashionmnist, cifar10, shapes, a folder of images or an .npz file (shapes)")
+    add(
+        "--dataset",
+        default="shapes",
+        help="mnist, fashionmnist, cifar10, shapes, a folder of images or an .npz file (shapes)",
+    )
     add("--data-root", default="data", metavar="DIR", help="where datasets are kept (data)")
     add("--image-size", type=whole(1), default=32, metavar="N", help="height and width (32)")
-    add("--flip", action=argparse.BooleanOptionalAction, help="mirror images at random (as suits the dataset: no for digits and garments)")
-    add("--augment", type=real(0, 1), default=0.0, metavar="P",
-        help="turn, stretch and shift images with this probability, and tell the network; not in the paper; EDM has 0.12 (0)")
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="mirror images at random (as suits the dataset: no for digits and garments)",
+    )
+    add(
+        "--augment",
+        type=real(0, 1),
+        default=0.0,
+        metavar="P",
+        help="turn, stretch and shift images with this probability, and tell the network; not in the paper; EDM has 0.12 (0)",
+    )
     add = parser.add_argument_group("network").add_argument
-    add("--width", type=whole(4), default=128, metavar="N", help="channels of the first level (128)")
-    add("--mults", type=numbers, default=(1, 2, 2, 2), metavar="N,..", help="width of each level, as multiples (1,2,2,2)")
-    add("--attention", type=numbers, default=(16,), metavar="N,..", help="resolutions of the feature map with attention (16)")
+    add(
+        "--width", type=whole(4), default=128, metavar="N", help="channels of the first level (128)"
+    )
+    add(
+        "--mults",
+        type=numbers,
+        default=(1, 2, 2, 2),
+        metavar="N,..",
+        help="width of each level, as multiples (1,2,2,2)",
+    )
+    add(
+        "--attention",
+        type=numbers,
+        default=(16,),
+        metavar="N,..",
+        help="resolutions of the feature map with attention (16)",
+    )
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
-    add("--dropout", type=real(0, 0.999), metavar="P", help="share of values set to 0 (0.1 for cifar10 with --preset paper, else 0)")
-    add("--patch", type=whole(1), default=1, metavar="N", help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)")
-    add("--film", action=argparse.BooleanOptionalAction, default=False, help="time scales, too, and not only shifts; not in the paper (no)")
+    add(
+        "--dropout",
+        type=real(0, 0.999),
+        metavar="P",
+        help="share of values set to 0 (0.1 for cifar10 with --preset paper, else 0)",
+    )
+    add(
+        "--patch",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)",
+    )
+    add(
+        "--film",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="time scales, too, and not only shifts; not in the paper (no)",
+    )
     add = parser.add_argument_group("diffusion").add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="steps of the forward process (1000)")
-    add("--schedule", default="linear", metavar="WHAT",
-        help="linear, cosine, sigmoid, or a file of T betas, one a line (linear)")
-    add("--beta-small", type=real(0, 1), default=1e-4, metavar="B", help="beta at t = 1, of the linear schedule (1e-4)")
-    add("--beta-large", type=real(0, 1), default=0.02, metavar="B", help="beta at t = T, of the linear schedule (0.02)")
-    add("--zero-terminal-snr", action=argparse.BooleanOptionalAction, default=False,
-        help="x_T is noise alone; for x0 and v; not in the paper (no)")
-    add("--parameterization", choices=("eps", "x0", "v"), default="eps", help="what the network predicts (eps)")
-    add("--variance", choices=("large", "small", "learned"), default="large",
-        help="of a reverse step: beta_t, the posterior's, or learned between them (large)")
-    add("--weighting", choices=("plain", "min-snr", "p2", "edm"), default="plain", help="of the squared error over t (plain: 1 everywhere)")
-    add("--t-sampling", choices=("uniform", "stratified", "lognormal"), default="uniform",
-        help="at which t: uniform, stratified over the batch, or ln sigma normal as in EDM (uniform)")
-    add("--class-conditional", action=argparse.BooleanOptionalAction, default=False,
-        help="tell the network the label; not in the paper (no)")
-    add("--label-dropout", type=real(0, 1), default=0.1, metavar="P", help="share of images whose label is hidden, for guidance (0.1)")
+    add(
+        "--schedule",
+        default="linear",
+        metavar="WHAT",
+        help="linear, cosine, sigmoid, or a file of T betas, one a line (linear)",
+    )
+    add(
+        "--beta-small",
+        type=real(0, 1),
+        default=1e-4,
+        metavar="B",
+        help="beta at t = 1, of the linear schedule (1e-4)",
+    )
+    add(
+        "--beta-large",
+        type=real(0, 1),
+        default=0.02,
+        metavar="B",
+        help="beta at t = T, of the linear schedule (0.02)",
+    )
+    add(
+        "--zero-terminal-snr",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="x_T is noise alone; for x0 and v; not in the paper (no)",
+    )
+    add(
+        "--parameterization",
+        choices=("eps", "x0", "v"),
+        default="eps",
+        help="what the network predicts (eps)",
+    )
+    add(
+        "--variance",
+        choices=("large", "small", "learned"),
+        default="large",
+        help="of a reverse step: beta_t, the posterior's, or learned between them (large)",
+    )
+    add(
+        "--weighting",
+        choices=("plain", "min-snr", "p2", "edm"),
+        default="plain",
+        help="of the squared error over t (plain: 1 everywhere)",
+    )
+    add(
+        "--t-sampling",
+        choices=("uniform", "stratified", "lognormal"),
+        default="uniform",
+        help="at which t: uniform, stratified over the batch, or ln sigma normal as in EDM (uniform)",
+    )
+    add(
+        "--class-conditional",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="tell the network the label; not in the paper (no)",
+    )
+    add(
+        "--label-dropout",
+        type=real(0, 1),
+        default=0.1,
+        metavar="P",
+        help="share of images whose label is hidden, for guidance (0.1)",
+    )
     add = parser.add_argument_group("training").add_argument
-    add("--preset", choices=("auto", *PRESETS), default="auto", help="see below; auto: paper on a CUDA GPU, laptop without one (auto)")
-    add("--batch-size", type=whole(1), default=128, metavar="N", help="images a step, over all devices (128)")
+    add(
+        "--preset",
+        choices=("auto", *PRESETS),
+        default="auto",
+        help="see below; auto: paper on a CUDA GPU, laptop without one (auto)",
+    )
+    add(
+        "--batch-size",
+        type=whole(1),
+        default=128,
+        metavar="N",
+        help="images a step, over all devices (128)",
+    )
     add("--lr", type=real(0, 10), default=2e-4, metavar="R", help="learning rate of Adam (2e-4)")
-    add("--warmup", type=whole(0), default=5000, metavar="N", help="steps in which the rate rises linearly (5000)")
-    add("--clip", type=real(0, 1e9), default=1.0, metavar="X", help="largest norm of the gradient, 0 for any (1.0)")
-    add("--ema-decay", type=real(0, 1), default=0.9999, metavar="D", help="of the averaged weights, at most (1+n)/(10+n) (0.9999)")
-    add("--posthoc-ema", action=argparse.BooleanOptionalAction, default=False,
-        help="keep what Inference.py --ema-length needs; not in the paper (no)")
-    add("--max-steps", type=whole(1), default=800_000, metavar="N", help="stop after so many steps (800000)")
-    add("--max-time", type=duration, metavar="TIME", help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)")
-    add("--seed", type=whole(0), default=0, metavar="N", help="of initialization, noise, order of the images and dropout (0)")
-    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it, else 32 (auto)")
-    add("--compile", choices=("auto", *COMPILE), default="auto",
-        help="mode of torch.compile; auto: default on CUDA, else off (auto)")
-    add("--accumulate", type=whole(1), default=1, metavar="N", help="compute each step in N parts, to save memory (1)")
-    add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False,
-        help="keep a quarter of the values for the gradient, a fifth slower: for large images (no)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: the first of cuda, mps, cpu that is there (auto)")
-    add("--devices", type=whole(1), metavar="N", help="processes a node, each on a device of its own (those of srun or torchrun, else 1)")
+    add(
+        "--warmup",
+        type=whole(0),
+        default=5000,
+        metavar="N",
+        help="steps in which the rate rises linearly (5000)",
+    )
+    add(
+        "--clip",
+        type=real(0, 1e9),
+        default=1.0,
+        metavar="X",
+        help="largest norm of the gradient, 0 for any (1.0)",
+    )
+    add(
+        "--ema-decay",
+        type=real(0, 1),
+        default=0.9999,
+        metavar="D",
+        help="of the averaged weights, at most (1+n)/(10+n) (0.9999)",
+    )
+    add(
+        "--posthoc-ema",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="keep what Inference.py --ema-length needs; not in the paper (no)",
+    )
+    add(
+        "--max-steps",
+        type=whole(1),
+        default=800_000,
+        metavar="N",
+        help="stop after so many steps (800000)",
+    )
+    add(
+        "--max-time",
+        type=duration,
+        metavar="TIME",
+        help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)",
+    )
+    add(
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="of initialization, noise, order of the images and dropout (0)",
+    )
+    add(
+        "--precision",
+        choices=("auto", "32", "bf16"),
+        default="auto",
+        help="auto: bf16 autocast where the hardware has it, else 32 (auto)",
+    )
+    add(
+        "--compile",
+        choices=("auto", *COMPILE),
+        default="auto",
+        help="mode of torch.compile; auto: default on CUDA, else off (auto)",
+    )
+    add(
+        "--accumulate",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="compute each step in N parts, to save memory (1)",
+    )
+    add(
+        "--gradient-checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="keep a quarter of the values for the gradient, a fifth slower: for large images (no)",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="auto: the first of cuda, mps, cpu that is there (auto)",
+    )
+    add(
+        "--devices",
+        type=whole(1),
+        metavar="N",
+        help="processes a node, each on a device of its own (those of srun or torchrun, else 1)",
+    )
     add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     add = parser.add_argument_group("run").add_argument
-    add("--run-dir", type=Path, metavar="DIR", help="where checkpoints, metrics and samples go (runs/DATASET)")
-    add("--resume", default="auto", metavar="WHAT", help="auto: from the run's newest checkpoint; none: start anew; or a file (auto)")
-    add("--val-every", type=whole(1), default=5000, metavar="N", help="steps between validations and previews (5000)")
-    add("--val-images", type=whole(1), default=10_000, metavar="N", help="test images in a validation (10000)")
-    add("--save-every", type=whole(1), default=5000, metavar="N", help="steps between checkpoints (5000)")
-    add("--log-every", type=whole(1), default=50, metavar="N", help="steps between logged losses (50)")
-    add("--eval-every", type=whole(0), default=0, metavar="N",
-        help="steps between measurements of bits/dim and the classifier's distance (0: none)")
-    add("--eval-images", type=whole(2), default=500, metavar="N", help="unseen images and samples for --eval-every (500)")
+    add(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="where checkpoints, metrics and samples go (runs/DATASET)",
+    )
+    add(
+        "--resume",
+        default="auto",
+        metavar="WHAT",
+        help="auto: from the run's newest checkpoint; none: start anew; or a file (auto)",
+    )
+    add(
+        "--val-every",
+        type=whole(1),
+        default=5000,
+        metavar="N",
+        help="steps between validations and previews (5000)",
+    )
+    add(
+        "--val-images",
+        type=whole(1),
+        default=10_000,
+        metavar="N",
+        help="test images in a validation (10000)",
+    )
+    add(
+        "--save-every",
+        type=whole(1),
+        default=5000,
+        metavar="N",
+        help="steps between checkpoints (5000)",
+    )
+    add(
+        "--log-every",
+        type=whole(1),
+        default=50,
+        metavar="N",
+        help="steps between logged losses (50)",
+    )
+    add(
+        "--eval-every",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="steps between measurements of bits/dim and the classifier's distance (0: none)",
+    )
+    add(
+        "--eval-images",
+        type=whole(2),
+        default=500,
+        metavar="N",
+        help="unseen images and samples for --eval-every (500)",
+    )
     add("--dry-run", action="store_true", help="print size, speed and time to expect, and stop")
     add("--prepare-data", action="store_true", help="download and decode the dataset, and stop")
     return parser
@@ -107,10 +361,14 @@ def build_parser() -> Parser:
 
 def as_typed(preset: dict[str, Any]) -> str:
     """The flags that make up a preset."""
+
     def words(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return " ".join(f"--{name.replace('_', '-')} " + (f"{value:g}s" if name == "max_time" else words(value))
-                    for name, value in preset.items())
+
+    return " ".join(
+        f"--{name.replace('_', '-')} " + (f"{value:g}s" if name == "max_time" else words(value))
+        for name, value in preset.items()
+    )
 
 
 def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
@@ -118,13 +376,14 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
     unarmed, stop = stop is None, stop or Stop()
 
-    import Checkpoint
-    import Devices
-    import Processes
-    import Run
+    from checkpoints import checkpoint
+    from runtime import devices
+    from runtime import processes as Processes
+    from training import fit
+
     try:
-        device = Devices.pick_device(args.device)
-        precision = Devices.pick_precision(device, args.precision)
+        device = devices.pick_device(args.device)
+        precision = devices.pick_precision(device, args.precision)
         processes = Processes.launch(device, args.devices, args.num_nodes)
     except ValueError as error:
         parser.error(str(error))
@@ -141,10 +400,14 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
         def begin(path: Path | None) -> tuple[Any, Path | None]:
             run = build(args, preset, processes)
             if first and not args.prepare_data and not args.dry_run:
-                path = Run.settle(args, run, held, {"preset": preset, "device": device, "precision": precision})
-            return (run, path, Checkpoint.read(path) if path else None), path
+                path = fit.settle(
+                    args, run, held, {"preset": preset, "device": device, "precision": precision}
+                )
+            return (run, path, checkpoint.read(path) if path else None), path
 
-        begun, refusal = Processes.in_turn(processes, begin)  # the first alone downloads and decodes the data, and settles where to go on
+        begun, refusal = Processes.in_turn(
+            processes, begin
+        )  # the first alone downloads and decodes the data, and settles where to go on
         if not begun:
             Processes.part(processes)
             parser.error(refusal) if first else sys.exit(Processes.own_status(2))
@@ -154,22 +417,34 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
             chosen = f" (chosen for {device})" if args.preset == "auto" else ""
             many = f"{processes.world_size} x " if processes.world_size > 1 else ""
             images = f"{len(run.data):,} images {run.data.depth}x{run.data.size}x{run.data.size}, {len(run.unseen):,} unseen"
-            print(f"{run.data.name} is ready: {images}" if args.prepare_data else
-                  f"{run.data.name}: {images}; network of {size / 1e6:.1f}M parameters; preset {preset}{chosen}; "
-                  f"{many}{device}, {precision}", flush=True)
+            print(
+                f"{run.data.name} is ready: {images}"
+                if args.prepare_data
+                else f"{run.data.name}: {images}; network of {size / 1e6:.1f}M parameters; preset {preset}{chosen}; "
+                f"{many}{device}, {precision}",
+                flush=True,
+            )
         status = 0
         if args.prepare_data or args.dry_run:
             status = dry_run(args, run, precision) if args.dry_run and first else 0
-        elif resume and (resume["global_step"] >= args.max_steps or (args.max_time and resume["elapsed"] >= args.max_time)):
+        elif resume and (
+            resume["global_step"] >= args.max_steps
+            or (args.max_time and resume["elapsed"] >= args.max_time)
+        ):
             if first:
-                print(f"{path} is already trained, {resume['global_step']} steps in {resume['elapsed']:.0f} s; "
-                      "a larger --max-steps or --max-time trains it further")
+                print(
+                    f"{path} is already trained, {resume['global_step']} steps in {resume['elapsed']:.0f} s; "
+                    "a larger --max-steps or --max-time trains it further"
+                )
         else:
             if first:
-                print(f"to watch it: {run.run_dir / 'samples'}, and tensorboard --logdir {run.run_dir.parent}", flush=True)
+                print(
+                    f"to watch it: {run.run_dir / 'samples'}, and tensorboard --logdir {run.run_dir.parent}",
+                    flush=True,
+                )
             try:
-                status = Run.fit(args, run, resume, processes, precision, stop)
-            except Run.Refused as error:
+                status = fit.fit(args, run, resume, processes, precision, stop)
+            except fit.Refused as error:
                 if first or not error.by_all:
                     print(f"{parser.prog}: error: {error}", file=sys.stderr)
                 status = Processes.own_status(2) if error.by_all else Processes.desert(processes, 2)
@@ -181,45 +456,103 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
     """The data, the model and what a resumed run must share with the first. Raises ValueError or OSError, in one line."""
     import torch
 
-    import Checkpoint
-    import Schedule
+    from checkpoints import checkpoint
     from Dataset import Batches, DiffSet
+    from diffusion import schedules
     from DiffusionModel import DiffusionModel
-    Checkpoint.check_settings({"size": args.image_size})
-    data, unseen = (DiffSet(train, args.dataset, args.data_root, args.image_size) for train in (True, False))
+
+    checkpoint.check_settings({"size": args.image_size})
+    data, unseen = (
+        DiffSet(train, args.dataset, args.data_root, args.image_size) for train in (True, False)
+    )
     if args.dropout is None:
         args.dropout = 0.1 if data.name == "cifar10" and preset == "paper" else 0.0
-    settings = {name: getattr(args, name) for name in (
-        "T", "schedule", "beta_small", "beta_large", "zero_terminal_snr", "parameterization", "variance", "weighting", "t_sampling",
-        "label_dropout", "augment", "lr", "warmup", "seed", "width", "mults", "attention", "blocks", "dropout", "patch", "film")}
-    settings |= {"depth": data.depth, "size": data.size, "dataset": data.name, "class_names": data.classes}
+    settings = {
+        name: getattr(args, name)
+        for name in (
+            "T",
+            "schedule",
+            "beta_small",
+            "beta_large",
+            "zero_terminal_snr",
+            "parameterization",
+            "variance",
+            "weighting",
+            "t_sampling",
+            "label_dropout",
+            "augment",
+            "lr",
+            "warmup",
+            "seed",
+            "width",
+            "mults",
+            "attention",
+            "blocks",
+            "dropout",
+            "patch",
+            "film",
+        )
+    }
+    settings |= {
+        "depth": data.depth,
+        "size": data.size,
+        "dataset": data.name,
+        "class_names": data.classes,
+    }
     if args.class_conditional:
         settings["classes"] = len(data.classes)
-    if args.schedule not in Schedule.SCHEDULES:
-        betas = Schedule.read_betas(args.schedule)
+    if args.schedule not in schedules.SCHEDULES:
+        betas = schedules.read_betas(args.schedule)
         settings |= {"schedule": "linear", "betas": betas, "T": len(betas)}
-    Checkpoint.check_settings(settings)
+    checkpoint.check_settings(settings)
     flip = data.flip if args.flip is None else args.flip
     judge = real = None
-    if args.eval_every and processes.global_rank == 0 and len(data.classes) > 1 and not (args.dry_run or args.prepare_data):
-        import Features  # slow to import, and seldom needed
-        judge = Features.judge("classifier", data, unseen, args.data_root, processes.device)
-        real = Features.reference(judge, data, args.data_root)
+    if (
+        args.eval_every
+        and processes.global_rank == 0
+        and len(data.classes) > 1
+        and not (args.dry_run or args.prepare_data)
+    ):
+        from evaluation import features  # slow to import, and seldom needed
+
+        judge = features.judge("classifier", data, unseen, args.data_root, processes.device)
+        real = features.reference(judge, data, args.data_root)
     if args.accumulate > 1 and args.batch_size % (args.accumulate * processes.world_size):
-        raise ValueError(f"--batch-size {args.batch_size} does not divide into --accumulate {args.accumulate} parts"
-                         + (f" on {processes.world_size} processes each" if processes.world_size > 1 else "") + ": choose another number")
+        raise ValueError(
+            f"--batch-size {args.batch_size} does not divide into --accumulate {args.accumulate} parts"
+            + (f" on {processes.world_size} processes each" if processes.world_size > 1 else "")
+            + ": choose another number"
+        )
     if args.accumulate > 1 and args.compile in ("reduce-overhead", "max-autotune"):
-        raise ValueError(f"--compile {args.compile} takes CUDA graphs, which cannot add up the gradients of --accumulate: "
-                         "give --compile default")
-    served = {"device": processes.device, "rank": processes.global_rank, "world": processes.world_size}
+        raise ValueError(
+            f"--compile {args.compile} takes CUDA graphs, which cannot add up the gradients of --accumulate: "
+            "give --compile default"
+        )
+    served = {
+        "device": processes.device,
+        "rank": processes.global_rank,
+        "world": processes.world_size,
+    }
     torch.manual_seed(args.seed)
     return argparse.Namespace(
-        data=data, unseen=unseen, judge=judge, real=real, settings=settings, model=DiffusionModel(**settings),
+        data=data,
+        unseen=unseen,
+        judge=judge,
+        real=real,
+        settings=settings,
+        model=DiffusionModel(**settings),
         batches=Batches(data, args.batch_size, args.seed, flip=flip, **served),
         validation=Batches(unseen, args.batch_size, shuffle=False, limit=args.val_images, **served),
         run_dir=args.run_dir or Path("runs") / data.name,
-        course={"data": data.digest(), "batch_size": args.batch_size, "flip": flip, "clip": args.clip, "ema_decay": args.ema_decay,
-                "posthoc_ema": args.posthoc_ema})
+        course={
+            "data": data.digest(),
+            "batch_size": args.batch_size,
+            "flip": flip,
+            "clip": args.clip,
+            "ema_decay": args.ema_decay,
+            "posthoc_ema": args.posthoc_ema,
+        },
+    )
 
 
 def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
@@ -227,8 +560,9 @@ def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    import Devices
-    import Run
+    from runtime import devices
+    from training import fit
+
     device, max_steps, max_time = run.batches.images.device, args.max_steps, args.max_time
     model, batch = run.model.to(device), next(iter(run.batches))
     optimizer, x = model.configure_optimizers()["optimizer"], batch[0]
@@ -241,11 +575,13 @@ def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
         optimizer.step()
         loss.item()  # waits for the device
 
-    Run.prepare_step(args, model, len(x), "off", precision)  # as it is written: what is compiled cannot be counted
+    fit.prepare_step(
+        args, model, len(x), "off", precision
+    )  # as it is written: what is compiled cannot be counted
     with FlopCounterMode(display=False) as flops:
         step()
-    Devices.peak_memory(device.type, reset=True)
-    Run.prepare_step(args, model, len(x), args.compile, precision)
+    devices.peak_memory(device.type, reset=True)
+    fit.prepare_step(args, model, len(x), args.compile, precision)
     step()
     started, count = time.monotonic(), 0
     while time.monotonic() - started < 5:
@@ -253,11 +589,13 @@ def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
         count += 1
     rate = count / (time.monotonic() - started)
     seconds = min(max_steps / rate, max_time or float("inf"))
-    print(f"parameters   {sum(p.numel() for p in model.parameters()):,}\n"
-          f"computation  {flops.get_total_flops() / len(x) / 1e9:.2f} GFLOPs an image, forward and backward\n"
-          f"memory       {Devices.peak_memory(device.type) / 2**30:.2f} GiB\n"
-          f"speed        {rate * len(x):.1f} images/s, {rate:.2f} steps/s at batch {len(x)}\n"
-          f"time         {seconds / 3600:.1f} hours for {min(max_steps, int(seconds * rate)):,} steps, without validation and previews")
+    print(
+        f"parameters   {sum(p.numel() for p in model.parameters()):,}\n"
+        f"computation  {flops.get_total_flops() / len(x) / 1e9:.2f} GFLOPs an image, forward and backward\n"
+        f"memory       {devices.peak_memory(device.type) / 2**30:.2f} GiB\n"
+        f"speed        {rate * len(x):.1f} images/s, {rate:.2f} steps/s at batch {len(x)}\n"
+        f"time         {seconds / 3600:.1f} hours for {min(max_steps, int(seconds * rate)):,} steps, without validation and previews"
+    )
     return 0
 
 

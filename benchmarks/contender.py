@@ -28,11 +28,11 @@ from peers import diffusers, lucidrains
 from torch import Tensor
 from turns import Contender, has_bf16, images, still
 
-import Callbacks
-import Devices
-import Samples
 import train
 from DiffusionModel import DiffusionModel
+from runtime import devices
+from sampling import sample_sets
+from training import callbacks
 from Unet import Unet
 
 T, NEVER = 1000, 10**9
@@ -46,30 +46,72 @@ def unet(network: str) -> dict[str, Any]:
 
 def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unipc") -> None:
     """train.py as it is, held up before each step; sampling as in evaluate.py, from the averaged weights."""
-    precise = Devices.pick_precision(args.device, precision)
+    precise = devices.pick_precision(args.device, precision)
 
-    class Stepped(Callbacks.Progress):
+    class Stepped(callbacks.Progress):
         contender: Contender | None = None
 
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+        ) -> None:
             if not self.contender:
-                ema = next(c for c in trainer.callbacks if isinstance(c, Callbacks.Ema))
+                ema = next(c for c in trainer.callbacks if isinstance(c, callbacks.Ema))
                 fast = pl_module.compiled.get(True)
 
                 def draw(steps: int) -> None:
                     with ema.applied(pl_module):
                         if args.device == "cuda" and False not in pl_module.compiled:
-                            Devices.compile_network(pl_module, "reduce-overhead", args.batch, precise)
-                        Samples.drawn(pl_module, Samples.plan(pl_module, sampler, steps, precision=precise), range(args.batch), 0)
-                self.contender = Contender(args, pl_module.unet, still(pl_module.unet), draw, bf16=precise != "32-true",
-                                           compiled=fast and (lambda x, t: fast(x, t, None, None)))
+                            devices.compile_network(
+                                pl_module, "reduce-overhead", args.batch, precise
+                            )
+                        sample_sets.drawn(
+                            pl_module,
+                            sample_sets.plan(pl_module, sampler, steps, precision=precise),
+                            range(args.batch),
+                            0,
+                        )
+
+                self.contender = Contender(
+                    args,
+                    pl_module.unet,
+                    still(pl_module.unet),
+                    draw,
+                    bf16=precise != "32-true",
+                    compiled=fast and (lambda x, t: fast(x, t, None, None)),
+                )
             self.contender.before_step()
 
-    Callbacks.Progress = Stepped  # Run.fit makes one
+    callbacks.Progress = Stepped  # Run.fit makes one
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        sys.exit(train.main(["--dataset", "shapes", "--preset", args.network, "--dropout", "0", "--batch-size", str(args.batch),
-                             "--max-steps", str(NEVER), "--val-every", str(NEVER), "--save-every", str(NEVER), "--max-time", "1000h",
-                             "--precision", precision, "--device", args.device, "--run-dir", folder, *args.flags.split()]))
+        sys.exit(
+            train.main(
+                [
+                    "--dataset",
+                    "shapes",
+                    "--preset",
+                    args.network,
+                    "--dropout",
+                    "0",
+                    "--batch-size",
+                    str(args.batch),
+                    "--max-steps",
+                    str(NEVER),
+                    "--val-every",
+                    str(NEVER),
+                    "--save-every",
+                    str(NEVER),
+                    "--max-time",
+                    "1000h",
+                    "--precision",
+                    precision,
+                    "--device",
+                    args.device,
+                    "--run-dir",
+                    folder,
+                    *args.flags.split(),
+                ]
+            )
+        )
 
 
 def plain(args: argparse.Namespace) -> None:
@@ -90,26 +132,36 @@ def plain(args: argparse.Namespace) -> None:
     def draw(steps: int) -> None:
         x = torch.randn_like(x_0)
         for i in range(steps, 0, -1):
-            t, s = (torch.full((args.batch,), T * j // steps, device=args.device) for j in (i, i - 1))
+            t, s = (
+                torch.full((args.batch,), T * j // steps, device=args.device) for j in (i, i - 1)
+            )
             x = model.denoise_sample(x, t, s)
+
     Contender(args, model.unet, optimizer, draw, step).run()
 
 
 def convolutions(args: argparse.Namespace) -> None:
     """Those of our network, forward and backward in bf16 or what the hardware has, one after another, and nothing between them."""
-    net, dtype = Unet(**unet(args.network)).to(args.device), torch.bfloat16 if has_bf16(args.device) else torch.float32
+    net, dtype = (
+        Unet(**unet(args.network)).to(args.device),
+        torch.bfloat16 if has_bf16(args.device) else torch.float32,
+    )
     found: list[tuple[Any, Any]] = []
     for layer in net.modules():
         if isinstance(layer, torch.nn.Conv2d):
-            layer.register_forward_hook(lambda layer, inputs, _: found.append((layer, inputs[0].shape)))
+            layer.register_forward_hook(
+                lambda layer, inputs, _: found.append((layer, inputs[0].shape))
+            )
     x = torch.randn(args.batch, 3, 32, 32, device=args.device)
     with torch.no_grad():
         net(x, torch.zeros(args.batch, device=args.device))
     work, flops = [], 0.0
     for layer, shape in found:
+
         def new(shape: Any, needed: bool = True) -> Tensor:
             values = torch.randn(shape, device=args.device, dtype=dtype)
             return values.contiguous(memory_format=torch.channels_last).requires_grad_(needed)
+
         h, w = new(shape, layer is not net.conv_in), new(layer.weight.shape)
         out = F.conv2d(h, w, stride=layer.stride, padding=layer.padding)
         flops += 2 * out.numel() * w[0].numel() * (3 if h.requires_grad else 2)
@@ -118,13 +170,19 @@ def convolutions(args: argparse.Namespace) -> None:
     def step() -> None:
         for layer, h, w, upstream in work:
             needed = (h, w) if h.requires_grad else (w,)
-            torch.autograd.grad(F.conv2d(h, w, stride=layer.stride, padding=layer.padding), needed, upstream)
+            torch.autograd.grad(
+                F.conv2d(h, w, stride=layer.stride, padding=layer.padding), needed, upstream
+            )
+
     Contender(args, None, None, lambda _: None, step, flops=flops).run()
 
 
 def matmul(args: argparse.Namespace) -> None:
     """A large product in bf16 or what the hardware has."""
-    n, dtype = 8192 if args.device == "cuda" else 2048, torch.bfloat16 if has_bf16(args.device) else torch.float32
+    n, dtype = (
+        8192 if args.device == "cuda" else 2048,
+        torch.bfloat16 if has_bf16(args.device) else torch.float32,
+    )
     a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
     Contender(args, None, None, lambda _: None, lambda: a @ b, flops=2.0 * n**3).run()
 
@@ -141,7 +199,9 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=CONTENDERS)
     parser.add_argument("--network", choices=("paper", "laptop"), default="laptop", help="(laptop)")
     parser.add_argument("--batch", type=int, default=32, help="(32)")

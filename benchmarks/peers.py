@@ -23,27 +23,42 @@ def diffusers(args: argparse.Namespace, best: bool = False) -> None:
     from accelerate import Accelerator
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # type: ignore[reportPrivateImportUsage]
     from diffusers.optimization import get_scheduler
+
     bf16 = best and has_bf16(args.device)
     width, mults, blocks, level = NETWORKS[args.network]
     kinds = [i == level for i in range(len(mults))]
-    net: Any = UNet2DModel(sample_size=32, in_channels=3, out_channels=3, layers_per_block=blocks, dropout=0.0,
-                           block_out_channels=tuple(width * m for m in mults), norm_num_groups=min(32, width // 4),
-                           down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in kinds),
-                           up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(kinds)), attention_head_dim=None)
+    net: Any = UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=blocks,
+        dropout=0.0,
+        block_out_channels=tuple(width * m for m in mults),
+        norm_num_groups=min(32, width // 4),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in kinds),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(kinds)),
+        attention_head_dim=None,
+    )
     if best:
         net.to(memory_format=torch.channels_last)
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=args.device == "cpu")
     scheduler = DDPMScheduler(num_train_timesteps=T)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
     warmup = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
     net, optimizer, warmup = accelerator.prepare(net, optimizer, warmup)
-    x_0 = images(args).contiguous(memory_format=torch.channels_last if best else torch.contiguous_format)
+    x_0 = images(args).contiguous(
+        memory_format=torch.channels_last if best else torch.contiguous_format
+    )
 
     def step() -> None:
         noise = torch.randn_like(x_0)
         t = torch.randint(0, T, (args.batch,), device=args.device).long()
         with accelerator.accumulate(net):
-            loss = F.mse_loss(net(scheduler.add_noise(x_0, noise, t), t).sample.float(), noise.float())
+            loss = F.mse_loss(
+                net(scheduler.add_noise(x_0, noise, t), t).sample.float(), noise.float()
+            )
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
@@ -57,7 +72,17 @@ def diffusers(args: argparse.Namespace, best: bool = False) -> None:
     def draw(steps: int) -> None:
         with torch.autocast(args.device, torch.bfloat16, enabled=bf16):
             pipeline(batch_size=args.batch, num_inference_steps=steps, output_type="np")
-    Contender(args, Output(net), still(net), draw, step, bf16=bf16, package="diffusers", channels_last=best).run()
+
+    Contender(
+        args,
+        Output(net),
+        still(net),
+        draw,
+        step,
+        bf16=bf16,
+        package="diffusers",
+        channels_last=best,
+    ).run()
 
 
 class Output(torch.nn.Module):
@@ -76,6 +101,7 @@ def lucidrains(args: argparse.Namespace) -> None:
     from accelerate import Accelerator
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
+
     width, mults, _, _ = NETWORKS[args.network]
     diffusion: Any = GaussianDiffusion(Unet(width, dim_mults=mults), image_size=32, timesteps=T)
     accelerator = Accelerator(mixed_precision="no", cpu=args.device == "cpu")
@@ -99,4 +125,12 @@ def lucidrains(args: argparse.Namespace) -> None:
         diffusion.sampling_timesteps = steps
         with contextlib.redirect_stderr(io.StringIO()):
             diffusion.ddim_sample((args.batch, 3, 32, 32))
-    Contender(args, diffusion.model, still(diffusion.model), torch.no_grad()(draw), step, package="denoising-diffusion-pytorch").run()
+
+    Contender(
+        args,
+        diffusion.model,
+        still(diffusion.model),
+        torch.no_grad()(draw),
+        step,
+        package="denoising-diffusion-pytorch",
+    ).run()

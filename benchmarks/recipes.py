@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import Devices
-import Distances
-import Features
-import Samples
 import train
-from Callbacks import Ema
+from evaluation import distances as Distances
+from evaluation import features as Features
+from runtime import devices
+from sampling import sample_sets
+from training.callbacks import Ema
 
 RECIPES = {  # what each changes in the laptop preset
     "laptop": [],
@@ -47,17 +47,23 @@ RECIPES = {  # what each changes in the laptop preset
 }
 
 
-def trial(name: str, dataset: str, root: str, seconds: float, seed: int, count: int) -> dict[str, object]:
+def trial(
+    name: str, dataset: str, root: str, seconds: float, seed: int, count: int
+) -> dict[str, object]:
     """Train, sample, measure: name, seed, steps and distance."""
     parser = train.build_parser()
     parser.set_defaults(**train.PRESETS["laptop"])
-    args = parser.parse_args(["--dataset", dataset, "--data-root", root, "--seed", str(seed), *RECIPES[name]])
-    run = train.build(args, "laptop", argparse.Namespace(device=torch.device("cpu"), global_rank=0, world_size=1))
+    args = parser.parse_args(
+        ["--dataset", dataset, "--data-root", root, "--seed", str(seed), *RECIPES[name]]
+    )
+    run = train.build(
+        args, "laptop", argparse.Namespace(device=torch.device("cpu"), global_rank=0, world_size=1)
+    )
     model, ema = run.model, Ema(args.ema_decay)
     configured = model.configure_optimizers()
     optimizer, warmup = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     ema.on_fit_start(None, model)  # type: ignore[arg-type]
-    bf16 = Devices.pick_precision("cpu", "auto") != "32-true"
+    bf16 = devices.pick_precision("cpu", "auto") != "32-true"
     began, step = time.process_time(), 0
     for batch in itertools.chain.from_iterable(itertools.repeat(run.batches)):
         if time.process_time() - began > seconds:
@@ -71,23 +77,40 @@ def trial(name: str, dataset: str, root: str, seconds: float, seed: int, count: 
         warmup.step()
         ema.on_train_batch_end(None, model, None, None, step)  # type: ignore[arg-type]
         step += 1
-    how = Samples.plan(model, precision=Devices.pick_precision("cpu", "auto"))
+    how = sample_sets.plan(model, precision=devices.pick_precision("cpu", "auto"))
     with ema.applied(model):
-        images = [Samples.drawn(model, how, range(first, first + 100), seed) for first in range(0, count, 100)]
+        images = [
+            sample_sets.drawn(model, how, range(first, first + 100), seed)
+            for first in range(0, count, 100)
+        ]
     judge = Features.judge("classifier", run.data, run.unseen, root)
-    real, features = Features.reference(judge, run.data, root), Features.seen(judge, torch.cat(images))[0]
+    real, features = (
+        Features.reference(judge, run.data, root),
+        Features.seen(judge, torch.cat(images))[0],
+    )
     distance = Distances.frechet(Distances.statistics(features), Distances.statistics(real))
     return {"recipe": name, "seed": seed, "steps": step, "distance": round(distance, 2)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", default="fashionmnist", help="(fashionmnist)")
     parser.add_argument("--data-root", default="data", help="(data)")
-    parser.add_argument("--recipe", default=",".join(RECIPES), help=f"some of {', '.join(RECIPES)} (all)")
-    parser.add_argument("--cpu-seconds", type=float, default=300, help="of training, in one thread (300)")
+    parser.add_argument(
+        "--recipe", default=",".join(RECIPES), help=f"some of {', '.join(RECIPES)} (all)"
+    )
+    parser.add_argument(
+        "--cpu-seconds", type=float, default=300, help="of training, in one thread (300)"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="(0,1,2)")
-    parser.add_argument("--images", type=int, default=1000, help="sampled for the distance, a multiple of 100 (1000)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=1000,
+        help="sampled for the distance, a multiple of 100 (1000)",
+    )
     args = parser.parse_args()
     if unknown := set(args.recipe.split(",")) - RECIPES.keys():
         parser.error(f"unknown recipe {min(unknown)}: choose from {', '.join(RECIPES)}")
@@ -98,13 +121,17 @@ def main() -> None:
     for name in args.recipe.split(","):
         found = []
         for seed in args.seeds.split(","):
-            found.append(trial(name, args.dataset, args.data_root, args.cpu_seconds, int(seed), args.images))
+            found.append(
+                trial(name, args.dataset, args.data_root, args.cpu_seconds, int(seed), args.images)
+            )
             print(json.dumps(found[-1]), flush=True)
         table[name] = found
     print("\n| recipe | distance, mean | lowest and highest | steps |\n|---|---|---|---|")
     for name, found in table.items():
         distances = [float(one["distance"]) for one in found]  # type: ignore[arg-type]
-        print(f"| {name} | {sum(distances) / len(distances):.2f} | {min(distances):.2f} to {max(distances):.2f} | {found[0]['steps']} |")
+        print(
+            f"| {name} | {sum(distances) / len(distances):.2f} | {min(distances):.2f} to {max(distances):.2f} | {found[0]['steps']} |"
+        )
 
 
 if __name__ == "__main__":

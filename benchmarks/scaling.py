@@ -34,20 +34,35 @@ MEMORY = {  # what each changes in Ho et al.'s network at batch 16
     "64x64 in four parts": ["--image-size", "64", "--accumulate", "4"],
     "64x64, gradient checkpointing": ["--image-size", "64", "--gradient-checkpointing"],
     "128x128, batch 4": ["--image-size", "128", "--batch-size", "4"],
-    "128x128, batch 4 in four parts, gradient checkpointing": ["--image-size", "128", "--batch-size", "4", "--accumulate", "4",
-                                                               "--gradient-checkpointing"],
+    "128x128, batch 4 in four parts, gradient checkpointing": [
+        "--image-size",
+        "128",
+        "--batch-size",
+        "4",
+        "--accumulate",
+        "4",
+        "--gradient-checkpointing",
+    ],
 }
 
 
 def train(*flags: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "train.py", "--dataset", "shapes", *flags], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"} if "--max-steps" in flags else None)
+    return subprocess.Popen(
+        [sys.executable, "train.py", "--dataset", "shapes", *flags],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"} if "--max-steps" in flags else None,
+    )
 
 
 def ended(process: "subprocess.Popen[str]") -> str:
     said = process.communicate()[0]
     if process.returncode:
-        sys.exit(f"scaling.py: {' '.join(map(str, process.args))} ended with status {process.returncode}:\n{said}")  # type: ignore[arg-type]
+        sys.exit(
+            f"scaling.py: {' '.join(map(str, process.args))} ended with status {process.returncode}:\n{said}"
+        )  # type: ignore[arg-type]
     return said
 
 
@@ -62,23 +77,58 @@ def processes(steps: int, rounds: int) -> None:
     alone, together = [], []
     with tempfile.TemporaryDirectory() as folder:
         for i in tqdm(range(rounds), desc="1 and 2 processes", unit=" rounds"):
-            often = ["--preset", "laptop", "--max-steps", str(steps), "--val-every", str(steps), "--val-images", "1"]
-            two = [train(*often, "--batch-size", "16", "--run-dir", f"{folder}/{i}-{j}") for j in range(2)]
+            often = [
+                "--preset",
+                "laptop",
+                "--max-steps",
+                str(steps),
+                "--val-every",
+                str(steps),
+                "--val-images",
+                "1",
+            ]
+            two = [
+                train(*often, "--batch-size", "16", "--run-dir", f"{folder}/{i}-{j}")
+                for j in range(2)
+            ]
             alone.append(statistics.mean(seconds(ended(process)) for process in two))
-            together.append(seconds(ended(train(*often, "--batch-size", "32", "--devices", "2", "--run-dir", f"{folder}/{i}"))))
+            together.append(
+                seconds(
+                    ended(
+                        train(
+                            *often,
+                            "--batch-size",
+                            "32",
+                            "--devices",
+                            "2",
+                            "--run-dir",
+                            f"{folder}/{i}",
+                        )
+                    )
+                )
+            )
     ratio = statistics.median(b / a for a, b in zip(alone, together))
-    print(f"\n| laptop network, {steps} steps, one thread each | seconds, median of {rounds} |\n|---|---|\n"
-          f"| two runs, batch 16 each, at the same time | {statistics.median(alone):.0f} |\n"
-          f"| one run, batch 32, on two processes | {statistics.median(together):.0f} |\n\n"
-          f"The two processes take {ratio - 1:+.0%}.", flush=True)
+    print(
+        f"\n| laptop network, {steps} steps, one thread each | seconds, median of {rounds} |\n|---|---|\n"
+        f"| two runs, batch 16 each, at the same time | {statistics.median(alone):.0f} |\n"
+        f"| one run, batch 32, on two processes | {statistics.median(together):.0f} |\n\n"
+        f"The two processes take {ratio - 1:+.0%}.",
+        flush=True,
+    )
 
 
 def memory() -> None:
     print("\n| Ho et al.'s network | memory | images/s | GFLOP an image |\n|---|---|---|---|")
     for name, flags in tqdm(MEMORY.items(), desc="memory", unit=" networks"):
         said = ended(train("--preset", "paper", "--batch-size", "16", *flags, "--dry-run"))
-        cells = [re.search(pattern, said) for pattern in (r"memory +(.* GiB)", r"speed +(\S+)", r"computation +(\S+)")]
-        print(f"| {name} | " + " | ".join(cell[1] if cell else "?" for cell in cells) + " |", flush=True)
+        cells = [
+            re.search(pattern, said)
+            for pattern in (r"memory +(.* GiB)", r"speed +(\S+)", r"computation +(\S+)")
+        ]
+        print(
+            f"| {name} | " + " | ".join(cell[1] if cell else "?" for cell in cells) + " |",
+            flush=True,
+        )
 
 
 def kept(size: int, recompute: bool) -> float:
@@ -86,6 +136,7 @@ def kept(size: int, recompute: bool) -> float:
     import torch
 
     from Unet import Unet
+
     net, found = Unet(size=size), []
     net.recompute = recompute
     for count in (2, 4):
@@ -94,15 +145,23 @@ def kept(size: int, recompute: bool) -> float:
         def pack(values: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
             storages[values.untyped_storage().data_ptr()] = values.untyped_storage().nbytes()
             return values
-        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda values: values):
+
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda values: values),
+        ):
             net(torch.randn(count, 3, size, size), torch.arange(count))
         found.append(sum(storages.values()))
     return (found[1] - found[0]) / 2 / 2**20
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("all", "processes", "memory", "kept"), default="all", help="(all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--what", choices=("all", "processes", "memory", "kept"), default="all", help="(all)"
+    )
     parser.add_argument("--steps", type=int, default=400, help="of each training (400)")
     parser.add_argument("--rounds", type=int, default=3, help="(3)")
     args = parser.parse_args()
@@ -112,6 +171,10 @@ if __name__ == "__main__":
     if args.what in ("all", "memory"):
         memory()
     if args.what in ("all", "kept"):
-        print("\n| Ho et al.'s network | kept for the gradient, MiB an image | with gradient checkpointing |\n|---|---|---|")
+        print(
+            "\n| Ho et al.'s network | kept for the gradient, MiB an image | with gradient checkpointing |\n|---|---|---|"
+        )
         for size in (32, 64):
-            print(f"| {size}x{size} | {kept(size, False):.0f} | {kept(size, True):.0f} |", flush=True)
+            print(
+                f"| {size}x{size} | {kept(size, False):.0f} | {kept(size, True):.0f} |", flush=True
+            )

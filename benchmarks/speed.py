@@ -29,12 +29,21 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-NAMES = {"ours": "this project", "plain": "its network in a plain float32 loop", "diffusers": "diffusers, train_unconditional's defaults",
-         "diffusers-best": "diffusers at its best: channels_last, bf16 if there", "lucidrains": "lucidrains' Trainer",
-         "convolutions": "", "matmul": ""}
+NAMES = {
+    "ours": "this project",
+    "plain": "its network in a plain float32 loop",
+    "diffusers": "diffusers, train_unconditional's defaults",
+    "diffusers-best": "diffusers at its best: channels_last, bf16 if there",
+    "lucidrains": "lucidrains' Trainer",
+    "convolutions": "",
+    "matmul": "",
+}
 LIMITS = ("convolutions", "matmul")
-NEEDS = {"diffusers": ("diffusers", "accelerate"), "diffusers-best": ("diffusers", "accelerate"),
-         "lucidrains": ("denoising_diffusion_pytorch",)}
+NEEDS = {
+    "diffusers": ("diffusers", "accelerate"),
+    "diffusers-best": ("diffusers", "accelerate"),
+    "lucidrains": ("denoising_diffusion_pytorch",),
+}
 STEPS = 20
 
 
@@ -42,9 +51,24 @@ class Worker:
     """A contender's process, and the seconds that its turns took."""
 
     def __init__(self, name: str, network: str, batch: int, device: str, flags: str):
-        command = [sys.executable, str(HERE / "contender.py"), name, "--network", network, "--batch", str(batch), "--device", device]
-        self.process = subprocess.Popen([*command, f"--flags={flags}"], text=True, cwd=HERE.parent, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE)
+        command = [
+            sys.executable,
+            str(HERE / "contender.py"),
+            name,
+            "--network",
+            network,
+            "--batch",
+            str(batch),
+            "--device",
+            device,
+        ]
+        self.process = subprocess.Popen(
+            [*command, f"--flags={flags}"],
+            text=True,
+            cwd=HERE.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.name, self.limit = name, name in LIMITS
         self.count = 1
         self.found: dict[str, list[float]] = {"train": [], "bare": [], "sample": []}
@@ -55,7 +79,9 @@ class Worker:
         self.process.stdin.write(f"{what} {count}\n")
         self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
-            sys.exit(f"speed.py: {self.name} ended with status {self.process.wait()}; its last words stand above")
+            sys.exit(
+                f"speed.py: {self.name} ended with status {self.process.wait()}; its last words stand above"
+            )
         return json.loads(line)
 
     def warm_up(self, seconds: float) -> None:
@@ -76,12 +102,16 @@ class Worker:
 
     def loop(self) -> float:
         """The share of the training's time that is not the network's, from pairs of turns."""
-        return 1 - statistics.median(bare / whole for whole, bare in zip(self.found["train"], self.found["bare"]))
+        return 1 - statistics.median(
+            bare / whole for whole, bare in zip(self.found["train"], self.found["bare"])
+        )
 
 
 def measure(network: str, batch: int, args: argparse.Namespace) -> None:
     workers = [Worker(name, network, batch, args.device, args.flags) for name in args.contenders]
-    with tqdm(total=len(workers) * (1 + args.rounds), desc=f"{network}, batch {batch}", unit=" turns") as bar:
+    with tqdm(
+        total=len(workers) * (1 + args.rounds), desc=f"{network}, batch {batch}", unit=" turns"
+    ) as bar:
         for worker in workers:
             worker.warm_up(args.seconds)
             bar.update()
@@ -90,19 +120,37 @@ def measure(network: str, batch: int, args: argparse.Namespace) -> None:
                 worker.turn()
                 bar.update()
     about = {worker.name: worker.ask("about", 0) for worker in workers}
-    limits = {worker.name: about[worker.name]["flops"] / worker.median("bare") for worker in workers if worker.limit}
+    limits = {
+        worker.name: about[worker.name]["flops"] / worker.median("bare")
+        for worker in workers
+        if worker.limit
+    }
     reached = "".join(f"; {name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in limits.items())
     print(f"\n**{network}**, batch {batch}, 3x32x32{reached}\n")
-    columns = ["", "parameters", "GFLOP an image", "training, images/s", "loop", "sampling, images/s", "peak memory",
-               *(f"of {name}" for name in limits)]
+    columns = [
+        "",
+        "parameters",
+        "GFLOP an image",
+        "training, images/s",
+        "loop",
+        "sampling, images/s",
+        "peak memory",
+        *(f"of {name}" for name in limits),
+    ]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for worker in workers:
         if not worker.limit:
             known, seconds = about[worker.name], worker.median("train")
-            cells = [NAMES[worker.name] + (f" ({known['version']})" if known["version"] else ""), f"{known['parameters'] / 1e6:.2f}M",
-                     f"{known['flops'] / batch / 1e9:.2f}", f"{batch / seconds:.1f}", f"{worker.loop():.1%}",
-                     f"{batch / worker.median('sample'):.2f}", f"{known['memory'] / 2**30:.2f} GiB",
-                     *(f"{known['flops'] / seconds / rate:.0%}" for rate in limits.values())]
+            cells = [
+                NAMES[worker.name] + (f" ({known['version']})" if known["version"] else ""),
+                f"{known['parameters'] / 1e6:.2f}M",
+                f"{known['flops'] / batch / 1e9:.2f}",
+                f"{batch / seconds:.1f}",
+                f"{worker.loop():.1%}",
+                f"{batch / worker.median('sample'):.2f}",
+                f"{known['memory'] / 2**30:.2f} GiB",
+                *(f"{known['flops'] / seconds / rate:.0%}" for rate in limits.values()),
+            ]
             print("| " + " | ".join(cells) + " |", flush=True)
     for worker in workers:
         assert worker.process.stdin
@@ -114,32 +162,66 @@ def machine(device: str) -> str:
     """The hardware, the versions and the date, in a line."""
     import torch
 
-    import Devices
+    from runtime import devices
+
     known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = match[1] if (match := re.search(r"model name\s*: (.*)", known)) else platform.processor()
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
-    precision = "bf16" if Devices.pick_precision(device, "auto") != "32-true" else "float32, for it has no bf16"
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{cpu}, {torch.get_num_threads()} threads"
+    )
+    precision = (
+        "bf16"
+        if devices.pick_precision(device, "auto") != "32-true"
+        else "float32, for it has no bf16"
+    )
     return f"{name}; {precision}; Python {platform.python_version()}, torch {torch.__version__}; {datetime.date.today()}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=("paper", "laptop", "both"), default="both", help="Ho et al.'s, or laptop's (both)")
-    parser.add_argument("--batch", type=int, help="images a step (laptop 32; paper 16 on a CPU, 128 on a GPU)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--network",
+        choices=("paper", "laptop", "both"),
+        default="both",
+        help="Ho et al.'s, or laptop's (both)",
+    )
+    parser.add_argument(
+        "--batch", type=int, help="images a step (laptop 32; paper 16 on a CPU, 128 on a GPU)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender (7)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of training in a turn, about (2)")
-    parser.add_argument("--contenders", default=",".join(NAMES), help=f"some of {', '.join(NAMES)} (all)")
-    parser.add_argument("--flags", default="", help="more flags for train.py, as in --flags='--compile default'")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of training in a turn, about (2)"
+    )
+    parser.add_argument(
+        "--contenders", default=",".join(NAMES), help=f"some of {', '.join(NAMES)} (all)"
+    )
+    parser.add_argument(
+        "--flags", default="", help="more flags for train.py, as in --flags='--compile default'"
+    )
     args = parser.parse_args()
     args.contenders = args.contenders.split(",")
     if unknown := set(args.contenders) - NAMES.keys():
         parser.error(f"unknown contender {min(unknown)}: choose from {', '.join(NAMES)}")
-    if missing := [name for name in args.contenders if not all(map(importlib.util.find_spec, NEEDS.get(name, ())))]:
-        parser.error(f"{' and '.join(missing)} cannot take part: pip install -r benchmarks/requirements.txt, or choose other --contenders")
+    if missing := [
+        name
+        for name in args.contenders
+        if not all(map(importlib.util.find_spec, NEEDS.get(name, ())))
+    ]:
+        parser.error(
+            f"{' and '.join(missing)} cannot take part: pip install -r benchmarks/requirements.txt, or choose other --contenders"
+        )
     print(machine(args.device), flush=True)
     for network in ("laptop", "paper") if args.network == "both" else (args.network,):
-        measure(network, args.batch or (32 if network == "laptop" else 128 if args.device == "cuda" else 16), args)
+        measure(
+            network,
+            args.batch or (32 if network == "laptop" else 128 if args.device == "cuda" else 16),
+            args,
+        )
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from speed import machine
 
-import Callbacks
 import Dataset
 import train
 from DiffusionModel import DiffusionModel
+from training import callbacks
 
 spent: Counter[str] = Counter()
 
@@ -39,6 +39,7 @@ def timed(owner: Any, method: str, name: str, inner: tuple[str, ...] = ()) -> No
             return original(*args, **kwargs)
         finally:
             spent[name] += time.perf_counter() - began - (sum(spent[one] for one in inner) - before)
+
     setattr(owner, method, replaced)
 
 
@@ -49,12 +50,17 @@ def counted(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterato
             spent["data"] += time.perf_counter() - began
             yield batch
             began = time.perf_counter()
+
     return batches
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="that are timed, after a fourth as many (400)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps", type=int, default=400, help="that are timed, after a fourth as many (400)"
+    )
     parser.add_argument("--flags", default="--preset laptop", help="for train.py (--preset laptop)")
     args = parser.parse_args()
     if "--accumulate" in args.flags:
@@ -72,31 +78,56 @@ def main() -> None:
         original(self)
         spent["Adam"] += time.perf_counter() - began
         return loss
+
     torch.optim.Adam.step = step  # type: ignore[method-assign, assignment]
-    timed(Callbacks.Ema, "on_train_batch_end", "average of the weights")
+    timed(callbacks.Ema, "on_train_batch_end", "average of the weights")
     timed(DiffusionModel, "on_train_batch_start", "seed of dropout")
     Dataset.Batches.__iter__ = counted(Dataset.Batches.__iter__)  # type: ignore[method-assign, assignment]
 
-    class Clock(Callbacks.Progress):
+    class Clock(callbacks.Progress):
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
             if trainer.global_step == args.steps // 4:
                 spent.clear()
                 self.first = time.perf_counter()
             elif trainer.global_step == args.steps // 4 + args.steps:
                 report((time.perf_counter() - self.first) / args.steps, args.steps)
-    Callbacks.Progress = Clock
+
+    callbacks.Progress = Clock
     steps, never = args.steps + args.steps // 4 + 1, str(10**9)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        train.main(["--dataset", "shapes", "--device", "cpu", *args.flags.split(), "--max-steps", str(steps), "--val-every", never,
-                    "--val-images", "1", "--save-every", never, "--run-dir", folder])
+        train.main(
+            [
+                "--dataset",
+                "shapes",
+                "--device",
+                "cpu",
+                *args.flags.split(),
+                "--max-steps",
+                str(steps),
+                "--val-every",
+                never,
+                "--val-images",
+                "1",
+                "--save-every",
+                never,
+                "--run-dir",
+                folder,
+            ]
+        )
 
 
 def report(whole: float, steps: int) -> None:
     known = dict(spent.most_common())
     rows = {name: seconds / steps for name, seconds in known.items()}
     rows["the rest"] = whole - sum(rows.values())
-    table = "\n".join(f"| {name} | {seconds * 1e3:.2f} ms | {seconds / whole:.1%} |" for name, seconds in rows.items())
-    print(f"{machine('cpu')}\n\n| of a step of {whole * 1e3:.1f} ms, mean of {steps} | | |\n|---|---|---|\n{table}", file=sys.__stdout__)
+    table = "\n".join(
+        f"| {name} | {seconds * 1e3:.2f} ms | {seconds / whole:.1%} |"
+        for name, seconds in rows.items()
+    )
+    print(
+        f"{machine('cpu')}\n\n| of a step of {whole * 1e3:.1f} ms, mean of {steps} | | |\n|---|---|---|\n{table}",
+        file=sys.__stdout__,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What every contender of the comparison is: something that trains and samples and stands still until it is its turn.
 
-    Contender(args, net, optimizer, draw, step).run()    # reads what it is to do from standard input, a line at a time: see contender.py
+Contender(args, net, optimizer, draw, step).run()    # reads what it is to do from standard input, a line at a time: see contender.py
 """
 
 import argparse
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import Devices
 from Dataset import DiffSet, to_float
+from runtime import devices
 
 ANSWERS = sys.stdout  # train.py has words of its own
 
@@ -28,12 +28,26 @@ class Contender:
     another loop asks `before_step`. package: that is to be named. flops: of a step, where there is no network to count them in.
     compiled: how `net` is called in training, where that is not itself."""
 
-    def __init__(self, args: argparse.Namespace, net: Any, optimizer: Any, draw: Callable[[int], Any],
-                 step: Callable[[], Any] | None = None, bf16: bool = False, channels_last: bool = False, package: str = "",
-                 flops: float | None = None, compiled: Any = None):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        net: Any,
+        optimizer: Any,
+        draw: Callable[[int], Any],
+        step: Callable[[], Any] | None = None,
+        bf16: bool = False,
+        channels_last: bool = False,
+        package: str = "",
+        flops: float | None = None,
+        compiled: Any = None,
+    ):
         self.args, self.net, self.optimizer, self.draw = args, net, optimizer, draw
         self.step, self.package, self.flops, self.compiled = step, package, flops, compiled
-        self.autocast = (lambda: torch.autocast(args.device, torch.bfloat16)) if bf16 else contextlib.nullcontext
+        self.autocast = (
+            (lambda: torch.autocast(args.device, torch.bfloat16))
+            if bf16
+            else contextlib.nullcontext
+        )
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.left, self.began = 0, 0.0
 
@@ -67,7 +81,9 @@ class Contender:
             for _ in range(count):
                 self.step()
             return
-        x = torch.randn(self.args.batch, 3, 32, 32, device=self.args.device).contiguous(memory_format=self.format)
+        x = torch.randn(self.args.batch, 3, 32, 32, device=self.args.device).contiguous(
+            memory_format=self.format
+        )
         t = torch.arange(self.args.batch, device=self.args.device)
         for _ in range(count):
             with self.autocast():
@@ -82,8 +98,12 @@ class Contender:
             with FlopCounterMode(display=False) as counter:
                 self.bare(1, self.net)  # what is compiled cannot be counted
             self.flops = counter.get_total_flops()
-        return {"parameters": sum(p.numel() for p in self.net.parameters()) if self.net else 0, "flops": self.flops,
-                "memory": Devices.peak_memory(self.args.device), "version": version(self.package) if self.package else ""}
+        return {
+            "parameters": sum(p.numel() for p in self.net.parameters()) if self.net else 0,
+            "flops": self.flops,
+            "memory": devices.peak_memory(self.args.device),
+            "version": version(self.package) if self.package else "",
+        }
 
 
 def say(**found: Any) -> None:
@@ -103,9 +123,9 @@ def still(net: Any) -> torch.optim.Optimizer:
 
 def has_bf16(device: str) -> bool:
     """Whether `device` computes in it, so that it is the fast precision there."""
-    return Devices.pick_precision(device, "auto") != "32-true"
+    return devices.pick_precision(device, "auto") != "32-true"
 
 
 def images(args: argparse.Namespace) -> Tensor:
     """One batch (B,3,32,32) of the built-in shapes, in [-1,1]."""
-    return to_float(DiffSet(True, "shapes", "data", 32).images[:args.batch]).to(args.device)
+    return to_float(DiffSet(True, "shapes", "data", 32).images[: args.batch]).to(args.device)

@@ -1,5 +1,6 @@
-"""What several tests share: a tiny dataset, a tiny trained run, the real datasets where they lie in data/."""
+"""What several tests share: a tiny dataset, a tiny trained run, the real datasets where they are in data/."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,9 +10,65 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-TINY = ["--width", "8", "--mults", "1,2", "--attention", "4", "--blocks", "1", "--image-size", "8", "--T", "20", "--batch-size", "8",
-        "--lr", "1e-3", "--warmup", "2", "--val-every", "6", "--val-images", "16", "--log-every", "1", "--save-every", "100",
-        "--device", "cpu", "--precision", "32", "--preset", "paper"]
+# Top down: a room imports from those above it in this list alone.
+ROOMS = (
+    ("runtime",),
+    ("image_data", "diffusion", "Unet"),
+    ("Dataset", "DiffusionModel"),
+    ("checkpoints",),
+    ("sampling",),
+    ("evaluation",),
+    ("training", "run_page"),
+    ("train", "Inference", "make_gif", "evaluate", "convert", "report"),
+)
+FOLDERS = [room for floor in ROOMS for room in floor if (ROOT / room).is_dir()]
+SOURCES = sorted(
+    [*ROOT.glob("*.py"), *(file for room in FOLDERS for file in (ROOT / room).glob("*.py"))]
+)
+
+
+def copy_project(folder: Path) -> None:
+    """Copy what a user needs of this project into `folder`: the scripts, the rooms and run.sh."""
+    for file in [*ROOT.glob("*.py"), ROOT / "run.sh"]:
+        shutil.copy(file, folder)
+    for room in FOLDERS:
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+TINY = [
+    "--width",
+    "8",
+    "--mults",
+    "1,2",
+    "--attention",
+    "4",
+    "--blocks",
+    "1",
+    "--image-size",
+    "8",
+    "--T",
+    "20",
+    "--batch-size",
+    "8",
+    "--lr",
+    "1e-3",
+    "--warmup",
+    "2",
+    "--val-every",
+    "6",
+    "--val-images",
+    "16",
+    "--log-every",
+    "1",
+    "--save-every",
+    "100",
+    "--device",
+    "cpu",
+    "--precision",
+    "32",
+    "--preset",
+    "paper",
+]
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +77,15 @@ def tiny_data(tmp_path_factory) -> Path:
     random = np.random.default_rng(0)
     file = tmp_path_factory.mktemp("data") / "tiny.npz"
     labels = random.integers(0, 2, 60)
-    images = (random.random((60, 8, 8, 3)) * 60 + 150 * labels[:, None, None, None]).astype(np.uint8)
-    unseen = (random.random((20, 8, 8, 3)) * 60 + 150 * labels[:20, None, None, None]).astype(np.uint8)
-    np.savez(file, train_images=images, train_labels=labels, test_images=unseen, test_labels=labels[:20])
+    images = (random.random((60, 8, 8, 3)) * 60 + 150 * labels[:, None, None, None]).astype(
+        np.uint8
+    )
+    unseen = (random.random((20, 8, 8, 3)) * 60 + 150 * labels[:20, None, None, None]).astype(
+        np.uint8
+    )
+    np.savez(
+        file, train_images=images, train_labels=labels, test_images=unseen, test_labels=labels[:20]
+    )
     return file
 
 
@@ -30,8 +93,14 @@ def tiny_data(tmp_path_factory) -> Path:
 def tiny_run(tiny_data, tmp_path_factory) -> Path:
     """The run directory of 12 steps on `tiny_data`: T = 20, 8x8, three channels."""
     import train
+
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    assert train.main(["--dataset", str(tiny_data), "--run-dir", str(run_dir), "--max-steps", "12", *TINY]) == 0
+    assert (
+        train.main(
+            ["--dataset", str(tiny_data), "--run-dir", str(run_dir), "--max-steps", "12", *TINY]
+        )
+        == 0
+    )
     return run_dir
 
 
@@ -39,27 +108,49 @@ def tiny_run(tiny_data, tmp_path_factory) -> Path:
 def conditional_run(tiny_data, tmp_path_factory):
     """12 steps on `tiny_data` with its two classes, dark and bright, the averages kept every 4 steps."""
     import train
+
     run_dir = tmp_path_factory.mktemp("runs") / "conditional"
-    assert train.main(["--dataset", str(tiny_data), "--run-dir", str(run_dir), "--max-steps", "12", *TINY, "--save-every", "4",
-                       "--class-conditional", "--posthoc-ema", "--lr", "1e-2"]) == 0
+    assert (
+        train.main(
+            [
+                "--dataset",
+                str(tiny_data),
+                "--run-dir",
+                str(run_dir),
+                "--max-steps",
+                "12",
+                *TINY,
+                "--save-every",
+                "4",
+                "--class-conditional",
+                "--posthoc-ema",
+                "--lr",
+                "1e-2",
+            ]
+        )
+        == 0
+    )
     return run_dir
 
 
 @pytest.fixture
 def real_root():
     """A function: name of a real dataset -> the data folder that has it; the test is skipped, saying so, where none has."""
+
     def find(name: str) -> str:
         folder = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "none"}[name]
         root = ROOT / "data"
         if not (root / f"{name}.npz").is_file() and not (root / folder / "raw").is_dir():
             pytest.skip(f"the real {name} is not in {root}")
         return str(root)
+
     return find
 
 
 @pytest.fixture
 def refused(capsys):
     """A function: run a script's main with arguments that it must refuse, with one line and status 2; -> that line."""
+
     def check(main, *argv) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
@@ -70,4 +161,5 @@ def refused(capsys):
         assert ": error: " in err
         assert out == ""
         return err
+
     return check

@@ -7,22 +7,46 @@ from conftest import ROOT
 
 
 def printed(script: str, *flags: str) -> str:
-    result = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *flags], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def rows(table: str) -> dict[str, list[str]]:
-    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| ")]
+    found = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("| ")
+    ]
     return {name: cells for name, *cells in found}
 
 
 def test_speed_prints_a_table():
-    out = printed("speed.py", "--network", "laptop", "--batch", "4", "--rounds", "1", "--seconds", "0.01",
-                  "--contenders", "ours,plain,convolutions,matmul")
+    out = printed(
+        "speed.py",
+        "--network",
+        "laptop",
+        "--batch",
+        "4",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.01",
+        "--contenders",
+        "ours,plain,convolutions,matmul",
+    )
     table = rows(out)
     assert "laptop**, batch 4" in out
-    assert table["this project"][:2] == table["its network in a plain float32 loop"][:2] == ["1.12M", "0.36"]
+    assert (
+        table["this project"][:2]
+        == table["its network in a plain float32 loop"][:2]
+        == ["1.12M", "0.36"]
+    )
     assert all(float(cells[2]) > 0 and float(cells[4]) > 0 for name, cells in table.items() if name)
 
 

@@ -6,15 +6,23 @@ import torch
 from PIL import Image
 
 import Dataset
-import Shapes
 from Dataset import Batches, DiffSet
+from image_data import shapes
 
 
 def numbered(tmp_path, count=20, size=8) -> DiffSet:
     """Image i is full of the value i."""
     file = tmp_path / "numbered.npz"
-    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, size, size, 1))
-    np.savez(file, train_images=images, train_labels=np.arange(count), test_images=images, test_labels=np.arange(count))
+    images = np.broadcast_to(
+        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, size, size, 1)
+    )
+    np.savez(
+        file,
+        train_images=images,
+        train_labels=np.arange(count),
+        test_images=images,
+        test_labels=np.arange(count),
+    )
     return DiffSet(True, str(file), image_size=size)
 
 
@@ -22,7 +30,10 @@ def values(x: torch.Tensor) -> list[int]:
     return ((x[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
-@pytest.mark.parametrize(("name", "depth", "classes"), [("MNIST", 1, "7"), ("FashionMNIST", 1, "sneaker"), ("CIFAR10", 3, "horse")])
+@pytest.mark.parametrize(
+    ("name", "depth", "classes"),
+    [("MNIST", 1, "7"), ("FashionMNIST", 1, "sneaker"), ("CIFAR10", 3, "horse")],
+)
 def test_the_real_datasets(real_root, name, depth, classes):
     root = real_root(name.lower())
     train, test = DiffSet(True, name, root), DiffSet(False, name.lower(), root)
@@ -36,17 +47,26 @@ def test_the_real_datasets(real_root, name, depth, classes):
     assert float(max(train[i].max() for i in range(50))) == 1
     assert set(train.labels.tolist()) == set(range(10))
     assert train.flip == (name == "CIFAR10")
-    if depth == 1:                                               # padded, not resized
+    if depth == 1:  # padded, not resized
         assert (train.images[:, :, :2] == 0).all()
         assert (train.images[:, :, :, -2:] == 0).all()
         from torchvision import datasets
-        assert torch.equal(train.images[:100, 0, 2:30, 2:30], getattr(datasets, name)(root).data[:100])
+
+        assert torch.equal(
+            train.images[:100, 0, 2:30, 2:30], getattr(datasets, name)(root).data[:100]
+        )
 
 
 def test_a_decoded_dataset_is_read_from_its_npz(tmp_path, monkeypatch):
     """The file alone is enough: torchvision is not asked."""
     images = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 1), dtype=np.uint8)
-    np.savez(tmp_path / "mnist.npz", train_images=images, train_labels=np.arange(30) % 10, test_images=images[:5], test_labels=np.arange(5))
+    np.savez(
+        tmp_path / "mnist.npz",
+        train_images=images,
+        train_labels=np.arange(30) % 10,
+        test_images=images[:5],
+        test_labels=np.arange(5),
+    )
     data = DiffSet(True, "MNIST", str(tmp_path))
     assert np.array_equal(data.images[:, 0, 2:30, 2:30], images[..., 0])
     assert len(DiffSet(False, "mnist", str(tmp_path))) == 5
@@ -57,6 +77,7 @@ def test_without_a_network_one_line_says_what_to_place_where(tmp_path, monkeypat
 
     def unreachable(*_, **__):
         raise urllib.request.URLError("unreachable")
+
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     for name in ("mnist", "cifar10"):
         with pytest.raises(OSError, match=rf"place .*{name}\.npz there by hand") as error:
@@ -71,45 +92,62 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path):
 
 
 def test_shapes_are_a_function_of_index_and_seed():
-    a, labels = Shapes.draw(40, 32, seed=0)
-    b, _ = Shapes.draw(10, 32, seed=0)
+    a, labels = shapes.draw(40, 32, seed=0)
+    b, _ = shapes.draw(10, 32, seed=0)
     assert torch.equal(a[:10], b)
-    assert not torch.equal(a[:10], Shapes.draw(10, 32, seed=1)[0])
+    assert not torch.equal(a[:10], shapes.draw(10, 32, seed=1)[0])
     assert set(labels.tolist()) == set(range(5))
     assert a.dtype == torch.uint8
-    bright = a.amax(dim=1) > 150                                  # the shape, well inside and of some size
+    bright = a.amax(dim=1) > 150  # the shape, well inside and of some size
     assert (bright.sum((1, 2)) > 15).all()
     assert not bright[:, 0].any()
     assert not bright[:, :, -1].any()
 
 
-MODES = {"L": 90, "RGB": (90, 90, 90), "RGBA": (90, 90, 90, 255), "P": 3, "1": 1, "LA": (90, 255),
-         "CMYK": (0, 0, 0, 100), "I;16": 20_000, "I": 30_000}
+MODES = {
+    "L": 90,
+    "RGB": (90, 90, 90),
+    "RGBA": (90, 90, 90, 255),
+    "P": 3,
+    "1": 1,
+    "LA": (90, 255),
+    "CMYK": (0, 0, 0, 100),
+    "I;16": 20_000,
+    "I": 30_000,
+}
 
 
 def test_a_folder_of_any_mode_and_size(tmp_path):
     for i, (mode, colour) in enumerate(MODES.items()):
         (tmp_path / "mine" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
         image = Image.new(mode, (20 + i, 41 - i), colour)
-        image.save(tmp_path / "mine" / f"class{i % 2}" / f"{i}.{'tiff' if mode in ('CMYK', 'I') else 'png'}")
+        image.save(
+            tmp_path
+            / "mine"
+            / f"class{i % 2}"
+            / f"{i}.{'tiff' if mode in ('CMYK', 'I') else 'png'}"
+        )
     Image.new("RGB", (50, 30), (255, 0, 0)).save(tmp_path / "mine" / "class0" / "red.jpg")
     (tmp_path / "mine" / "class0" / "notes.txt").write_text("not an image")
     data = DiffSet(True, str(tmp_path / "mine"), str(tmp_path / "data"), image_size=16)
     assert data.depth == 3
     assert data.size == 16
     assert data.classes == ("class0", "class1")
-    assert len(data) == len(MODES) + 1 - 1                       # one of ten is held out
+    assert len(data) == len(MODES) + 1 - 1  # one of ten is held out
     assert len(DiffSet(False, str(tmp_path / "mine"), str(tmp_path / "data"), image_size=16)) == 1
     assert all(data[i].shape == (3, 16, 16) for i in range(len(data)))
     before = list((tmp_path / "data").iterdir())
     assert len(before) == 1
     Image.new("RGB", (50, 30), (0, 255, 0)).save(tmp_path / "mine" / "class1" / "green.png")
-    assert len(DiffSet(True, str(tmp_path / "mine"), str(tmp_path / "data"), image_size=16)) == len(data) + 1
+    assert (
+        len(DiffSet(True, str(tmp_path / "mine"), str(tmp_path / "data"), image_size=16))
+        == len(data) + 1
+    )
 
 
 def test_gray_folders_stay_gray_and_the_centre_is_kept(tmp_path):
     picture = np.zeros((10, 30), np.uint8)
-    picture[:, 10:20] = 200                                      # the centre of a wide picture
+    picture[:, 10:20] = 200  # the centre of a wide picture
     (tmp_path / "gray").mkdir()
     for i in range(3):
         Image.fromarray(picture).save(tmp_path / "gray" / f"{i}.png")
@@ -128,18 +166,29 @@ def test_transparency_becomes_white_and_16_bits_keep_their_range(tmp_path):
 @pytest.mark.parametrize("damage", ["text", "cut"])
 def test_a_corrupt_image_is_named_and_refused(tmp_path, damage):
     (tmp_path / "mine").mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "mine" / "a.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+        tmp_path / "mine" / "a.png"
+    )
     whole = (tmp_path / "mine" / "a.png").read_bytes()
-    (tmp_path / "mine" / "broken.png").write_bytes(b"no image" if damage == "text" else whole[:len(whole) // 2])
+    (tmp_path / "mine" / "broken.png").write_bytes(
+        b"no image" if damage == "text" else whole[: len(whole) // 2]
+    )
     with pytest.raises(ValueError, match=r"broken\.png cannot be read") as error:
         DiffSet(True, str(tmp_path / "mine"), str(tmp_path / "data"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("arrays", [{}, {"train_images": np.zeros((3, 8, 8), np.uint8)}, {"train_images": np.zeros((3, 8, 8, 3))},
-                                    {"train_images": np.zeros((3, 8, 8, 3), np.uint8), "train_labels": np.zeros(2, int)},
-                                    {"train_images": np.array([{}], dtype=object)}])
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"train_images": np.zeros((3, 8, 8), np.uint8)},
+        {"train_images": np.zeros((3, 8, 8, 3))},
+        {"train_images": np.zeros((3, 8, 8, 3), np.uint8), "train_labels": np.zeros(2, int)},
+        {"train_images": np.array([{}], dtype=object)},
+    ],
+)
 def test_a_wrong_npz_is_refused_in_one_line(tmp_path, arrays):
     np.savez(tmp_path / "wrong.npz", **arrays)
     with pytest.raises(ValueError, match=r"wrong\.npz") as error:
@@ -155,9 +204,16 @@ def test_a_known_name_is_known_wherever_its_file_lies(tmp_path):
     assert len(data.classes) == 10
 
 
-@pytest.mark.parametrize(("name", "label", "said"), [("mnist", 10, "has no name among the 10 classes"), ("mine", 10**9, "is too large")])
+@pytest.mark.parametrize(
+    ("name", "label", "said"),
+    [("mnist", 10, "has no name among the 10 classes"), ("mine", 10**9, "is too large")],
+)
 def test_labels_that_name_no_class_are_refused(tmp_path, name, label, said):
-    np.savez(tmp_path / f"{name}.npz", train_images=np.zeros((12, 28, 28, 1), np.uint8), train_labels=np.full(12, label))
+    np.savez(
+        tmp_path / f"{name}.npz",
+        train_images=np.zeros((12, 28, 28, 1), np.uint8),
+        train_labels=np.full(12, label),
+    )
     with pytest.raises(ValueError, match=said):
         DiffSet(True, str(tmp_path / f"{name}.npz"))
 
@@ -165,7 +221,7 @@ def test_labels_that_name_no_class_are_refused(tmp_path, name, label, said):
 def test_a_truncated_npz_is_refused(tmp_path):
     numbered(tmp_path)
     whole = (tmp_path / "numbered.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut\.npz cannot be read"):
         DiffSet(True, str(tmp_path / "cut.npz"))
 
@@ -184,7 +240,9 @@ def test_an_epoch_is_a_permutation_and_the_next_another(tmp_path):
 def test_resume_goes_on_exactly(tmp_path, served):
     """Also at the end of an epoch, and with flips; the order does not repeat after a resume."""
     data = numbered(tmp_path)
-    data.images = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    data.images = torch.randint(
+        0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0)
+    ).to(torch.uint8)
 
     def stream(batches):
         while True:
@@ -208,8 +266,13 @@ def test_resume_goes_on_exactly(tmp_path, served):
 def test_flips_mirror_about_half_of_the_images(tmp_path):
     data = numbered(tmp_path)
     data.images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
-    data.images[:, :, :, 0] = 255                                 # a left edge
-    right = [float(x[i, 0, 0, -1]) for _ in range(20) for x, _ in Batches(data, 4, seed=_, flip=True) for i in range(4)]
+    data.images[:, :, :, 0] = 255  # a left edge
+    right = [
+        float(x[i, 0, 0, -1])
+        for _ in range(20)
+        for x, _ in Batches(data, 4, seed=_, flip=True)
+        for i in range(4)
+    ]
     assert set(right) == {-1.0, 1.0}
     assert 140 < right.count(1.0) < 260
     assert all((x[:, 0, :, 0] == 1).all() for x, _ in Batches(data, 4))
@@ -217,9 +280,15 @@ def test_flips_mirror_about_half_of_the_images(tmp_path):
 
 def test_validation_keeps_its_order_and_takes_all(tmp_path):
     batches = Batches(numbered(tmp_path), 8, shuffle=False)
-    assert [values(x) for x, _ in batches] == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+    assert [values(x) for x, _ in batches] == [
+        list(range(8)),
+        list(range(8, 16)),
+        list(range(16, 20)),
+    ]
     assert len(batches) == 3
-    assert [values(x) for x, _ in Batches(numbered(tmp_path), 8, shuffle=False, limit=3)] == [[0, 1, 2]]
+    assert [values(x) for x, _ in Batches(numbered(tmp_path), 8, shuffle=False, limit=3)] == [
+        [0, 1, 2]
+    ]
 
 
 def test_a_batch_larger_than_the_dataset_is_refused(tmp_path):
@@ -254,5 +323,7 @@ def test_processes_take_validation_batches_in_turn(tiny_data):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tiny_data):
-    with pytest.raises(ValueError, match="8 cannot be shared by 3 processes: choose a multiple of 3"):
+    with pytest.raises(
+        ValueError, match="8 cannot be shared by 3 processes: choose a multiple of 3"
+    ):
         Batches(DiffSet(True, str(tiny_data), image_size=8), 8, world=3)

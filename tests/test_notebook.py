@@ -9,11 +9,13 @@ import textwrap
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SOURCES, copy_project
 from nbclient import NotebookClient
 
 FILE = ROOT / "DDPM_Diffusion.ipynb"
-REMAKE = "its outputs are of older code: make them again with the command in the README, section Learn"
+REMAKE = (
+    "its outputs are of older code: make them again with the command in the README, section Learn"
+)
 COMMITTED = nbformat.read(FILE, as_version=4)
 
 
@@ -28,27 +30,40 @@ def python(cell) -> str:
 
 def defined(code: str) -> set[str]:
     """The names of its functions, methods and classes."""
-    return {node.name for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return {
+        node.name
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
 
 
 def pictures(notebook) -> list[str]:
     """The kinds of pictures in the outputs, cell by cell."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    return [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+    return [
+        kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")
+    ]
 
 
 def printed(notebook) -> str:
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    return "\n".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    return "\n".join(
+        output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs
+    )
 
 
 def check_outputs(notebook) -> None:
     nbformat.validate(notebook)
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert not [
+        output for cell in cells for output in cell.outputs if output.output_type == "error"
+    ]
     assert not re.search(r"Warning|Traceback|Error\b|: error:", printed(notebook))
-    assert not re.search(r"(?<![\w.:/])/(home|root|tmp|work|usr|opt|mnt|content|Users)/|[A-Z]:\\", notebook_text(notebook))
+    assert not re.search(
+        r"(?<![\w.:/])/(home|root|tmp|work|usr|opt|mnt|content|Users)/|[A-Z]:\\",
+        notebook_text(notebook),
+    )
     kinds = pictures(notebook)
     assert kinds.count("image/gif") == 1
     assert kinds.count("image/png") >= 10
@@ -64,38 +79,62 @@ def test_it_is_committed_as_it_ran():
 
 
 def test_no_output_is_filled_by_progress():
-    assert all(len(output.get("text", "").splitlines()) <= 40 for cell in code_cells(COMMITTED) for output in cell.outputs)
+    assert all(
+        len(output.get("text", "").splitlines()) <= 40
+        for cell in code_cells(COMMITTED)
+        for output in cell.outputs
+    )
     assert "application/vnd.jupyter.widget-view+json" not in FILE.read_text()
 
 
 def test_it_repeats_no_code():
-    modules = [file.read_text() for file in ROOT.glob("*.py")]
-    imported = re.findall(r"^(?:import|from) (\w+)", "\n".join(cell.source for cell in code_cells(COMMITTED)), re.MULTILINE)
-    theirs = set().union(*(defined(file.read_text()) for file in ROOT.glob("*.py") if file.stem in imported))
+    modules = [file.read_text() for file in SOURCES]
+    source = "\n".join(cell.source for cell in code_cells(COMMITTED))
+    imported = re.findall(r"^import (\w+)", source, re.MULTILINE)
+    imported += [
+        module if module[0].isupper() else name
+        for module, name in re.findall(r"^from (\w+) import (\w+)", source, re.MULTILINE)
+    ]
+    theirs = set().union(*(defined(file.read_text()) for file in SOURCES if file.stem in imported))
     assert len(theirs) > 20
     for cell in code_cells(COMMITTED):
         assert not defined(python(cell)) & theirs
-        lines = {line.strip() for line in cell.source.splitlines() if len(line.strip()) > 40 and "import" not in line}
+        lines = {
+            line.strip()
+            for line in cell.source.splitlines()
+            if len(line.strip()) > 40 and "import" not in line
+        }
         assert not [line for line in lines for text in modules if line in text]
         assert len(cell.source.splitlines()) <= 25
 
 
 def test_the_code_that_it_shows_is_that_of_today():
     from DiffusionModel import DiffusionModel
-    for function in (DiffusionModel.q_sample, DiffusionModel.get_loss, DiffusionModel.denoise_sample):
+
+    for function in (
+        DiffusionModel.q_sample,
+        DiffusionModel.get_loss,
+        DiffusionModel.denoise_sample,
+    ):
         assert textwrap.dedent(inspect.getsource(function)) in printed(COMMITTED), REMAKE
-    shown = next(cell.outputs[0].text for cell in code_cells(COMMITTED) if "DiffusionModel._errors" in cell.source)
+    shown = next(
+        cell.outputs[0].text
+        for cell in code_cells(COMMITTED)
+        if "DiffusionModel._errors" in cell.source
+    )
     lines = [line.strip() for line in shown.partition("# _errors")[2].splitlines()[1:] if line]
     assert [line.split(" = ")[0] for line in lines] == ["t", "eps", "x_t", "output", "error"]
-    assert set(lines) <= {line.strip() for line in inspect.getsource(DiffusionModel._errors).splitlines()}, REMAKE
+    assert set(lines) <= {
+        line.strip() for line in inspect.getsource(DiffusionModel._errors).splitlines()
+    }, REMAKE
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the modules and the notebook, and nothing else of the repository."""
     folder = tmp_path_factory.mktemp("notebook")
-    for file in [*ROOT.glob("*.py"), FILE]:
-        shutil.copy(file, folder)
+    copy_project(folder)
+    shutil.copy(FILE, folder)
     return folder
 
 
@@ -105,14 +144,20 @@ def test_it_runs_from_top_to_bottom(folder, monkeypatch):
     notebook = nbformat.read(FILE, as_version=4)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     check_outputs(notebook)
     assert pictures(notebook) == pictures(COMMITTED)
     run = folder / "runs" / "notebook"
     assert (run / "denoise.gif").read_bytes().startswith(b"GIF89a")
-    losses = [float(row["val_loss"]) for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()) if row["val_loss"]]
+    losses = [
+        float(row["val_loss"])
+        for row in csv.DictReader((run / "metrics.csv").read_text().splitlines())
+        if row["val_loss"]
+    ]
     assert len(losses) == 4
-    assert losses[-1] < 0.3 < losses[0]                                     # 1 is to predict no noise at all
+    assert losses[-1] < 0.3 < losses[0]  # 1 is to predict no noise at all
     assert re.search(r"loss before training: (0\.9[89]|1\.0[01])", printed(notebook))
 
 

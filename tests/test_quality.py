@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-import Generation
 import Inference
 from Dataset import Batches, DiffSet
 from DiffusionModel import DiffusionModel
-from Sampler import Noise, sample, time_grid
+from sampling import generate
+from sampling.samplers import Noise, sample, time_grid
 
 STEPS, COUNT = 1000, 2000
 
@@ -16,7 +16,12 @@ def distance(images: torch.Tensor, real: torch.Tensor) -> float:
     """Frechet's, between normal distributions in the pixels themselves: float (N,C,H,W) both."""
     a, b = (x.flatten(1).double() for x in (images, real))
     between = torch.linalg.eigvals(torch.cov(a.T) @ torch.cov(b.T)).real.clamp(min=0).sqrt().sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + torch.cov(a.T).trace() + torch.cov(b.T).trace() - 2 * between)
+    return float(
+        ((a.mean(0) - b.mean(0)) ** 2).sum()
+        + torch.cov(a.T).trace()
+        + torch.cov(b.T).trace()
+        - 2 * between
+    )
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +30,17 @@ def trained():
     torch.manual_seed(0)
     data = DiffSet(True, "shapes", image_size=8)
     data.images = data.images.float().mean(1, keepdim=True).round().byte()
-    m = DiffusionModel(schedule="cosine", parameterization="v", variance="small", depth=1, size=8, width=16, mults=(1, 2),
-                       attention=(), blocks=1)
+    m = DiffusionModel(
+        schedule="cosine",
+        parameterization="v",
+        variance="small",
+        depth=1,
+        size=8,
+        width=16,
+        mults=(1, 2),
+        attention=(),
+        blocks=1,
+    )
     optimizer, step = m.configure_optimizers()["optimizer"], 0
     average = {name: p.detach().clone() for name, p in m.named_parameters()}
     while step < STEPS:
@@ -53,12 +67,19 @@ def samples(m: DiffusionModel, sampler: str, steps: int, count: int = COUNT) -> 
 
 def test_the_default_sampler_is_no_worse_in_20_steps_than_1000_ancestral_ones(trained):
     m, real = trained
-    assert Inference.build_parser().parse_args(["--ckpt", "x"]).sampler is None     # Generation's default
-    assert Generation.SAMPLER not in Generation.STEPS
-    found = distance(samples(m, Generation.SAMPLER, Generation.USUAL), real)
+    assert (
+        Inference.build_parser().parse_args(["--ckpt", "x"]).sampler is None
+    )  # Generation's default
+    assert generate.SAMPLER not in generate.STEPS
+    found = distance(samples(m, generate.SAMPLER, generate.USUAL), real)
     ancestral = distance(samples(m, "ddpm", 1000), real)
-    floor, noise = distance(real[:COUNT], real), distance(torch.randn(COUNT, 1, 8, 8).clamp(-1, 1), real)
-    print(f"{Generation.SAMPLER} in {Generation.USUAL}: {found:.3f}; ddpm in 1000: {ancestral:.3f}; real {floor:.3f}, noise {noise:.3f}")
-    assert Generation.USUAL == 20
+    floor, noise = (
+        distance(real[:COUNT], real),
+        distance(torch.randn(COUNT, 1, 8, 8).clamp(-1, 1), real),
+    )
+    print(
+        f"{generate.SAMPLER} in {generate.USUAL}: {found:.3f}; ddpm in 1000: {ancestral:.3f}; real {floor:.3f}, noise {noise:.3f}"
+    )
+    assert generate.USUAL == 20
     assert found <= 1.05 * ancestral
-    assert ancestral < noise / 5                                             # it has learned something: both are not just bad
+    assert ancestral < noise / 5  # it has learned something: both are not just bad

@@ -17,16 +17,37 @@ import train
 
 README = (ROOT / "README.md").read_text()
 SMALLER = {  # what a flag is given instead, where it is given at all
-    "--save-steps": "0,1,10,20", "--start-step": "10", "--class": "1", "--image-size": "8", "--max-steps": "2", "--max-time": "1m",
-    "--flow": "2", "--num": "8", "--eval-every": "6", "--references": "8", "--steps": "5", "--preset": "paper"}
-ALWAYS = {"train.py": [flag for flag in TINY if flag not in ("--preset", "paper")] + ["--max-steps", "2", "--eval-images", "4"],
-          "Inference.py": ["--device", "cpu", "--num", "4"], "evaluate.py": ["--num", "8", "--seeds", "0", "--device", "cpu"]}
-INSIDE = ("benchmarks/", "-m ", "-c ")  # what is not a script of this folder; test_benchmarks.py runs the first
+    "--save-steps": "0,1,10,20",
+    "--start-step": "10",
+    "--class": "1",
+    "--image-size": "8",
+    "--max-steps": "2",
+    "--max-time": "1m",
+    "--flow": "2",
+    "--num": "8",
+    "--eval-every": "6",
+    "--references": "8",
+    "--steps": "5",
+    "--preset": "paper",
+}
+ALWAYS = {
+    "train.py": [flag for flag in TINY if flag not in ("--preset", "paper")]
+    + ["--max-steps", "2", "--eval-images", "4"],
+    "Inference.py": ["--device", "cpu", "--num", "4"],
+    "evaluate.py": ["--num", "8", "--seeds", "0", "--device", "cpu"],
+}
+INSIDE = (
+    "benchmarks/",
+    "-m ",
+    "-c ",
+)  # what is not a script of this folder; test_benchmarks.py runs the first
 
 
 def commands() -> list[str]:
     """Of indented lines and of `code`, without remarks."""
-    lines = re.findall(r"^    ((?:python|bash|sbatch) .*)$", README, re.MULTILINE) + re.findall(r"`((?:python|bash|sbatch) [^`]+)`", README)
+    lines = re.findall(r"^    ((?:python|bash|sbatch) .*)$", README, re.MULTILINE) + re.findall(
+        r"`((?:python|bash|sbatch) [^`]+)`", README
+    )
     found = [" ".join(shlex.split(line, comments=True)) for line in lines]
     return list(dict.fromkeys(found))
 
@@ -36,7 +57,11 @@ def script_of(command: str) -> tuple[str, list[str]]:
     return script, flags
 
 
-PYTHON = [c for c in commands() if c.startswith("python ") and not c.removeprefix("python ").startswith(INSIDE)]
+PYTHON = [
+    c
+    for c in commands()
+    if c.startswith("python ") and not c.removeprefix("python ").startswith(INSIDE)
+]
 OF_RUN_SH = [c for c in commands() if " run.sh" in c and not c.startswith("python")]
 
 
@@ -68,17 +93,59 @@ def folder(tmp_path_factory, conditional_run, tiny_data):
     place = tmp_path_factory.mktemp("reader")
     for name in ("mnist", "fashionmnist"):
         shutil.copytree(conditional_run, place / "runs" / name)
-    assert train.main(["--dataset", str(tiny_data), "--run-dir", str(place / "runs" / "cifar10"), *TINY, "--max-steps", "2",
-                       "--width", "6", "--mults", "1,1"]) == 0  # one that diffusers has, too
+    assert (
+        train.main(
+            [
+                "--dataset",
+                str(tiny_data),
+                "--run-dir",
+                str(place / "runs" / "cifar10"),
+                *TINY,
+                "--max-steps",
+                "2",
+                "--width",
+                "6",
+                "--mults",
+                "1,1",
+            ]
+        )
+        == 0
+    )  # one that diffusers has, too
     (place / "photos").mkdir()
     pixels = np.load(tiny_data)["train_images"]
     for i in range(20):
         Image.fromarray(pixels[i]).save(place / "photos" / f"{i}.png")
     for i, name in enumerate(("photo.jpg", "a.png", "b.png")):
         Image.fromarray(pixels[i]).resize((32, 32)).save(place / name)
-    assert Inference.main(["--ckpt", str(place / "runs" / "cifar10"), "--num", "4", "--out", str(place / "samples")]) == 0
-    assert convert.main(["--ckpt", str(place / "runs" / "cifar10"), "--to", "diffusers", "--out", str(place / "pipeline")]) == 0
-    Image.fromarray(np.kron([[0, 255]], np.ones((32, 16))).astype(np.uint8)).save(place / "mask.png")
+    assert (
+        Inference.main(
+            [
+                "--ckpt",
+                str(place / "runs" / "cifar10"),
+                "--num",
+                "4",
+                "--out",
+                str(place / "samples"),
+            ]
+        )
+        == 0
+    )
+    assert (
+        convert.main(
+            [
+                "--ckpt",
+                str(place / "runs" / "cifar10"),
+                "--to",
+                "diffusers",
+                "--out",
+                str(place / "pipeline"),
+            ]
+        )
+        == 0
+    )
+    Image.fromarray(np.kron([[0, 255]], np.ones((32, 16))).astype(np.uint8)).save(
+        place / "mask.png"
+    )
     return place
 
 
@@ -88,21 +155,34 @@ def test_each_does_what_it_says(command, folder, tiny_data, monkeypatch, capsys)
     if "inception" in flags:
         pytest.skip("its weights are downloaded")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)  # takes a minute, and is test_step.py's
+    monkeypatch.setattr(
+        torch, "compile", lambda forward, **_: forward
+    )  # takes a minute, and is test_step.py's
     main = importlib.import_module(script.removesuffix(".py")).main
     if flags == ["--help"]:
         with pytest.raises(SystemExit) as stop:
             main(flags)
         assert stop.value.code == 0
         return
-    flags = [SMALLER.get(before, flag) if before.startswith("--") and not flag.startswith("--") else flag
-             for before, flag in zip(["", *flags], flags)]
+    flags = [
+        SMALLER.get(before, flag) if before.startswith("--") and not flag.startswith("--") else flag
+        for before, flag in zip(["", *flags], flags)
+    ]
     always = list(ALWAYS.get(script, []))
     if script == "train.py":
-        always += ["--run-dir", f"trained/{abs(hash(command))}", "--data-root", str(tiny_data.parent)]
+        always += [
+            "--run-dir",
+            f"trained/{abs(hash(command))}",
+            "--data-root",
+            str(tiny_data.parent),
+        ]
         always += [] if "photos/" in flags else ["--dataset", str(tiny_data)]
     elif script == "evaluate.py":
-        always = [] if "--doctor" in flags else [*always, "--dataset", str(tiny_data), "--data-root", str(tiny_data.parent)]
+        always = (
+            []
+            if "--doctor" in flags
+            else [*always, "--dataset", str(tiny_data), "--data-root", str(tiny_data.parent)]
+        )
         always += ["--features", "classifier"] if "efficientnet-lite0" in " ".join(flags) else []
     elif "--ckpt" not in flags:
         always = []
@@ -114,7 +194,9 @@ def test_what_is_said_to_be_the_code_is_the_code():
     blocks = re.findall(r"```python\n# (\w+\.py), (\w+)\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 5
     for file, function, lines in blocks:
-        body = re.search(rf"def {function}\(.*?(?=\n    def |\Z)", (ROOT / file).read_text(), re.DOTALL)
+        body = re.search(
+            rf"def {function}\(.*?(?=\n    def |\Z)", (ROOT / file).read_text(), re.DOTALL
+        )
         assert body, (file, function)
         written = [line.split("  #")[0].strip() for line in body[0].splitlines()]
         for line in lines.splitlines():

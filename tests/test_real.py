@@ -3,16 +3,20 @@
 import numpy as np
 import torch
 
-import Classifier
 import Inference
-import RunFolder
 import train
+from checkpoints import run_dir
 from Dataset import DiffSet
+from evaluation import classifier
 
 STEPS = 300
-LOSS = 0.30        # of v-prediction on unseen images; 0.25 when this was written, above 0.6 before training
-FACTOR = 2.0       # noise is so much farther from the nearest real image than samples are; 2.6 when this was written
-SPREAD = 0.5       # of samples among themselves, against that of real images: blank or equal samples fail
+LOSS = (
+    0.30  # of v-prediction on unseen images; 0.25 when this was written, above 0.6 before training
+)
+FACTOR = 2.0  # noise is so much farther from the nearest real image than samples are; 2.6 when this was written
+SPREAD = (
+    0.5  # of samples among themselves, against that of real images: blank or equal samples fail
+)
 
 
 def distance_to_nearest(images: torch.Tensor, data: torch.Tensor) -> float:
@@ -23,40 +27,103 @@ def distance_to_nearest(images: torch.Tensor, data: torch.Tensor) -> float:
 
 def test_it_learns_fashionmnist(real_root, tmp_path):
     root = real_root("fashionmnist")
-    train.main(["--dataset", "fashionmnist", "--data-root", root, "--run-dir", str(tmp_path / "run"), "--preset", "laptop",
-                "--device", "cpu", "--precision", "32", "--max-steps", str(STEPS), "--val-every", str(STEPS), "--val-images", "256"])
+    train.main(
+        [
+            "--dataset",
+            "fashionmnist",
+            "--data-root",
+            root,
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--preset",
+            "laptop",
+            "--device",
+            "cpu",
+            "--precision",
+            "32",
+            "--max-steps",
+            str(STEPS),
+            "--val-every",
+            str(STEPS),
+            "--val-images",
+            "256",
+        ]
+    )
     with open(tmp_path / "run" / "metrics.csv") as file:
         header, *rows = [line.rstrip("\n").split(",") for line in file]
     loss = float(rows[-1][header.index("val_loss")])
     Inference.main(["--ckpt", str(tmp_path / "run"), "--num", "16", "--out", str(tmp_path / "out")])
-    samples = torch.from_numpy(np.load(tmp_path / "out" / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
-    noise = torch.from_numpy(np.load(tmp_path / "out" / "trajectory.npz")["frames"][0]).permute(0, 3, 1, 2)
+    samples = torch.from_numpy(np.load(tmp_path / "out" / "samples.npz")["arr_0"]).permute(
+        0, 3, 1, 2
+    )
+    noise = torch.from_numpy(np.load(tmp_path / "out" / "trajectory.npz")["frames"][0]).permute(
+        0, 3, 1, 2
+    )
     real = DiffSet(True, "fashionmnist", root).images[:5000]
     near, far = distance_to_nearest(samples, real), distance_to_nearest(noise, real)
-    spread = float(torch.pdist(samples.flatten(1).float()).mean() / torch.pdist(real[:100].flatten(1).float()).mean())
-    print(f"validation loss {loss:.4f}; distance of samples {near:.2f}, of noise {far:.2f}, ratio {far / near:.2f}; spread {spread:.2f}; "
-          f"EMA of {RunFolder.contents(RunFolder.newest(tmp_path / 'run'))['ema']['n']} steps")
+    spread = float(
+        torch.pdist(samples.flatten(1).float()).mean()
+        / torch.pdist(real[:100].flatten(1).float()).mean()
+    )
+    print(
+        f"validation loss {loss:.4f}; distance of samples {near:.2f}, of noise {far:.2f}, ratio {far / near:.2f}; spread {spread:.2f}; "
+        f"EMA of {run_dir.contents(run_dir.newest(tmp_path / 'run'))['ema']['n']} steps"
+    )
     assert loss < LOSS
     assert far / near > FACTOR
     assert spread > SPREAD
 
 
-CLASS_STEPS = 800     # of 200 samples all were right when this was written, 0.99 after 600
-CORRECT = 0.95     # of the samples, guided, by a classifier of real digits
+CLASS_STEPS = 800  # of 200 samples all were right when this was written, 0.99 after 600
+CORRECT = 0.95  # of the samples, guided, by a classifier of real digits
 
 
 def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
     """A laptop run on MNIST, cut short; the classifier of the real digits judges its samples."""
     root = real_root("mnist")
-    train.main(["--dataset", "mnist", "--data-root", root, "--run-dir", str(tmp_path / "run"), "--preset", "laptop", "--class-conditional",
-                "--device", "cpu", "--max-steps", str(CLASS_STEPS), "--val-every", str(CLASS_STEPS), "--val-images", "100"])
-    Inference.main(["--ckpt", str(tmp_path / "run"), "--class", "all", "--num", "20", "--guidance", "3", "--out", str(tmp_path / "out")])
+    train.main(
+        [
+            "--dataset",
+            "mnist",
+            "--data-root",
+            root,
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--preset",
+            "laptop",
+            "--class-conditional",
+            "--device",
+            "cpu",
+            "--max-steps",
+            str(CLASS_STEPS),
+            "--val-every",
+            str(CLASS_STEPS),
+            "--val-images",
+            "100",
+        ]
+    )
+    Inference.main(
+        [
+            "--ckpt",
+            str(tmp_path / "run"),
+            "--class",
+            "all",
+            "--num",
+            "20",
+            "--guidance",
+            "3",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     samples = np.load(tmp_path / "out" / "samples.npz")
-    judge = Classifier.of(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root), root)
+    judge = classifier.of(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root), root)
     with torch.no_grad():
         found = judge(torch.from_numpy(samples["arr_0"]).permute(0, 3, 1, 2)).argmax(1).numpy()
     correct = (found == samples["arr_1"]).mean()
-    print(f"classifier {float(judge.accuracy):.3f} on real digits; {correct:.3f} of {len(found)} samples are the digit asked for")
+    print(
+        f"classifier {float(judge.accuracy):.3f} on real digits; {correct:.3f} of {len(found)} samples are the digit asked for"
+    )
     assert judge.accuracy >= 0.993
     assert sorted(set(samples["arr_1"].tolist())) == list(range(10))
     assert correct >= CORRECT

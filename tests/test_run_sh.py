@@ -7,13 +7,35 @@ import sys
 import pytest
 from conftest import ROOT
 
-QUICK = ["--image-size", "8", "--width", "8", "--mults", "1,2", "--T", "40", "--max-steps", "4", "--val-every", "4", "--val-images", "8",
-         "--batch-size", "4"]
+QUICK = [
+    "--image-size",
+    "8",
+    "--width",
+    "8",
+    "--mults",
+    "1,2",
+    "--T",
+    "40",
+    "--max-steps",
+    "4",
+    "--val-every",
+    "4",
+    "--val-images",
+    "8",
+    "--batch-size",
+    "4",
+]
 
 
 def run(cwd, *argv, script=ROOT / "run.sh", **environment):
-    return subprocess.run(["bash", str(script), *map(str, argv)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                          env={**os.environ, "PYTHON": sys.executable, **environment})
+    return subprocess.run(
+        ["bash", str(script), *map(str, argv)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )
 
 
 def test_from_nothing_to_a_gif_and_again(tmp_path, tiny_data):
@@ -22,7 +44,10 @@ def test_from_nothing_to_a_gif_and_again(tmp_path, tiny_data):
         assert done.returncode == 0, done.stderr
         assert ("already trained" in done.stdout) == again
     assert {p.name for p in (tmp_path / "run" / "images").iterdir()} == {
-        "trajectory.npz", "samples.npz", *(f"{kind}t{t}.png" for t in ("0000", "0002", "0020", "0040") for kind in ("", "x0_"))}
+        "trajectory.npz",
+        "samples.npz",
+        *(f"{kind}t{t}.png" for t in ("0000", "0002", "0020", "0040") for kind in ("", "x0_")),
+    }
     assert (tmp_path / "run" / "denoise.gif").stat().st_size > 1000
     assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
     assert f"{tmp_path / 'run' / 'report.html'}: " in done.stdout
@@ -31,17 +56,39 @@ def test_from_nothing_to_a_gif_and_again(tmp_path, tiny_data):
 
 def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
     """With a stand-in for srun; the job's copy of the file lies elsewhere, as SLURM's does."""
-    (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $*"\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n')
+    (tmp_path / "srun").write_text(
+        '#!/bin/sh\necho "srun $*"\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
+    )
     (tmp_path / "srun").chmod(0o755)
     (tmp_path / "slurm_script").write_text((ROOT / "run.sh").read_text())
-    done = run(tmp_path, tiny_data, "--run-dir", tmp_path / "run", *QUICK, script=tmp_path / "slurm_script", SLURM_JOB_ID="1",
-               SLURM_JOB_NAME="bash", SLURM_SUBMIT_DIR=str(ROOT), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    done = run(
+        tmp_path,
+        tiny_data,
+        "--run-dir",
+        tmp_path / "run",
+        *QUICK,
+        script=tmp_path / "slurm_script",
+        SLURM_JOB_ID="1",
+        SLURM_JOB_NAME="bash",
+        SLURM_SUBMIT_DIR=str(ROOT),
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+    )
     assert done.returncode == 0, done.stderr
-    steps = [line.split(sys.executable) for line in done.stdout.splitlines() if line.startswith("srun ")]
+    steps = [
+        line.split(sys.executable) for line in done.stdout.splitlines() if line.startswith("srun ")
+    ]
     assert [options for options, _ in steps] == [
-        "srun --kill-on-bad-exit=1 ", "srun --kill-on-bad-exit=1 ", "srun --kill-on-bad-exit=1 --nodes=1 --ntasks=1 ",
-        "srun --kill-on-bad-exit=1 --nodes=1 --ntasks=1 "]
-    assert [command.split()[0] for _, command in steps] == ["train.py", "Inference.py", "make_gif.py", "report.py"]
+        "srun --kill-on-bad-exit=1 ",
+        "srun --kill-on-bad-exit=1 ",
+        "srun --kill-on-bad-exit=1 --nodes=1 --ntasks=1 ",
+        "srun --kill-on-bad-exit=1 --nodes=1 --ntasks=1 ",
+    ]
+    assert [command.split()[0] for _, command in steps] == [
+        "train.py",
+        "Inference.py",
+        "make_gif.py",
+        "report.py",
+    ]
 
 
 def test_it_stops_where_training_is_refused(tmp_path):
@@ -60,16 +107,35 @@ def test_setup_and_help(tmp_path):
     assert "shapes is ready: 20,000 images" in ready.stdout
 
 
-@pytest.mark.parametrize(("status", "restarts", "array", "expected"), [
-    (75, "0", "", "requeue 7"), (137, "7", "", "requeue 7"), (143, "", "", "requeue 7"), (138, "", "6_3", "requeue 6_3"),
-    (75, "8", "", None), (1, "", "", None), (2, "", "", None)])
-def test_a_job_that_was_stopped_is_queued_again_eight_times_at_most(tmp_path, status, restarts, array, expected):
+@pytest.mark.parametrize(
+    ("status", "restarts", "array", "expected"),
+    [
+        (75, "0", "", "requeue 7"),
+        (137, "7", "", "requeue 7"),
+        (143, "", "", "requeue 7"),
+        (138, "", "6_3", "requeue 6_3"),
+        (75, "8", "", None),
+        (1, "", "", None),
+        (2, "", "", None),
+    ],
+)
+def test_a_job_that_was_stopped_is_queued_again_eight_times_at_most(
+    tmp_path, status, restarts, array, expected
+):
     for name, line in (("srun", f"exit {status}"), ("scontrol", f'echo "$@" >{tmp_path}/asked')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
-    of_array = dict(zip(("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), array.split("_"))) if array else {}
-    done = run(tmp_path, "shapes", SLURM_JOB_ID="7", **({"SLURM_RESTART_COUNT": restarts} if restarts else {}), **of_array,
-               PATH=f"{tmp_path}:{os.environ['PATH']}")
+    of_array = (
+        dict(zip(("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), array.split("_"))) if array else {}
+    )
+    done = run(
+        tmp_path,
+        "shapes",
+        SLURM_JOB_ID="7",
+        **({"SLURM_RESTART_COUNT": restarts} if restarts else {}),
+        **of_array,
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+    )
     assert (tmp_path / "asked").is_file() == (expected is not None)
     if expected:
         assert (tmp_path / "asked").read_text().strip() == expected
@@ -87,11 +153,31 @@ def test_what_a_job_adds_to_the_command(tmp_path):
     (tmp_path / "srun").chmod(0o755)
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
-    job = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "3", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    arguments = ["shapes", "--run-dir", run_dir, "--resume", "none", "--devices", "2", "--seed", "9"]
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_ARRAY_JOB_ID": "6",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    arguments = [
+        "shapes",
+        "--run-dir",
+        run_dir,
+        "--resume",
+        "none",
+        "--devices",
+        "2",
+        "--seed",
+        "9",
+    ]
     for restarts, resumed in (("0", ""), ("1", " --resume auto")):
         done = run(tmp_path, *arguments, **job, SLURM_RESTART_COUNT=restarts)
-        training, sampling = [line for line in done.stdout.splitlines() if line.startswith("srun")][:2]
-        assert f"--seed 3 --run-dir {run_dir} --resume none --devices 2 --seed 9{resumed} --run-dir {run_dir}" in training
+        training, sampling = [line for line in done.stdout.splitlines() if line.startswith("srun")][
+            :2
+        ]
+        assert (
+            f"--seed 3 --run-dir {run_dir} --resume none --devices 2 --seed 9{resumed} --run-dir {run_dir}"
+            in training
+        )
         assert sampling.endswith("--devices 2")
         (run_dir / "checkpoints" / "step_00000005.ckpt").touch()

@@ -17,35 +17,44 @@ from conftest import ROOT
 from PIL import Image
 from test_train import fit
 
-import Arguments
 import convert
 import Dataset
 import DiffusionModel
 import evaluate
 import Inference
 import make_gif
-import Objective
 import report
-import Sampler
-import Schedule
-import Spelling
-import Terminal
 import train
-import Trajectory
+from diffusion import objective, schedules
+from runtime import arguments, suggestions, terminal
+from sampling import samplers
+from sampling import trajectory as Trajectory
 
-SCRIPTS = {"train.py": train, "Inference.py": Inference, "make_gif.py": make_gif, "evaluate.py": evaluate, "convert.py": convert,
-           "report.py": report}
-OPTIONS = [(script, action) for script, module in SCRIPTS.items() for action in module.build_parser()._actions
-           if not isinstance(action, argparse._HelpAction)]
+SCRIPTS = {
+    "train.py": train,
+    "Inference.py": Inference,
+    "make_gif.py": make_gif,
+    "evaluate.py": evaluate,
+    "convert.py": convert,
+    "report.py": report,
+}
+OPTIONS = [
+    (script, action)
+    for script, module in SCRIPTS.items()
+    for action in module.build_parser()._actions
+    if not isinstance(action, argparse._HelpAction)
+]
 
 
 # ---- --help ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("script", "action"), OPTIONS, ids=lambda part: getattr(part, "dest", part))
+@pytest.mark.parametrize(
+    ("script", "action"), OPTIONS, ids=lambda part: getattr(part, "dest", part)
+)
 def test_help_says_the_default_and_more(script, action):
     """The default stands in the last parentheses, as it would be typed; where it is none, what happens without the flag."""
-    said = re.fullmatch(r"(.{4,}) \((.+)\)", Arguments.Help("x")._get_help_string(action))
+    said = re.fullmatch(r"(.{4,}) \((.+)\)", arguments.Help("x")._get_help_string(action))
     if isinstance(action, argparse._StoreTrueAction) or not action.option_strings:
         return
     assert said, f"{script} {action.dest}: {action.help}"
@@ -70,32 +79,47 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
     parser = train.build_parser()
     _, *shown = re.split(r"--preset (?=\w+ is )", " ".join(parser.format_help().split()))
     found = {name: vars(parser.parse_args(words)) for name, _, *words in map(str.split, shown)}
-    assert found == {name: vars(parser.parse_args([])) | preset for name, preset in train.PRESETS.items() if preset}
+    assert found == {
+        name: vars(parser.parse_args([])) | preset
+        for name, preset in train.PRESETS.items()
+        if preset
+    }
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize(("script", "most"), [("train.py", 125), ("Inference.py", 85), ("make_gif.py", 20), ("evaluate.py", 80),
-                                            ("convert.py", 45), ("report.py", 15)])
+@pytest.mark.parametrize(
+    ("script", "most"),
+    [
+        ("train.py", 125),
+        ("Inference.py", 85),
+        ("make_gif.py", 20),
+        ("evaluate.py", 80),
+        ("convert.py", 45),
+        ("report.py", 15),
+    ],
+)
 def test_help_fits(monkeypatch, columns, script, most):
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = SCRIPTS[script].build_parser().format_help().splitlines()
     assert len(lines) <= most
     assert all(len(line) <= columns for line in lines if not line.startswith("    python "))
-    assert all(len(line.split("  #")[0].rstrip()) <= 84 for line in lines if line.startswith("    python "))
+    assert all(
+        len(line.split("  #")[0].rstrip()) <= 84 for line in lines if line.startswith("    python ")
+    )
     assert "usage" not in "".join(lines)
 
 
 def test_the_command_line_knows_every_name_of_the_modules():
     """They are typed twice, for the modules import torch: what is added in one place is to be added in the other."""
     known = {action.dest: action.choices for script, action in OPTIONS if script == "train.py"}
-    assert Arguments.SAMPLERS == Sampler.SAMPLERS
-    assert Arguments.GRIDS == Sampler.GRIDS
+    assert arguments.SAMPLERS == samplers.SAMPLERS
+    assert arguments.GRIDS == samplers.GRIDS
     assert known["parameterization"] == DiffusionModel.PARAMETERIZATIONS
     assert known["variance"] == DiffusionModel.VARIANCES
-    assert known["weighting"] == Objective.WEIGHTINGS
-    assert known["t_sampling"] == Objective.T_SAMPLINGS
+    assert known["weighting"] == objective.WEIGHTINGS
+    assert known["t_sampling"] == objective.T_SAMPLINGS
     said = {action.dest: action.help for script, action in OPTIONS if script == "train.py"}
-    assert ", ".join(Schedule.SCHEDULES) in said["schedule"]
+    assert ", ".join(schedules.SCHEDULES) in said["schedule"]
     assert ", ".join(Dataset.NAMES) in said["dataset"]
     assert Dataset.CLASSES.keys() == Dataset.NAMES.keys()
     shell = (ROOT / "run.sh").read_text()
@@ -106,24 +130,39 @@ def test_the_command_line_knows_every_name_of_the_modules():
 # ---- misspelt names --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("script", "words", "said"), [
-    ("Inference.py", "--ckpt x --guidence 3", "unknown flag --guidence, did you mean --guidance?"),
-    ("Inference.py", "--ckpt x --sampler dmp++", "did you mean dpm++? expected one of ddpm, ddim, heun, dpm++, "),
-    ("Inference.py", "-ckpt x", "unknown flag -ckpt, did you mean --ckpt?"),
-    ("train.py", "--preset laptob", "did you mean laptop?"),
-    ("train.py", "--batch_size 3", "did you mean --batch-size?"),
-    ("train.py", "--batchsize=3", "did you mean --batch-size?"),
-    ("train.py", "--qqq", "unknown flag --qqq: see python "),
-    ("train.py", "--max-step 5 --batch-siz 3", "--max-step, did you mean --max-steps?"),
-    ("train.py", "dataset cifar10", "'dataset' belongs to no flag, did you mean --dataset?"),
-    ("train.py", "--schedule cosin", "did you mean cosine?"),
-    ("train.py", "--dataset cifar-10", "did you mean cifar10?"),
-    ("train.py", "--dataset fashion_mnist", "did you mean fashionmnist?"),
-    ("train.py", "--dataset minst", "did you mean mnist?"),
-    ("evaluate.py", "--ckp x", "unknown flag --ckp, did you mean --ckpt?"),
-    ("evaluate.py", "--ckpt x --sampler ddpm,unpic", "did you mean unipc? expected some, separated by commas, of ddpm, ddim"),
-    ("make_gif.py", "x.npz --culumns 3", "did you mean --columns?"),
-])
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        (
+            "Inference.py",
+            "--ckpt x --guidence 3",
+            "unknown flag --guidence, did you mean --guidance?",
+        ),
+        (
+            "Inference.py",
+            "--ckpt x --sampler dmp++",
+            "did you mean dpm++? expected one of ddpm, ddim, heun, dpm++, ",
+        ),
+        ("Inference.py", "-ckpt x", "unknown flag -ckpt, did you mean --ckpt?"),
+        ("train.py", "--preset laptob", "did you mean laptop?"),
+        ("train.py", "--batch_size 3", "did you mean --batch-size?"),
+        ("train.py", "--batchsize=3", "did you mean --batch-size?"),
+        ("train.py", "--qqq", "unknown flag --qqq: see python "),
+        ("train.py", "--max-step 5 --batch-siz 3", "--max-step, did you mean --max-steps?"),
+        ("train.py", "dataset cifar10", "'dataset' belongs to no flag, did you mean --dataset?"),
+        ("train.py", "--schedule cosin", "did you mean cosine?"),
+        ("train.py", "--dataset cifar-10", "did you mean cifar10?"),
+        ("train.py", "--dataset fashion_mnist", "did you mean fashionmnist?"),
+        ("train.py", "--dataset minst", "did you mean mnist?"),
+        ("evaluate.py", "--ckp x", "unknown flag --ckp, did you mean --ckpt?"),
+        (
+            "evaluate.py",
+            "--ckpt x --sampler ddpm,unpic",
+            "did you mean unipc? expected some, separated by commas, of ddpm, ddim",
+        ),
+        ("make_gif.py", "x.npz --culumns 3", "did you mean --columns?"),
+    ],
+)
 def test_the_nearest_known_name_is_suggested_once(refused, script, words, said):
     line = refused(SCRIPTS[script].main, *words.split())
     assert said in line
@@ -132,18 +171,32 @@ def test_the_nearest_known_name_is_suggested_once(refused, script, words, said):
 
 
 def test_a_value_may_look_like_anything_but_a_flag():
-    parser = Arguments.Parser("x")
+    parser = arguments.Parser("x")
     parser.add_argument("--name")
     parser.add_argument("rest", nargs="*")
-    assert parser.parse_args(["--name", "-my folder", "--", "--name", "-x"]).rest == ["--name", "-x"]
+    assert parser.parse_args(["--name", "-my folder", "--", "--name", "-x"]).rest == [
+        "--name",
+        "-x",
+    ]
     assert parser.parse_args(["--name=-x"]).name == "-x"
     assert parser.parse_args(["--name", "-3"]).name == "-3"
 
 
-@pytest.mark.parametrize(("name", "meant"), [("Fashion-MNIST", "fashionmnist"), ("CIFAR 10", "cifar10"), ("shape", "shapes"),
-                                              ("zebra", ""), ("--no-such-flag", "")])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Fashion-MNIST", "fashionmnist"),
+        ("CIFAR 10", "cifar10"),
+        ("shape", "shapes"),
+        ("zebra", ""),
+        ("--no-such-flag", ""),
+    ],
+)
 def test_nearest(name, meant):
-    assert Spelling.nearest(name, ["mnist", "fashionmnist", "cifar10", "shapes", "--no-flip"]) == meant
+    assert (
+        suggestions.nearest(name, ["mnist", "fashionmnist", "cifar10", "shapes", "--no-flip"])
+        == meant
+    )
 
 
 # ---- the TAB key -----------------------------------------------------------------------------------------------------------
@@ -152,19 +205,38 @@ def test_nearest(name, meant):
 def completed(script: str, words: str) -> set[str]:
     """What argcomplete offers for the last word of `python SCRIPT WORDS`, torch being out of reach."""
     line = f"{script} {words}"
-    code = ("import sys, runpy; sys.modules.update(torch=None, numpy=None); "
-            f"sys.argv = ['{script}']; runpy.run_path('{script}', run_name='__main__')")
-    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": "/dev/stdout", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line,
-             "COMP_POINT": str(len(line))}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **asked})
+    code = (
+        "import sys, runpy; sys.modules.update(torch=None, numpy=None); "
+        f"sys.argv = ['{script}']; runpy.run_path('{script}', run_name='__main__')"
+    )
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": "/dev/stdout",
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **asked},
+    )
     assert done.returncode == 0, done.stderr
     return {word.strip() for word in done.stdout.split("\n")}
 
 
-@pytest.mark.parametrize(("script", "words", "offered"), [
-    ("Inference.py", "--sam", {"--sampler"}), ("Inference.py", "--sampler d", {"ddpm", "ddim", "dpm++"}),
-    ("train.py", "--preset la", {"laptop"}), ("evaluate.py", "--doc", {"--doctor"}), ("make_gif.py", "--co", {"--columns"}),
-])
+@pytest.mark.parametrize(
+    ("script", "words", "offered"),
+    [
+        ("Inference.py", "--sam", {"--sampler"}),
+        ("Inference.py", "--sampler d", {"ddpm", "ddim", "dpm++"}),
+        ("train.py", "--preset la", {"laptop"}),
+        ("evaluate.py", "--doc", {"--doctor"}),
+        ("make_gif.py", "--co", {"--columns"}),
+    ],
+)
 def test_flags_and_choices_are_completed_without_torch(script, words, offered):
     assert completed(script, words) == offered
 
@@ -175,7 +247,9 @@ def test_bash_finds_the_mark_of_completion(script):
 
 
 def test_the_tab_key_in_bash_as_the_readme_says():
-    said = re.search(r'eval "\$\((.*activate-global-python-argcomplete.*)\)"', (ROOT / "README.md").read_text())
+    said = re.search(
+        r'eval "\$\((.*activate-global-python-argcomplete.*)\)"', (ROOT / "README.md").read_text()
+    )
     assert said
     program = Path(sys.executable).parent / "activate-global-python-argcomplete"
     shell = f"""
@@ -183,8 +257,13 @@ def test_the_tab_key_in_bash_as_the_readme_says():
         COMP_LINE="python train.py --accu" COMP_POINT=22 COMP_WORDS=(python train.py --accu) COMP_CWORD=2 COMP_TYPE=9
         _python_argcomplete_global python --accu train.py
         echo "${{COMPREPLY[@]}}" """
-    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"})
+    done = subprocess.run(
+        ["bash", "-c", shell],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"},
+    )
     assert done.stdout.split() == ["--accumulate"], done.stderr
 
 
@@ -212,44 +291,73 @@ def pixels(text: str) -> np.ndarray:
         cells = re.findall(r"\033\[38;2;(\d+);(\d+);(\d+)(?:;48;2;(\d+);(\d+);(\d+))?m▀", line)
         assert len(cells) == line.count("▀")
         assert line.endswith("\033[0m")
-        rows += [[[int(v) for v in cell[:3]] for cell in cells], [[int(v or -1) for v in cell[3:]] for cell in cells]]
+        rows += [
+            [[int(v) for v in cell[:3]] for cell in cells],
+            [[int(v or -1) for v in cell[3:]] for cell in cells],
+        ]
     return np.array(rows)
 
 
-@pytest.mark.parametrize(("environment", "screen", "depth"), [
-    (TRUE, Screen(), 2**24), ({"TERM": "xterm-256color"}, Screen(), 256), ({"TERM": "xterm-direct"}, Screen(), 2**24),
-    ({"TERM": "vt100"}, Screen(), 0), ({}, Screen(), 0), ({**TRUE, "TERM": "dumb"}, Screen(), 0), ({**TRUE, "NO_COLOR": "1"}, Screen(), 0),
-    ({**TRUE, "NO_COLOR": ""}, Screen(), 2**24), (TRUE, Screen(tty=False), 0), (TRUE, Screen("ascii"), 0),
-])
+@pytest.mark.parametrize(
+    ("environment", "screen", "depth"),
+    [
+        (TRUE, Screen(), 2**24),
+        ({"TERM": "xterm-256color"}, Screen(), 256),
+        ({"TERM": "xterm-direct"}, Screen(), 2**24),
+        ({"TERM": "vt100"}, Screen(), 0),
+        ({}, Screen(), 0),
+        ({**TRUE, "TERM": "dumb"}, Screen(), 0),
+        ({**TRUE, "NO_COLOR": "1"}, Screen(), 0),
+        ({**TRUE, "NO_COLOR": ""}, Screen(), 2**24),
+        (TRUE, Screen(tty=False), 0),
+        (TRUE, Screen("ascii"), 0),
+    ],
+)
 def test_what_a_terminal_can_show(environment, screen, depth):
-    assert Terminal.colours(screen, environment) == depth
+    assert terminal.colours(screen, environment) == depth
 
 
 def test_half_blocks_are_the_pixels():
     image = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
-    shown = pixels(Terminal.blocks(image, 2**24))
+    shown = pixels(terminal.blocks(image, 2**24))
     assert np.array_equal(shown[:7], image)
     assert (shown[7] == -1).all()
 
 
 def test_256_colours_are_the_nearest_of_xterms():
-    image = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [120, 120, 120], [96, 134, 176]]], np.uint8)
-    assert re.findall(r"38;5;(\d+)m", Terminal.blocks(image, 256)) == ["16", "231", "196", "243", "67"]
+    image = np.array(
+        [[[0, 0, 0], [255, 255, 255], [255, 0, 0], [120, 120, 120], [96, 134, 176]]], np.uint8
+    )
+    assert re.findall(r"38;5;(\d+)m", terminal.blocks(image, 256)) == [
+        "16",
+        "231",
+        "196",
+        "243",
+        "67",
+    ]
 
 
-@pytest.mark.parametrize(("width", "height", "size"), [(80, 24, (24, 76)), (200, 70, (32, 168)), (20, 24, (20, 20)), (70, 200, (100, 66)),
-                                                     (1, 1, (1, 1))])
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        (80, 24, (24, 76)),
+        (200, 70, (32, 168)),
+        (20, 24, (20, 20)),
+        (70, 200, (100, 66)),
+        (1, 1, (1, 1)),
+    ],
+)
 def test_as_many_images_as_fit(width, height, size):
     """Of five of 32x32, none enlarged; on 24 lines they are smaller, and three go beside one another."""
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1)).astype(np.uint8)
-    sheet = Terminal.sheet(images, width, height)
+    sheet = terminal.sheet(images, width, height)
     assert sheet.shape == (*size, 3)
     h = min(32, width, height)
     first = Image.fromarray(images[0, :, :, 0]).resize((h, h), Image.Resampling.LANCZOS)
     assert np.array_equal(sheet[:h, :h], np.asarray(first.convert("RGB")))
     if width >= 80:
         second = Image.fromarray(images[1, :, :, 0]).resize((h, h), Image.Resampling.LANCZOS)
-        assert np.array_equal(sheet[:h, h + 2:2 * h + 2, 0], np.asarray(second))
+        assert np.array_equal(sheet[:h, h + 2 : 2 * h + 2, 0], np.asarray(second))
 
 
 def in_terminal(command: list, **environment: str) -> str:
@@ -257,9 +365,19 @@ def in_terminal(command: list, **environment: str) -> str:
     if not shutil.which("script"):
         pytest.skip("there is no `script` to make a terminal")
     line = f"stty cols 60 rows 20; {shlex.join(map(str, [sys.executable, *command]))} 2>/dev/null"
-    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLORTERM", "TERM", "COLUMNS", "LINES")}
-    done = subprocess.run(["script", "-qec", line, "/dev/null"], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                          env={**clean, **environment})
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("NO_COLOR", "COLORTERM", "TERM", "COLUMNS", "LINES")
+    }
+    done = subprocess.run(
+        ["script", "-qec", line, "/dev/null"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**clean, **environment},
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -271,26 +389,33 @@ def test_samples_are_shown_in_a_terminal(tiny_run, tmp_path):
     shown = pixels(text)
     assert shown.shape == (8, 28, 3)
     for i in range(3):
-        assert np.array_equal(shown[:, 10 * i:10 * i + 8], samples[i])
+        assert np.array_equal(shown[:, 10 * i : 10 * i + 8], samples[i])
     assert f"{tmp_path}: t0000.png" in text.splitlines()[-1]
 
 
 @pytest.fixture
 def screen(monkeypatch):
     """A function: a terminal of 100 columns and 30 lines, with 24-bit colours, as standard output, or something like it."""
+
     def make(**options) -> Screen:
         for name, value in {**TRUE, "COLUMNS": "100", "LINES": "30"}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("NO_COLOR", raising=False)
         monkeypatch.setattr(sys, "stdout", made := Screen(**options))
         return made
+
     return make
 
 
 @pytest.mark.parametrize(("options", "flags"), [({"tty": False}, []), ({}, ["--no-preview"])])
 def test_elsewhere_nothing_is_shown(tiny_run, tmp_path, screen, options, flags):
     screen = screen(**options)
-    assert Inference.main(["--ckpt", str(tiny_run), "--num", "2", "--steps", "2", "--out", str(tmp_path), *flags]) == 0
+    assert (
+        Inference.main(
+            ["--ckpt", str(tiny_run), "--num", "2", "--steps", "2", "--out", str(tmp_path), *flags]
+        )
+        == 0
+    )
     assert screen.getvalue().count("\n") == 1
     assert "\033" not in screen.getvalue()
 
@@ -298,7 +423,16 @@ def test_elsewhere_nothing_is_shown(tiny_run, tmp_path, screen, options, flags):
 def test_the_way_of_a_photo_into_noise_is_shown(tmp_path, screen):
     screen = screen()
     Image.new("RGB", (60, 60), (200, 30, 60)).save(tmp_path / "photo.png")
-    Inference.main(["--input-image", str(tmp_path / "photo.png"), "--save-steps", "0,1000", "--out", str(tmp_path / "out")])
+    Inference.main(
+        [
+            "--input-image",
+            str(tmp_path / "photo.png"),
+            "--save-steps",
+            "0,1000",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     shown = pixels(screen.getvalue())
     assert shown.shape == (30, 62, 3)
     assert (shown[:, :30] == [200, 30, 60]).all()
@@ -318,12 +452,30 @@ def trajectory(tmp_path) -> Path:
 
 def pictures(trajectory: Path, scale: int) -> np.ndarray:
     found = Trajectory.read(trajectory)
-    return np.stack([make_gif.picture(f, t, 3, scale) for f, t in zip(found["frames"], found["times"])])
+    return np.stack(
+        [make_gif.picture(f, t, 3, scale) for f, t in zip(found["frames"], found["times"])]
+    )
 
 
 def test_a_webp_has_every_colour_and_its_durations(trajectory, tmp_path):
-    assert make_gif.main([str(trajectory), "--out", str(tmp_path / "x.webp"), "--fps", "10", "--hold", "1.5", "--scale", "1",
-                          "--columns", "3"]) == 0
+    assert (
+        make_gif.main(
+            [
+                str(trajectory),
+                "--out",
+                str(tmp_path / "x.webp"),
+                "--fps",
+                "10",
+                "--hold",
+                "1.5",
+                "--scale",
+                "1",
+                "--columns",
+                "3",
+            ]
+        )
+        == 0
+    )
     with Image.open(tmp_path / "x.webp") as image:
         assert image.format == "WEBP"
         assert image.info["loop"] == 0
@@ -340,28 +492,60 @@ def test_a_webp_has_every_colour_and_its_durations(trajectory, tmp_path):
 @pytest.mark.parametrize("fps", ["10", "7.5"])
 def test_an_mp4_is_what_players_take_and_nearly_the_pictures(trajectory, tmp_path, fps):
     import av
+
     file = tmp_path / "x.mp4"
-    assert make_gif.main([str(trajectory), "--out", str(file), "--fps", fps, "--hold", "1.6", "--scale", "8", "--columns", "3"]) == 0
+    assert (
+        make_gif.main(
+            [
+                str(trajectory),
+                "--out",
+                str(file),
+                "--fps",
+                fps,
+                "--hold",
+                "1.6",
+                "--scale",
+                "8",
+                "--columns",
+                "3",
+            ]
+        )
+        == 0
+    )
     expected = pictures(trajectory, 8)
     with av.open(str(file)) as video:
         stream = video.streams.video[0]
         context = stream.codec_context
-        assert (context.name, context.pix_fmt, context.color_range, context.colorspace) == ("h264", "yuv420p", 1, 1)
+        assert (context.name, context.pix_fmt, context.color_range, context.colorspace) == (
+            "h264",
+            "yuv420p",
+            1,
+            1,
+        )
         assert context.width % 2 == context.height % 2 == 0
         assert float(stream.average_rate) == float(fps)
-        found = np.stack([frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray() for frame in video.decode(stream)])
+        found = np.stack(
+            [
+                frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+                for frame in video.decode(stream)
+            ]
+        )
     assert len(found) == 3 + round(1.6 * float(fps))
     H, W = expected.shape[1:3]
     assert found.shape[1:] == (H + H % 2, W + W % 2, 3)
     held = np.concatenate([expected, expected[-1:].repeat(len(found) - 4, 0)])
-    inside = np.abs(found[:, :H, :W].astype(int) - held)[:, 4:8, 4:8]          # the middle of the first pixel
+    inside = np.abs(found[:, :H, :W].astype(int) - held)[
+        :, 4:8, 4:8
+    ]  # the middle of the first pixel
     assert inside.max() <= 12
     head = file.read_bytes()
-    assert head.index(b"moov") < head.index(b"mdat")                           # plays before all of it is there
+    assert head.index(b"moov") < head.index(b"mdat")  # plays before all of it is there
     assert not list(tmp_path.glob(".*"))
 
 
-def test_every_kind_holds_the_last_frame_and_leaves_an_older_file_alone_where_it_fails(refused, trajectory, tmp_path, monkeypatch):
+def test_every_kind_holds_the_last_frame_and_leaves_an_older_file_alone_where_it_fails(
+    refused, trajectory, tmp_path, monkeypatch
+):
     for kind in make_gif.KINDS:
         file = tmp_path / f"x{kind}"
         file.write_text("old")
@@ -370,6 +554,7 @@ def test_every_kind_holds_the_last_frame_and_leaves_an_older_file_alone_where_it
         def fail(path, *_):
             path.write_text("half")
             raise OSError(28, "No space left on device")
+
         with monkeypatch.context() as patched:
             patched.setattr(make_gif, writer, fail)
             assert "No space left on device" in refused(make_gif.main, trajectory, "--out", file)
@@ -384,16 +569,24 @@ def test_every_kind_holds_the_last_frame_and_leaves_an_older_file_alone_where_it
 
 def events(run_dir: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    found = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+
+    found = EventAccumulator(
+        str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0}
+    )
     found.Reload()
     return found
 
 
-def test_tensorboard_shows_the_pictures_and_a_resumed_run_nothing_twice(tiny_data, tmp_path, capsys):
+def test_tensorboard_shows_the_pictures_and_a_resumed_run_nothing_twice(
+    tiny_data, tmp_path, capsys
+):
     """Killed after the validation of 12, before a checkpoint was written; gone on with from 10."""
     fit(tiny_data, tmp_path, "--max-steps", 15, "--save-every", 5)
     said = capsys.readouterr().out.splitlines()
-    assert said[1] == f"to watch it: {tmp_path / 'samples'}, and tensorboard --logdir {tmp_path.parent}"
+    assert (
+        said[1]
+        == f"to watch it: {tmp_path / 'samples'}, and tensorboard --logdir {tmp_path.parent}"
+    )
     for file in (tmp_path / "checkpoints").glob("step_00000015.*"):
         file.unlink()
     fit(tiny_data, tmp_path, "--max-steps", 18, "--save-every", 5)
@@ -407,4 +600,7 @@ def test_tensorboard_shows_the_pictures_and_a_resumed_run_nothing_twice(tiny_dat
     assert [e.step for e in found.Images("samples")] == [6, 12, 18]
     for shown in [*found.Images("samples"), *found.Images("real")]:
         file = tmp_path / "samples" / (f"step_{shown.step:08d}.png" if shown.step else "real.png")
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), np.asarray(Image.open(file)))
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))),
+            np.asarray(Image.open(file)),
+        )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from Counterpart import to_diffusers
+from checkpoints.diffusers_format import to_diffusers
 from Unet import ResidualBlock, Stage, Unet, Upsample, time_embedding
 
 
@@ -20,14 +20,32 @@ def perturbed(net: nn.Module) -> nn.Module:
 def test_the_papers_network_is_the_published_one():
     """Parameters and output of google/ddpm-cifar10-32's configuration, on the same weights."""
     from diffusers import UNet2DModel
+
     other = UNet2DModel(
-        sample_size=32, in_channels=3, out_channels=3, center_input_sample=False, time_embedding_type="positional", freq_shift=1,
-        flip_sin_to_cos=False, down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), block_out_channels=(128, 256, 256, 256),
-        layers_per_block=2, mid_block_scale_factor=1, downsample_padding=0, act_fn="silu", attention_head_dim=None,
-        norm_num_groups=32, norm_eps=1e-6).eval()
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        center_input_sample=False,
+        time_embedding_type="positional",
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(128, 256, 256, 256),
+        layers_per_block=2,
+        mid_block_scale_factor=1,
+        downsample_padding=0,
+        act_fn="silu",
+        attention_head_dim=None,
+        norm_num_groups=32,
+        norm_eps=1e-6,
+    ).eval()
     net = perturbed(Unet(3, 128, (1, 2, 2, 2), (16,), 2))
-    assert sum(p.numel() for p in net.parameters()) == 35_746_307 == sum(p.numel() for p in other.parameters())
+    assert (
+        sum(p.numel() for p in net.parameters())
+        == 35_746_307
+        == sum(p.numel() for p in other.parameters())
+    )
     other.load_state_dict(to_diffusers(net.state_dict(), 4, 2))
     x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 871])
     with torch.no_grad():
@@ -54,7 +72,7 @@ def test_both_ways_to_enlarge_are_repeated_pixels_and_a_convolution(way):
 def test_time_embedding_ends_at_both_frequencies():
     e = time_embedding(torch.tensor([0, 1000]), 8)
     assert torch.equal(e[0], torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1]))
-    assert torch.allclose(e[1, 3], torch.tensor(0.1).sin(), atol=1e-5)      # 1000 / 10000
+    assert torch.allclose(e[1, 3], torch.tensor(0.1).sin(), atol=1e-5)  # 1000 / 10000
     assert torch.allclose(e[1, 0], torch.tensor(1000.0).sin(), atol=1e-5)
 
 
@@ -68,21 +86,48 @@ def test_starts_as_zero_and_as_shortcuts():
     assert torch.allclose(block(h, torch.randn(1, 8)), h + block.conv2.bias[:, None, None])
 
 
-@pytest.mark.parametrize(("width", "groups"), [(128, 32), (64, 16), (32, 8), (48, 4), (20, 1), (6, 1)])
+@pytest.mark.parametrize(
+    ("width", "groups"), [(128, 32), (64, 16), (32, 8), (48, 4), (20, 1), (6, 1)]
+)
 def test_narrow_layers_take_fewer_groups(width, groups):
     net = perturbed(Unet(3, width, (1, 2), (8,), 1, size=16))
     assert net.norm_out.num_groups == groups
     assert net(torch.randn(1, 3, 16, 16), torch.tensor([1])).isfinite().all()
 
 
-@pytest.mark.parametrize("options", [{}, {"film": True}, {"patch": 2}, {"classes": 3}, {"blocks": 2}, {"attention": ()}, {"depth": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"film": True},
+        {"patch": 2},
+        {"classes": 3},
+        {"blocks": 2},
+        {"attention": ()},
+        {"depth": 1},
+    ],
+)
 def test_every_option_reaches_the_output_and_trains(options):
-    net = perturbed(Unet(**{"depth": 3, "width": 16, "mults": (1, 2), "attention": (8,), "blocks": 1, "size": 16, **options}))
+    net = perturbed(
+        Unet(
+            **{
+                "depth": 3,
+                "width": 16,
+                "mults": (1, 2),
+                "attention": (8,),
+                "blocks": 1,
+                "size": 16,
+                **options,
+            }
+        )
+    )
     x, t = torch.randn(2, net.depth, 16, 16), torch.tensor([1, 7])
     out = net(x, t)
     assert out.shape == x.shape
-    assert not torch.allclose(out[0], net(x, torch.tensor([9, 7]))[0])      # time matters
-    assert torch.allclose(out[1], net(x, torch.tensor([9, 7]))[1], atol=1e-6)      # but only an image's own
+    assert not torch.allclose(out[0], net(x, torch.tensor([9, 7]))[0])  # time matters
+    assert torch.allclose(
+        out[1], net(x, torch.tensor([9, 7]))[1], atol=1e-6
+    )  # but only an image's own
     out.square().sum().backward()
     silent = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()}
     assert not silent
@@ -92,16 +137,22 @@ def test_every_option_reaches_the_output_and_trains(options):
 def test_a_label_matters_only_where_there_are_classes():
     net = perturbed(Unet(1, 16, (1,), (), 1, size=8, classes=3))
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([4])
-    outputs = [net(x, t, y) for y in (None, torch.tensor([0]), torch.tensor([2]), torch.tensor([3]))]
+    outputs = [
+        net(x, t, y) for y in (None, torch.tensor([0]), torch.tensor([2]), torch.tensor([3]))
+    ]
     assert not torch.allclose(outputs[0], outputs[1])
     assert not torch.allclose(outputs[1], outputs[2])
-    assert torch.equal(outputs[0], outputs[3])                              # the row behind the last class is "no label"
+    assert torch.equal(outputs[0], outputs[3])  # the row behind the last class is "no label"
 
 
 def test_attention_stands_at_the_chosen_resolutions_and_in_the_middle():
     net = Unet(3, 32, (1, 2, 2), (16,), 1, size=32)
-    attending = [i for i, stage in enumerate(net.down) if isinstance(stage, Stage) and not isinstance(stage.attention, nn.Identity)]
-    assert attending == [2]                                                 # stage 32, down, stage 16, down, stage 8
+    attending = [
+        i
+        for i, stage in enumerate(net.down)
+        if isinstance(stage, Stage) and not isinstance(stage.attention, nn.Identity)
+    ]
+    assert attending == [2]  # stage 32, down, stage 16, down, stage 8
     assert not isinstance(net.middle1.attention, nn.Identity)
 
 

@@ -1,0 +1,1 @@
+"""The mathematics around the paper: noise schedules, loss weighting, augmentation, likelihood."""

@@ -1,0 +1,1 @@
+"""What every script needs: arguments, signals, devices, processes, files, the terminal."""

@@ -1,0 +1,1 @@
+"""From x_T to x_0: samplers, guidance, editing, sets of samples."""

@@ -1,0 +1,97 @@
+"""The classifier that judges samples."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from Dataset import DiffSet
+from evaluation import classifier
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """200 images 32x32 of two kinds, bright and dark, and the folder in which the classifier is kept."""
+    random, root = np.random.default_rng(0), tmp_path_factory.mktemp("classifier")
+    labels = random.integers(0, 2, 200)
+    images = (random.random((200, 32, 32, 1)) * 100 + 120 * labels[:, None, None, None]).astype(
+        np.uint8
+    )
+    np.savez(
+        root / "kinds.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images[:50],
+        test_labels=np.concatenate([labels[:40], 1 - labels[40:50]]),
+    )  # a fifth of the unseen labels is wrong
+    return *(DiffSet(train, str(root / "kinds.npz")) for train in (True, False)), root
+
+
+def test_it_learns_is_kept_and_is_the_same_again(kinds, monkeypatch):
+    data, unseen, root = kinds
+    monkeypatch.setattr(classifier, "LEAST", 20)
+    before = torch.get_rng_state()
+    judge = classifier.of(data, unseen, root)
+    assert torch.equal(
+        torch.get_rng_state(), before
+    )  # a training that goes on afterwards is not disturbed
+    assert float(judge.accuracy) == pytest.approx(0.8)
+    assert (judge(data.images).argmax(1) == data.labels).all()
+    assert judge(data.images).shape == (200, 2)
+    assert judge.features(data.images[:3]).shape == (3, 256)
+    assert len(list(root.glob("kinds-classifier-*.pt"))) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(classifier, "train", lambda *_: pytest.fail("it was kept"))
+        again = classifier.of(data, unseen, root)
+    assert torch.equal(judge(data.images), again(data.images))
+    (kept,) = root.glob("kinds-classifier-*.pt")
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert torch.equal(
+        classifier.of(data, unseen, root)(data.images), again(data.images)
+    )  # trained anew, the same
+    monkeypatch.setattr(classifier, "LEAST", 21)  # another recipe is another classifier
+    classifier.of(data, unseen, root)
+    assert len(list(root.glob("kinds-classifier-*.pt"))) == 2
+
+
+def test_images_of_another_size_are_resized(kinds, monkeypatch):
+    data, unseen, root = kinds
+    monkeypatch.setattr(classifier, "LEAST", 20)
+    judge = classifier.of(data, unseen, root)
+    large = data.images[:20].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (judge(large).argmax(1) == data.labels[:20]).all()
+    assert torch.allclose(
+        judge.features(large), judge.features(data.images[:20]), rtol=0.1, atol=0.05
+    )
+
+
+def test_shifted_images_are_moved_by_whole_pixels_and_repeat_their_edge():
+    x = torch.arange(36.0).view(1, 1, 6, 6).expand(64, 1, 6, 6)
+    torch.manual_seed(0)
+    found = classifier.shifted(x)
+    grid = torch.nn.functional.pad(x[:1], (2, 2, 2, 2), mode="replicate")[0, 0]
+    places = {
+        tuple(grid[i : i + 6, j : j + 6].flatten().tolist()): (i, j)
+        for i in range(5)
+        for j in range(5)
+    }
+    seen = {places[tuple(image.flatten().tolist())] for image in found}
+    assert len(seen) > 15  # of 25, each image by itself
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["recipes.py", "--recipe", "nosuch"], "unknown recipe nosuch"),
+        (["recipes.py", "--images", "150"], "multiple of 100"),
+    ],
+)
+def test_benchmarks_say_what_is_wrong(argv, said):
+    process = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / argv[0], *argv[1:]], capture_output=True, text=True
+    )
+    assert process.returncode == 2
+    assert said in process.stderr.splitlines()[-1]

@@ -1,0 +1,689 @@
+"""evaluate.py by command: what it measures, says, writes and refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import evaluate
+from checkpoints import checkpoint
+from Dataset import DiffSet
+from diffusion import likelihood
+from evaluation import doctor, metrics, results
+from sampling import sample_sets
+from sampling.samplers import Noise
+
+
+def measure(capsys, run, data, *more):
+    """The lines of the table, what was said about files, and the line of JSON, which metrics.json has, too."""
+    assert (
+        evaluate.main(
+            [
+                "--ckpt",
+                str(run),
+                "--dataset",
+                str(data),
+                "--data-root",
+                str(data.parent),
+                "--device",
+                "cpu",
+                "--precision",
+                "32",
+                *more,
+            ]
+        )
+        == 0
+    )
+    *table, said, line = capsys.readouterr().out.splitlines()
+    assert said == f"  written to {run / 'metrics.json'}"
+    found, written = json.loads(line), json.loads((run / "metrics.json").read_text())
+    terms = (
+        written.get("bits_per_dim", {}).get("bound", {}).pop("terms", None)
+    )  # a thousand numbers are for the file alone
+    for name, value in found.items():
+        assert written[name] == value or value.items() <= written[name].items()
+    return table, found | {"terms": terms}
+
+
+@pytest.fixture
+def run(tiny_run):
+    """`tiny_run`, with nothing measured yet."""
+    (tiny_run / "metrics.json").unlink(missing_ok=True)
+    return tiny_run
+
+
+def bits(capsys, run, data, *more):
+    return measure(capsys, run, data, "--num", "0", "--bound", "20", *more)
+
+
+# ---- bits/dim ----------------------------------------------------------------------------------------------------------
+
+
+def test_bits_per_dim_as_a_table_and_a_line(run, tiny_data, capsys):
+    table, found = bits(capsys, run, tiny_data, "--terms", "4", "--flow", "3")
+    assert found["bits_per_dim"]["bound"]["images"] == 20
+    assert found["bits_per_dim"]["flow"]["images"] == 3
+    assert "mean_28x28" not in found["bits_per_dim"]["bound"]
+    assert (found["weights"], found["step"], found["bits_per_dim"]["bound"]["seed"]) == (
+        "ema",
+        12,
+        0,
+    )
+    assert found["checkpoint"] == str(run / "checkpoints" / "step_00000012.ckpt")
+    assert (
+        f"{found['checkpoint_sha256']}  step_00000012.ckpt\n"
+        == (run / "checkpoints" / "step_00000012.ckpt.sha256").read_text()
+    )
+    assert f"{found['bits_per_dim']['bound']['mean']:.3f} +- " in table[1]
+    assert "probability flow" in table[2]
+
+
+def test_a_run_directory_knows_its_images(tiny_run, tiny_data, tmp_path, capsys):
+    """Also a folder or a file of one's own, of which a checkpoint keeps only the name; others are told of."""
+    for given, known in (((), True), (("--dataset", tmp_path / "other.npz"), False)):
+        with np.load(tiny_data) as archive:
+            np.savez(
+                tmp_path / "other.npz",
+                **{
+                    name: 255 - part if "images" in name else part for name, part in archive.items()
+                },
+            )
+        assert (
+            evaluate.main(
+                [
+                    "--ckpt",
+                    str(tiny_run),
+                    "--device",
+                    "cpu",
+                    "--num",
+                    "0",
+                    "--bound",
+                    "4",
+                    *map(str, given),
+                ]
+            )
+            == 0
+        )
+        out = capsys.readouterr().out
+        assert ("not the images that it was trained on" not in out) == known
+        line = json.loads(out.splitlines()[-1])
+        assert (line["trained_on"] == line["train_digest"]) == known
+        assert line["dataset"] == ("tiny" if known else "other")
+
+
+def test_averages_of_other_lengths_are_measured_too(conditional_run, tiny_data, capsys):
+    found = [
+        bits(capsys, conditional_run, tiny_data, "--terms", "2", *more)[1]
+        for more in ((), ("--ema-length", "0.1"))
+    ]
+    assert [one["weights"] for one in found] == ["ema", "ema of length 0.1"]
+    assert found[0]["bits_per_dim"]["bound"]["mean"] != found[1]["bits_per_dim"]["bound"]["mean"]
+
+
+def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data, capsys):
+    (_, whole), (_, parts) = (
+        bits(capsys, run, tiny_data, "--exact", "--batch-size", n) for n in ("20", "7")
+    )
+    assert whole["bits_per_dim"]["bound"]["mean"] == pytest.approx(
+        parts["bits_per_dim"]["bound"]["mean"], rel=1e-5
+    )
+    assert whole["terms"] == pytest.approx(parts["terms"], rel=1e-4, abs=1e-7)
+    _, other = bits(capsys, run, tiny_data, "--exact", "--seeds", "1")
+    assert other["bits_per_dim"]["bound"]["mean"] != whole["bits_per_dim"]["bound"]["mean"]
+    model, unseen = checkpoint.load_model(run), DiffSet(False, str(tiny_data), image_size=8)
+    few, many = (
+        metrics.bound(model, unseen, count, None, title="")["mean"] * count for count in (7, 8)
+    )
+    last = unseen.some()[7:8]  # the eighth has the same noise as among twenty
+    noise = Noise(0, last.tolist(), (3, 8, 8), purpose=likelihood.NOISE)
+    alone = likelihood.bound(model, unseen.images[last].float() / 127.5 - 1, noise).sum(0)
+    assert many - few == pytest.approx(float(alone), rel=1e-3)
+
+
+def test_exact_is_the_bound_and_its_terms_are_its_sum(run, tiny_data, capsys):
+    table, found = bits(capsys, run, tiny_data, "--exact")
+    bound = found["bits_per_dim"]["bound"]
+    assert len(found["terms"]) == 21  # T = 20, L_0 .. L_T
+    assert sum(found["terms"]) == pytest.approx(bound["mean"])
+    assert sum(float(line.split()[-1]) for line in table[2:]) == pytest.approx(
+        bound["mean"], abs=1e-3
+    )
+    model, unseen = checkpoint.load_model(run), DiffSet(False, str(tiny_data), image_size=8)
+    x_0 = unseen.images.float() / 127.5 - 1
+    again = likelihood.bound(
+        model, x_0, Noise(0, range(20), (3, 8, 8), purpose=likelihood.NOISE)
+    ).sum(0)
+    assert len(again) == 20
+    assert float(again.mean()) == pytest.approx(bound["mean"], rel=1e-5)
+    assert bound["standard_error"] == pytest.approx(
+        float(again.std()) / len(again) ** 0.5, rel=1e-4
+    )
+
+
+def test_classes_are_told(conditional_run, tiny_data, capsys):
+    """A model that knows labels is told them: with the other label its bound is another one."""
+    _, found = bits(capsys, conditional_run, tiny_data, "--exact")
+    model, unseen = (
+        checkpoint.load_model(conditional_run),
+        DiffSet(False, str(tiny_data), image_size=8),
+    )
+    x_0 = unseen.images[:20].float() / 127.5 - 1
+    right, wrong = (
+        float(
+            likelihood.bound(
+                model, x_0, Noise(0, range(20), (3, 8, 8), purpose=likelihood.NOISE), y
+            )
+            .sum(0)
+            .mean()
+        )
+        for y in (unseen.labels[:20], 1 - unseen.labels[:20])
+    )
+    assert found["bits_per_dim"]["bound"]["mean"] == pytest.approx(right, rel=1e-5)
+    assert right != pytest.approx(wrong, rel=1e-4)
+
+
+def test_padded_digits_are_also_counted_by_their_own_values():
+    unseen = type("Unseen", (), {"padded": True})
+    found = metrics.of_image(torch.tensor([1.0, 3.0]), unseen)
+    assert found["mean"] == 2
+    assert found["mean_28x28"] == pytest.approx(2 * 1024 / 784)
+    assert found["standard_error"] == pytest.approx(1)
+
+
+# ---- samples -----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_come_with_a_floor_a_ceiling_and_a_spread(run, tiny_data, capsys):
+    table, found = measure(capsys, run, tiny_data, "--bound", "0", "--num", "30")
+    one = found["distances"]["classifier"]
+    assert (one["images"], one["sets"], one["to_train"]["images"], one["to_test"]["images"]) == (
+        30,
+        3,
+        60,
+        20,
+    )
+    assert (one["to_train"]["floor_images"], one["to_test"]["floor_images"]) == (20, 30)
+    for to in ("to_train", "to_test"):
+        for metric in ("frechet", "kernel", "precision", "recall"):
+            value = one[to][metric]
+            assert value["lowest"] <= value["mean"] <= value["highest"]
+            assert value["mean"] == pytest.approx(sum(value["sets"]) / 3)
+        assert one[to]["frechet"]["lowest"] < one[to]["frechet"]["highest"]
+        assert one[to]["frechet"]["floor"] < one[to]["frechet"]["mean"]
+    assert one["sampling"]["seeds"] == [0, 1, 2]
+    assert (
+        one["sampling"]["sampler"],
+        one["sampling"]["steps"],
+        one["sampling"]["evaluations_each"],
+    ) == ("unipc", 20, 20)
+    assert sum(one["shares"]) == pytest.approx(1)
+    assert one["class_names"] == ["0", "1"]
+    assert "as_asked" not in one
+    assert f"{one['to_train']['frechet']['floor']:.4f}" in next(
+        line for line in table if "Frechet distance to 60 training" in line
+    )
+    assert any(
+        line.startswith("memorization, 30 samples against 60 training images") for line in table
+    )
+    ratio = found["memorization"]["classifier"]["pixels"]["ratio"]
+    assert any(f"distance to training / to unseen images {ratio:.3f}" in line for line in table)
+    picture = Image.open(found["memorization"]["classifier"]["picture"])
+    assert any("precision to 30 training images" in line for line in table)  # as many as samples
+    assert picture.size == (3 * (9 * 10 + 2 * 6), 3 * 8 * 10)
+    assert found["memorization"]["classifier"]["images"] == 30
+    _, more = bits(capsys, run, tiny_data)  # is added to what is known of the same model
+    written = json.loads((run / "metrics.json").read_text())
+    assert written["distances"]["classifier"] == one
+    assert written["bits_per_dim"]["bound"]["mean"] == more["bits_per_dim"]["bound"]["mean"]
+    assert "fewer" not in one["to_test"]
+    assert one["to_train"]["fewer"]["images"] == 20  # the floor is that of 20 unseen images
+    assert one["to_train"]["fewer"]["frechet"]["mean"] != one["to_train"]["frechet"]["mean"]
+    assert any("Frechet distance of 20 samples to them" in line for line in table)
+    bits(capsys, run, tiny_data, "--weights", "raw")  # and put aside for another
+    written = json.loads((run / "metrics.json").read_text())
+    assert "distances" not in written
+    assert [
+        (record["weights"], record["distances"]["classifier"]) for record in written["earlier"]
+    ] == [("ema", one)]
+    bits(capsys, run, tiny_data)
+    written = json.loads((run / "metrics.json").read_text())
+    assert written["distances"]["classifier"] == one
+    assert [record["weights"] for record in written["earlier"]] == ["raw"]
+
+
+def test_samples_of_other_weights_are_other_samples(conditional_run, tiny_data, capsys):
+    """Nothing drawn from one average of the weights is taken for another's, nor what was drawn in another way."""
+    found, folders = [], []
+    for more in (
+        (),
+        ("--weights", "raw"),
+        ("--ema-length", "0.1"),
+        ("--steps", "3"),
+        ("--guidance", "3"),
+    ):
+        before = (
+            set((conditional_run / "evaluation").glob("*/seed7-*"))
+            if (conditional_run / "evaluation").is_dir()
+            else set()
+        )
+        found.append(
+            measure(
+                capsys,
+                conditional_run,
+                tiny_data,
+                "--bound",
+                "0",
+                "--num",
+                "12",
+                "--seeds",
+                "7",
+                *more,
+            )[1]
+        )
+        folders.append(
+            {
+                file.parent
+                for file in set((conditional_run / "evaluation").glob("*/seed7-*")) - before
+            }
+        )
+    assert [len(new) for new in folders] == [1] * 5
+    assert len(set.union(*folders)) == 5
+    assert (
+        len({one["distances"]["classifier"]["to_train"]["frechet"]["mean"] for one in found}) == 5
+    )
+
+
+def test_stopped_and_run_again_it_goes_on(run, tiny_data, capsys, monkeypatch):
+    """A signal between two files of samples: those that are there are not drawn again, and the results are the same."""
+    monkeypatch.setattr(sample_sets, "CHUNK", 8)
+    ask = ("--bound", "0", "--num", "24", "--seeds", "11")
+    write, calls = sample_sets.drawn, []
+
+    def stops(model, how, indices, seed):
+        calls.append(indices)
+        if indices.start == 16 and len(calls) < 6:
+            raise KeyboardInterrupt
+        return write(model, how, indices, seed)
+
+    monkeypatch.setattr(sample_sets, "drawn", stops)
+    with pytest.raises(KeyboardInterrupt):
+        measure(capsys, run, tiny_data, *ask)
+    calls.extend([range(0)] * 6)
+    _, found = measure(capsys, run, tiny_data, *ask)
+    assert [indices.start for indices in calls if len(indices)] == [
+        0,
+        0,
+        8,
+        16,
+        0,
+        16,
+    ]  # one more at each start, to warm up
+    for file in (run / "evaluation").glob("*/seed11-*"):
+        file.unlink()
+    assert (
+        measure(capsys, run, tiny_data, *ask)[1]["distances"]["classifier"]["to_train"]
+        == found["distances"]["classifier"]["to_train"]
+    )
+
+
+def test_what_was_measured_before_a_failure_is_kept(run, tiny_data, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("the probability flow cannot be followed: a test")
+
+    monkeypatch.setattr(likelihood, "flow", fails)
+    assert (
+        evaluate.main(
+            ["--ckpt", str(run), "--device", "cpu", "--bound", "4", "--num", "0", "--flow", "2"]
+        )
+        == 2
+    )
+    assert "cannot be followed" in capsys.readouterr().err
+    assert json.loads((run / "metrics.json").read_text())["bits_per_dim"]["bound"]["images"] == 4
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    about = dict.fromkeys(results.SAME, "x")
+    results.write(
+        tmp_path / "metrics.json",
+        about,
+        {"distances": {"classifier": {"frechet": {"sets": [1.0, float("nan")]}}}},
+    )
+    assert json.loads((tmp_path / "metrics.json").read_text())["distances"]["classifier"][
+        "frechet"
+    ]["sets"] == [1, None]
+
+
+def test_the_classes_asked_for_are_looked_for(conditional_run, tiny_data, capsys):
+    _, found = measure(
+        capsys,
+        conditional_run,
+        tiny_data,
+        "--bound",
+        "0",
+        "--num",
+        "20",
+        "--seeds",
+        "0",
+        "--guidance",
+        "2",
+    )
+    one = found["distances"]["classifier"]
+    assert 0 <= one["as_asked"]["mean"] <= 1
+    assert (one["sampling"]["guidance"], one["sampling"]["evaluations_each"]) == (2, 40)
+
+
+def test_labels_of_real_images_are_all_as_asked(tiny_data, tmp_path):
+    """Where the samples are the real images, their classes are those asked for and every distance is 0."""
+    from evaluation import features
+
+    data = DiffSet(True, str(tiny_data), image_size=8)
+    judge = features.judge("classifier", data, data, tiny_data.parent)
+    found = metrics.distances(judge, [data.images], data, data, tmp_path, labels=data.labels)
+    assert found["as_asked"]["mean"] == 1
+    assert found["shares"] == pytest.approx(found["real_shares"])
+    assert found["to_train"]["frechet"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert (found["to_train"]["precision"]["mean"], found["to_train"]["recall"]["mean"]) == (1, 1)
+    audit, _ = metrics.memorization(judge, data.images, data, data, tmp_path)
+    assert (audit["pixels"]["copies"], audit["features"]["copies"]) == (1, 1)
+
+
+def test_images_sorted_by_class_are_measured_as_if_they_were_mixed(tmp_path):
+    """A folder's images come class by class: those that are drawn are of all classes."""
+    labels = np.arange(4).repeat(100)
+    images = np.full((400, 8, 8, 3), 60, np.uint8) * (labels[:, None, None, None] + 1).astype(
+        np.uint8
+    )
+    np.savez(tmp_path / "sorted.npz", train_images=images, train_labels=labels)
+    data = DiffSet(True, str(tmp_path / "sorted.npz"), image_size=8)
+    assert sorted(data.some().tolist()) == list(range(360))
+    assert set(np.bincount(data.labels[data.some(100)]) // 15) <= {1, 2}
+    assert torch.equal(data.some(50), data.some()[:50])
+    seen = [y for _, _, y in metrics.batches(data, 40, 10, "cpu", "")]
+    assert [len(set(y.tolist())) for y in seen] == [4, 4, 4, 4]
+
+
+def test_two_processes_measure_what_one_does(run, tiny_data, capsys, tmp_path):
+    _, one = measure(
+        capsys, run, tiny_data, "--bound", "0", "--num", "520", "--steps", "1", "--seeds", "5,6"
+    )  # two files a seed
+    for file in (run / "evaluation").glob("*/seed*.npz"):
+        file.unlink()
+    command = [
+        sys.executable,
+        "evaluate.py",
+        "--ckpt",
+        str(run),
+        "--dataset",
+        str(tiny_data),
+        "--data-root",
+        str(tiny_data.parent),
+        "--device",
+        "cpu",
+        "--precision",
+        "32",
+        "--bound",
+        "0",
+        "--num",
+        "520",
+        "--steps",
+        "1",
+        "--seeds",
+        "5,6",
+        "--devices",
+        "2",
+    ]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    two = json.loads(process.stdout.splitlines()[-1])
+    assert two["distances"]["classifier"]["to_train"] == one["distances"]["classifier"]["to_train"]
+    assert two["memorization"] == one["memorization"]
+
+
+def test_a_sweep_has_a_row_for_each_and_a_plot(run, tiny_data, capsys):
+    table, found = measure(
+        capsys,
+        run,
+        tiny_data,
+        "--num",
+        "20",
+        "--seeds",
+        "0,1",
+        "--sweep",
+        "sampler,steps",
+        "--sampler",
+        "heun,dpm++",
+        "--steps",
+        "2,5",
+    )
+    rows = found["sweep"]["rows"]
+    assert [(row["sampler"], row["steps"], row["evaluations"]) for row in rows] == [
+        ("heun", 2, pytest.approx(3, abs=1)),
+        ("heun", 5, pytest.approx(8, abs=2)),
+        ("dpm++", 2, 2),
+        ("dpm++", 5, 5),
+    ]
+    assert all(
+        row["frechet"]["lowest"] <= row["frechet"]["mean"] <= row["frechet"]["highest"]
+        and row["seconds"] > 0
+        for row in rows
+    )
+    assert len([line for line in table if line.startswith(("| heun", "| dpm++"))]) == 4
+    assert found["sweep"]["plot"] == str(run / "evaluation" / "sweep.png")
+    assert Image.open(found["sweep"]["plot"]).size == (1200, 480)
+    assert {row["batch_size"] for row in rows} == {20}
+    only, found = measure(capsys, run, tiny_data, "--num", "20", "--seeds", "0", "--sweep", "steps")
+    assert [(row["sampler"], row["steps"]) for row in found["sweep"]["rows"]] == [
+        ("unipc", 5),
+        ("unipc", 10),
+        ("unipc", 20),
+    ]  # T = 20
+    assert found["sweep"]["floor"] < found["sweep"]["ceiling"]
+    assert "lowest .. highest" not in " ".join(only)
+
+
+def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_path, refused):
+    def said(*argv):
+        return refused(evaluate.main, "--ckpt", tiny_run, "--device", "cpu", *argv)
+
+    here = ("--dataset", tiny_data, "--data-root", tiny_data.parent)
+    np.savez(
+        tmp_path / "gray.npz",
+        train_images=np.zeros((9, 8, 8, 1), np.uint8),
+        train_labels=np.zeros(9, int),
+    )
+    np.savez(tmp_path / "few.npz", train_images=np.zeros((39, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "flat.npz", train_images=np.zeros((40, 8, 8, 3), np.uint8))
+    assert "no checkpoint at" in refused(evaluate.main, "--ckpt", tmp_path / "none")
+    assert "unknown dataset 'tiny'" in refused(
+        evaluate.main, "--ckpt", tiny_run / "checkpoints" / "step_00000012.ckpt", "--device", "cpu"
+    )
+    assert "leave out --weights raw" in said(*here, "--ema-length", 0.1, "--weights", "raw")
+    assert "no averages to combine" in said(*here, "--ema-length", 0.1)
+    assert "has 1 channels, and the model 3" in said("--dataset", tmp_path / "gray.npz")
+    assert "more than the 20 unseen images" in said(*here, "--flow", 21)
+    np.savez(
+        tmp_path / "more.npz",
+        train_images=np.zeros((9, 8, 8, 3), np.uint8),
+        train_labels=np.full(9, 2),
+    )
+    more = tmp_path / "more.npz"
+    assert "the label 2, and the model knows 2 classes" in refused(
+        evaluate.main, "--ckpt", conditional_run, "--dataset", more
+    )
+    assert "more than the 20 unseen images" in said(*here, "--bound", 21)
+    assert "give 2 or more" in said(*here, "--flow", 1)
+    assert "give 4 or more" in said(*here, "--num", 3)
+    assert "at least 4" in said(*here, "--references", 3)
+    assert "4 of each are the least" in said("--dataset", tmp_path / "few.npz")
+    assert "add --sampler ddim" in said(*here, "--eta", 0.5)
+    assert "add --sampler ddpm" in said(*here, "--variance", "small", "--sampler", "ddim")
+    assert "are for --features inception" in said(*here, "--inception-weights", tmp_path / "x.pth")
+    assert "nothing to measure" in said(*here, "--bound", 0, "--num", 0)
+    assert "has no labels" in said("--dataset", tmp_path / "flat.npz", "--features", "classifier")
+    assert "no file at" in said(
+        *here, "--features", "inception", "--inception-weights", tmp_path / "none.pth"
+    )
+    assert "did you mean classifier?" in said(*here, "--features", "clasifier")
+    assert "needs --sweep steps" in said(*here, "--steps", "5,10")
+    assert "--class-conditional" in said(*here, "--guidance", 2)
+    assert "choose from 1 to 20 steps" in said(*here, "--steps", 21)
+    assert "--sweep changes nothing with --doctor" in refused(
+        evaluate.main, "--ckpt", tiny_run, "--doctor", "--sweep", "steps"
+    )
+    assert "--exact changes nothing with --sweep" in said(*here, "--exact", "--sweep", "steps")
+    assert "--steps changes nothing here" in said(*here, "--num", 0, "--steps", 5)
+    assert "--terms changes nothing here" in said(*here, "--bound", 0, "--terms", 5)
+    assert "leave out --terms" in said(*here, "--exact", "--terms", 5)
+    assert "is no run directory" in refused(evaluate.main, "--ckpt", tmp_path, "--doctor")
+
+
+# ---- the doctor --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patient(tmp_path, tiny_data):
+    """A run directory of which every file can be chosen: losses, samples, the checkpoint's count of updates; a healthy one by itself."""
+
+    def make(
+        name="run", train=(1.0, 0.3, 0.2), valid=(0.5, 0.2), samples=None, ema=5000, **settings
+    ):
+        run = tmp_path / name
+        (run / "images").mkdir(parents=True)
+        (run / "checkpoints").mkdir()
+        rows = [f"{i},{loss}," for i, loss in enumerate(train)] + [
+            f"{len(train) + i},,{loss}" for i, loss in enumerate(valid)
+        ]
+        (run / "metrics.csv").write_text("\n".join(["step,train_loss,val_loss", *rows]) + "\n")
+        (run / "config.json").write_text(
+            json.dumps({"settings": {"dataset": str(tiny_data), **settings}, "preset": "laptop"})
+        )
+        from DiffusionModel import DiffusionModel
+
+        model = DiffusionModel(width=8, mults=(1,), attention=(), blocks=1, size=8)
+        torch.save(
+            {
+                "global_step": ema,
+                "elapsed": 1.0,
+                "hyper_parameters": dict(model.hparams),
+                "state_dict": model.state_dict(),
+                "ema": {"n": ema, "weights": model.unet.state_dict()},
+                "course": {},
+                "noise": {},
+            },
+            run / "checkpoints" / "step_00005000.ckpt",
+        )
+        real = DiffSet(True, str(tiny_data), image_size=8).images.permute(0, 2, 3, 1).numpy()
+        np.savez(run / "images" / "samples.npz", arr_0=real[:40] if samples is None else samples)
+        return run
+
+    return make
+
+
+def wrong(run):
+    return {one["what"] for one in doctor.examine(run) if one["good"] is False}
+
+
+def test_a_healthy_run_has_nothing_wrong(patient):
+    run = patient()
+    assert wrong(run) == set()
+    assert "nothing looks wrong" in doctor.report(doctor.examine(run))
+
+
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        ({"train": (1.0, "nan", 0.2)}, "losses"),
+        ({"train": (0.2, 0.3, 0.4), "valid": (0.3,)}, "training"),
+        ({"valid": (0.7, 0.69), "train": (1.0, 0.3, 0.2)}, "train/validation gap"),
+        ({"valid": (0.2, 0.5), "train": (1.0, 0.5, 0.4)}, "validation"),
+        ({"ema": 300}, "EMA"),
+        ({"samples": np.full((9, 8, 8, 3), 150, np.uint8)}, "constant samples"),
+        ({"samples": np.full((9, 8, 8, 3), (200, 50, 50), np.uint8)}, "constant samples"),
+        (
+            {"samples": np.random.default_rng(0).integers(0, 60, (40, 8, 8, 3)).astype(np.uint8)},
+            "colours",
+        ),
+        (
+            {
+                "samples": np.random.default_rng(0).integers(0, 2, (40, 8, 8, 3)).astype(np.uint8)
+                * 255
+            },
+            "saturation",
+        ),
+        (
+            {
+                "samples": np.repeat(
+                    np.random.default_rng(0).integers(90, 160, (1, 8, 8, 3)), 9, 0
+                ).astype(np.uint8)
+            },
+            "equal samples",
+        ),
+    ],
+)
+def test_each_trouble_is_named(patient, made, what):
+    assert what in wrong(patient(**made))
+
+
+def test_tint_and_darkness_are_told_apart(patient, tiny_data):
+    real = (
+        DiffSet(True, str(tiny_data), image_size=8).images.permute(0, 2, 3, 1).numpy().astype(float)
+    )
+    tinted, dark = real[:40] + np.array([90, 0, 0]), real[:40] * 0.5
+    for name, samples, said in (
+        ("tinted", tinted, "are tinted"),
+        ("dark", dark, "too dark"),
+        ("bright", real[:40] + 120, "too bright"),
+    ):
+        found = doctor.examine(patient(name, samples=samples.clip(0, 255).astype(np.uint8)))
+        assert said in next(one["help"] for one in found if one["what"] == "colours")
+
+
+def test_a_weighted_loss_is_not_compared_with_the_validation(patient):
+    found = {
+        one["what"]: one["good"]
+        for one in doctor.examine(
+            patient(train=(1.0, 0.3, 0.1), valid=(0.9, 0.8), weighting="min-snr")
+        )
+    }
+    assert found["train/validation gap"] is None
+
+
+def test_weights_and_losses_are_compared_with_other_runs(patient):
+    patient("first", valid=(0.2,))
+    patient("second", valid=(0.22,))
+    patient("another", valid=(0.9,), parameterization="eps")  # not of the same kind
+    patient("young", valid=(0.9,), train=(1.0,))  # after one step, not four
+    patient("short", valid=(0.9,), T=200)
+    assert "other runs" not in wrong(patient("third", valid=(0.5, 0.24)))
+    assert "other runs" in wrong(patient("fourth", valid=(0.5, 0.4), train=(1, 0.5, 0.4)))
+
+
+def test_what_is_missing_is_not_called_wrong(patient):
+    run = patient()
+    (run / "config.json").unlink()
+    found = {one["what"]: one for one in doctor.examine(run)}
+    assert (found["colours"]["good"], found["other runs"]["good"]) == (None, None)
+    assert "config.json names none" in found["colours"]["seen"]
+    os.utime(run / "images" / "samples.npz", (1, 1))
+    found = {one["what"]: one for one in doctor.examine(run)}
+    assert "older than the newest checkpoint" in found["samples"]["seen"]
+    (run / "images" / "samples.npz").unlink()
+    found = {one["what"]: one["good"] for one in doctor.examine(run)}
+    assert found["samples"] is None
+    assert False not in found.values()
+    (run / "checkpoints" / "step_00005000.ckpt").write_bytes(b"no checkpoint")
+    assert "checkpoint" in wrong(run)
+
+
+def test_the_doctor_by_command(tiny_run, tiny_data, capsys):
+    assert evaluate.main(["--ckpt", str(tiny_run), "--doctor", "--dataset", str(tiny_data)]) == 0
+    out = capsys.readouterr().out
+    assert "LOOK  EMA: an average over 12 updates" in out
+    assert "look wrong" in out.splitlines()[-1]

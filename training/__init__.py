@@ -1,0 +1,1 @@
+"""The training loop around the paper: callbacks, loggers, resuming, stopping."""

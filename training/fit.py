@@ -1,0 +1,427 @@
+"""A training run: from where it goes on, where it saves and stops, and how it ends: by itself, by a signal, or in defeat.
+
+What is trained comes from train.py; what a step does is in DiffusionModel, what is shown of it in Callbacks.
+"""
+
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from argparse import Namespace
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric import Fabric
+from pytorch_lightning.strategies import DDPStrategy
+
+from checkpoints import checkpoint as Checkpoint
+from checkpoints import run_dir as RunFolder
+from Dataset import to_float
+from DiffusionModel import SKIPS, DiffusionModel
+from runtime import devices
+from runtime import processes as Processes
+from runtime.atomic_file import complete_file
+from runtime.signals import AGAIN, SIGNALS, Stop, status
+from training import callbacks, loggers
+
+GOING_BACK = 3  # times that a run which diverges is taken back to its last good checkpoint
+TIME_IS_OVER = 1000  # beside the numbers of signals
+
+
+class Refused(ValueError):
+    """What was asked for cannot be done; the message says why, in one line. `by_all` processes, or by this one alone."""
+
+    def __init__(self, message: str, by_all: bool = False):
+        super().__init__(message)
+        self.by_all = by_all
+
+
+def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) -> Path | None:
+    """Claim the run directory for as long as `held` is, find the checkpoint to go on from, and write what a run begins
+    with, so that a folder that cannot be written to is known now. Raises ValueError or OSError, in one line."""
+    try:
+        if lock := RunFolder.claim(run.run_dir):
+            held.enter_context(lock)
+        resume = Checkpoint.to_resume(args.resume, run.run_dir, run.model, run.course)
+        if not resume or resume["global_step"] < args.max_steps:
+            (run.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if (
+                not lock or not (run.run_dir / ".lock").exists()
+            ):  # it is new, or an earlier run was moved aside, lock and all
+                held.enter_context(RunFolder.claim(run.run_dir))
+            with complete_file(run.run_dir / "config.json") as temporary:
+                temporary.write_text(
+                    json.dumps(
+                        {
+                            "command": sys.argv,
+                            "settings": vars(args) | {"run_dir": str(run.run_dir)},
+                            **about,
+                            "hardware": devices.hardware(about["device"]),
+                            "python": platform.python_version(),
+                            "torch": torch.__version__,
+                            "lightning": version("pytorch-lightning"),
+                        },
+                        indent=1,
+                    )
+                    + "\n"
+                )
+            callbacks.write_grid(
+                to_float(run.unseen.images[:36]), run.run_dir / "samples" / "real.png"
+            )
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(
+            f"cannot use {run.run_dir} ({error.strerror}): choose another --run-dir"
+        ) from None
+    return resume["path"] if resume else None
+
+
+class Checkpoints(pl.Callback):
+    """Saves every `every` steps, when training ends, and when it is stopped: by a signal or by `max_time`.
+
+    Signals only set `stop.signal`; the save is at a step's end, and all saves are here, at one point of Lightning's loop.
+    Where several processes train, what any of them was asked for becomes known to all one step later, so that all stop
+    at the same step and none waits for another within a step. `max_time` (seconds) is the first process's to tell, and
+    counts over resumed runs. `course` is what a resumed run must share beside the model's own settings, stored under
+    the checkpoint's key "course". The newest `keep` are kept, and the newest that was saved for its step's number.
+
+    Afterwards: `stopped_by` is the signal, or None; `saved` is the last file; `diverged` is true, and nothing was saved,
+    where the weights are not finite, or no gradient has been for a while.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        every: int,
+        max_time: float | None,
+        course: dict[str, Any],
+        stop: Stop,
+        keep: int = 2,
+    ):
+        self.run_dir, self.every, self.max_time, self.course, self.stop, self.keep = (
+            run_dir,
+            every,
+            max_time,
+            course,
+            stop,
+            keep,
+        )
+        self.stopped_by: signal.Signals | None = None
+        self.started, self.diverged = False, False
+        self.elapsed, self.began = 0.0, time.monotonic()
+        self.saved: Path | None = None
+        self.question = torch.zeros((), dtype=torch.long)
+        self.group: Any = None
+        self.answering: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.began, self.started = time.monotonic(), True
+        if trainer.world_size > 1:
+            self.group = torch.distributed.new_group(backend="gloo")
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: (
+                None
+            )  # it would wait for the device at every step
+
+    def seconds(self) -> float:
+        return self.elapsed + time.monotonic() - self.began
+
+    def leave_out(self, seconds: float) -> None:
+        """They were not spent on training: `max_time` does not count them."""
+        self.began += seconds
+
+    def seconds_left(self) -> float:
+        return (self.max_time or float("inf")) - self.seconds()
+
+    def agreed(self, wish: int) -> int:
+        """The largest `wish` that any process had when all last came here; where there is one process, that of now."""
+        if not self.group:
+            return wish
+        if self.answering:
+            self.answering.wait()
+        answer, self.question = int(self.question), torch.tensor(wish)
+        self.answering = torch.distributed.all_reduce(
+            self.question, torch.distributed.ReduceOp.MAX, self.group, async_op=True
+        )
+        return answer
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, DiffusionModel)
+        step, late = trainer.global_step, trainer.is_global_zero and self.seconds_left() <= 0
+        wish = self.agreed(TIME_IS_OVER if late else self.stop.signal or 0)
+        trainer.should_stop = bool(wish) or step == trainer.max_steps
+        if wish and wish != TIME_IS_OVER:
+            self.stopped_by = signal.Signals(wish)
+            trainer.limit_val_batches = 0  # out at once: no validation on the way
+        save = trainer.should_stop or step % self.every == 0
+        skipped = (
+            int(pl_module.skipped) if save or step % 10 == 0 else 0
+        )  # seldom, for it waits for the device
+        self.diverged = skipped >= SKIPS or (
+            save and not all(p.isfinite().all() for p in pl_module.parameters())
+        )
+        if self.diverged:
+            trainer.limit_val_batches, trainer.should_stop = 0, True
+        elif save and (
+            trainer.should_stop or not skipped
+        ):  # in the middle of trouble nothing is a point to go back to
+            self.saved = self.run_dir / "checkpoints" / f"step_{step:08d}.ckpt"
+            trainer.save_checkpoint(self.saved, weights_only=False)
+            if trainer.is_global_zero:
+                RunFolder.keep_newest(self.run_dir, self.keep, self.every)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.cut_short = False  # type: ignore[assignment]
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.agreed(self.stop.signal or 0) in SIGNALS:
+            pl_module.cut_short = True  # type: ignore[assignment]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree once more: no later step would share a signal that came in the last validation."""
+        self.agreed(self.stop.signal or 0)
+        if wish := self.agreed(self.stop.signal or 0):
+            self.stopped_by = self.stopped_by or signal.Signals(wish)
+        if self.answering:
+            self.answering.wait()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["course"], checkpoint["elapsed"] = self.course, self.seconds()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.elapsed = checkpoint["elapsed"]
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Where another process is gone, end at once: Lightning would first wait for what this one's device waits for."""
+        if trainer.world_size > 1 and Processes.is_loss(exception):
+            print(
+                f"train.py: another process of this run is gone at step {trainer.global_step}; {RunFolder.last(self.run_dir)}; "
+                f"run the same command again to go on ({' '.join(str(exception).split())[:100]})",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
+
+
+def prepare_step(
+    args: Namespace, model: DiffusionModel, B: int, mode: str, precision: str, say: Any = print
+) -> None:
+    """How a step of B images is computed: in parts, with less kept for the gradient, by a compiled network; the numbers are the same
+    but for rounding. `mode`: of torch.compile, "off", or "auto" for what suits the device."""
+    model.accumulate, model.unet.recompute = args.accumulate, args.gradient_checkpointing
+    mode = {"auto": "default" if model.device.type == "cuda" else "off"}.get(mode, mode)
+    devices.compile_network(model, mode, B // args.accumulate, precision, say)
+
+
+def fit(
+    args: Namespace,
+    run: Any,
+    resume: dict[str, Any] | None,
+    processes: Fabric,
+    precision: Any,
+    stop: Stop,
+) -> int:
+    """Train to the end, a signal, or a defeat; -> the exit status. Where training diverges, it goes back to the last good
+    checkpoint and on with other noise, `GOING_BACK` times. Raises Refused where it cannot begin or go on."""
+    first, world, run_dir, model = (
+        processes.global_rank == 0,
+        processes.world_size,
+        run.run_dir,
+        run.model,
+    )
+    nodes = getattr(processes.strategy, "num_nodes", 1)
+    say = print if first else lambda *_, **__: None
+    elapsed, stop.waits = (
+        0.0,
+        True,
+    )  # a signal that comes before the first step is answered after it
+    while True:
+        done = resume["global_step"] if resume else 0
+        if done:
+            say(f"going on at step {done} of {run_dir}", flush=True)
+        ema = callbacks.Ema(args.ema_decay)
+        checkpoints = Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
+        checkpoints.elapsed = elapsed
+        averages = (
+            [callbacks.PowerEmas(run_dir / "averages", args.save_every)] if args.posthoc_ema else []
+        )
+        progress = callbacks.Progress(args.batch_size, checkpoints.seconds_left)
+        shown: list[pl.Callback] = [
+            callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop),
+            progress,
+        ]
+        measured: list[
+            pl.Callback
+        ] = []  # before a step is saved, so that a run which goes on from it has what belongs to it
+        if args.eval_every and first:
+            from training import measure  # slow to import, and seldom needed
+
+            measured.append(
+                measure.Measure(
+                    args.eval_every,
+                    args.eval_images,
+                    run.unseen,
+                    run.judge,
+                    run.real,
+                    ema,
+                    progress,
+                    args.batch_size,
+                    stop,
+                    checkpoints.leave_out,
+                )
+            )
+        trainer = pl.Trainer(
+            accelerator=processes.device.type,
+            devices=world // nodes,
+            num_nodes=nodes,
+            strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+            if world > 1
+            else "auto",
+            plugins=[RunFolder.CompleteCheckpointIO(resume), Processes.environment()],
+            precision=precision,
+            max_steps=args.max_steps,
+            max_epochs=-1,
+            gradient_clip_val=args.clip or None,
+            val_check_interval=args.val_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=args.log_every,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            logger=False,
+            callbacks=[ema, *averages, *measured, checkpoints, *(shown if first else [])],
+            default_root_dir=run_dir / ".none",
+        )  # Lightning would load an hpc_ckpt_* that lies there
+        trainer._signal_connector.register_signal_handlers = lambda: (
+            None
+        )  # they end a run in disorder, or never
+        try:
+            prepare_step(
+                args,
+                model.to(processes.device),
+                args.batch_size // world,
+                args.compile,
+                precision,
+                say,
+            )
+            columns = ["train_loss", "val_loss", *model.bin_names(), *loggers.MEASURED]
+            trainer.loggers = (
+                [
+                    loggers.MetricsCsv(run_dir / "metrics.csv", columns, done),
+                    loggers.Curves(run_dir, done),
+                ]
+                if first
+                else []
+            )
+            trainer.fit(
+                model,
+                run.batches,
+                run.validation,
+                ckpt_path=resume["path"] if resume else None,
+                weights_only=True,
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise Refused(
+                f"out of memory at batch size {args.batch_size}: choose a smaller --batch-size or network"
+            ) from None
+        except OSError as error:
+            print(
+                f"train.py: cannot write to {run_dir} ({error.strerror or error}) at step {trainer.global_step}; "
+                f"{RunFolder.last(run_dir)}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return Processes.desert(processes, 1)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if not resume or checkpoints.started:
+                raise
+            raise Refused(
+                f"checkpoint {resume['path']} cannot be resumed ({type(error).__name__}: {error})"
+            ) from None
+        at = f"at step {trainer.global_step} after {checkpoints.seconds():.0f} s"
+        over = processes.broadcast(
+            trainer.global_step == args.max_steps or checkpoints.seconds_left() <= 0
+        )
+        if checkpoints.stopped_by and not (over and checkpoints.saved):
+            say(
+                f"stopped by {checkpoints.stopped_by.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on",
+                flush=True,
+            )
+            return Processes.own_status(status(checkpoints.stopped_by))
+        if not checkpoints.diverged:
+            say(
+                f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}"
+                + (
+                    f"; {checkpoints.stopped_by.name} came in the last validation"
+                    if checkpoints.stopped_by
+                    else ""
+                ),
+                flush=True,
+            )
+            return (
+                Processes.own_status(status(checkpoints.stopped_by))
+                if checkpoints.stopped_by
+                else 0
+            )
+        if model.stream == GOING_BACK:
+            say(
+                f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {RunFolder.last(run_dir)}; "
+                "try a smaller --lr",
+                file=sys.stderr,
+            )
+            return Processes.own_status(1)
+        stream, elapsed, refusal = model.stream + 1, checkpoints.seconds(), ""
+        try:  # to a checkpoint saved for its step's number: a run that was stopped in between goes back to the same place
+            resume = (
+                Checkpoint.to_resume("auto", run_dir, model, run.course, args.save_every)
+                if first
+                else None
+            )
+        except (ValueError, OSError) as error:
+            refusal = str(error)
+        path, refusal = processes.broadcast((resume["path"] if resume else None, refusal))
+        if refusal:
+            raise Refused(
+                f"the loss is not finite {at}, and there is nothing to go back to: {refusal}",
+                by_all=True,
+            )
+        resume = Checkpoint.read(path) if path else None
+        say(
+            f"the loss is not finite {at}: back to {path or 'the start'} with other noise, {stream} of {GOING_BACK} times",
+            file=sys.stderr,
+            flush=True,
+        )
+        if resume:
+            resume["noise"], resume["elapsed"] = {"stream": stream, "skipped": 0}, elapsed
+        torch.manual_seed(args.seed)
+        model = DiffusionModel(**run.settings)
+        model.stream = stream
+        run.batches.load_state_dict({"epoch": 0, "batch": 0})
