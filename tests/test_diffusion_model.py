@@ -4,30 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from models import model, predicts
 
 from DiffusionModel import DiffusionModel
-
-SMALL = dict(width=8, mults=(1,), attention=(), blocks=1, size=8, depth=1)
-
-
-def model(**settings) -> DiffusionModel:
-    torch.manual_seed(0)
-    return DiffusionModel(**{**SMALL, **settings}).eval()
-
-
-class Predicts(DiffusionModel):
-    """A model whose network gives a fixed output."""
-
-    output: torch.Tensor
-
-    def forward(self, x, t, *_):
-        return self.output
-
-
-def predicts(output, **settings) -> DiffusionModel:
-    m = Predicts(**{**SMALL, **settings})
-    m.output = output
-    return m
 
 
 @pytest.mark.parametrize("T", [1, 2, 1000, 1500])

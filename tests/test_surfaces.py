@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from test_train import fit
+from training_runs import fit
 
 import convert
 import Dataset

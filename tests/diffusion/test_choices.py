@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_diffusion import model, predicts
+from models import conditional, model, predicts, spread_out
 
 from checkpoints import posthoc_ema
 from diffusion import augment, likelihood, objective, schedules
@@ -18,15 +18,6 @@ T = torch.arange(1, 1001)
 
 def random(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def spread_out(m: DiffusionModel) -> DiffusionModel:
-    """Zero-initialized layers hide what is behind them: give every weight a value."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in m.parameters():
-            p.add_(torch.randn_like(p) * 0.05)
-    return m
 
 
 # ---- schedules -------------------------------------------------------------------------------------------------------
@@ -421,10 +412,6 @@ def test_the_network_is_told_in_training_and_samples_without():
 
 
 # ---- labels and guidance -----------------------------------------------------------------------------------------------
-
-
-def conditional(**settings) -> DiffusionModel:
-    return spread_out(model(classes=3, parameterization="v", **settings))
 
 
 def test_hidden_labels_are_no_labels():

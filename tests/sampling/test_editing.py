@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_choices import conditional, spread_out
-from test_diffusion import model
+from models import conditional, model, spread_out
 
 from sampling.editing import invert, repaint, slerp
 from sampling.guidance import Guided

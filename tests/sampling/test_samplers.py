@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_diffusion import SMALL, model
+from models import SMALL, model
 
 from DiffusionModel import DiffusionModel
 from sampling.samplers import Noise, ddim, ddpm, dpm, heun, sample, time_grid, unipc

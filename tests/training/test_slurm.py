@@ -12,8 +12,10 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, copy_project
-from test_survival import TINY, losses, steps, train, weights_hash
+from conftest import ROOT, TINY, copy_project
+from training_runs import losses, steps, weights_hash
+
+import train
 
 LOCAL = ROOT.parent / "shared" / "slurm_local.sh"
 RUN = [*TINY, "--seed", "0", "--val-every", "500", "--save-every", "100", "--max-steps"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from test_train import contents, fit, losses
+from training_runs import contents, fit, losses
 
 import evaluate
 import Inference

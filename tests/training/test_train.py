@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TINY
 from PIL import Image
+from training_runs import contents, fit, losses, same
 
 import train
 from checkpoints import checkpoint as Checkpoint
@@ -19,27 +20,6 @@ from checkpoints import run_dir as RunFolder
 from DiffusionModel import DiffusionModel
 from runtime import devices
 from training import callbacks
-
-
-def fit(data, run_dir, *extra) -> int:
-    return train.main(["--dataset", str(data), "--run-dir", str(run_dir), *TINY, *map(str, extra)])
-
-
-def losses(run_dir) -> dict[int, str]:
-    with open(run_dir / "metrics.csv", newline="") as file:
-        return {
-            int(row["step"]): row["train_loss"] for row in csv.DictReader(file) if row["train_loss"]
-        }
-
-
-def contents(run_dir) -> dict:
-    file = RunFolder.newest(run_dir)
-    assert file is not None
-    return torch.load(file, weights_only=True)
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_leaves_what_it_promises(tiny_run):

@@ -1,0 +1,148 @@
+"""Training runs that several tests share: in this process, and as a user starts them."""
+
+import contextlib
+import csv
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+from conftest import ROOT, TINY
+
+import train
+from checkpoints import run_dir as RunFolder
+
+STEPS = 400
+
+
+THREADS = {
+    k: v for k, v in os.environ.items() if k == "OMP_NUM_THREADS"
+}  # those of this process: a test of several processes sets others
+
+
+RUN = [
+    *TINY,
+    "--dropout",
+    "0.2",
+    "--flip",
+    "--val-every",
+    "150",
+    "--save-every",
+    "25",
+    "--max-steps",
+    str(STEPS),
+]
+
+
+class Process:
+    """train.py (or another script) as a user starts it, in a process group of its own; what it says is in `out`, `err`."""
+
+    def __init__(self, folder, *argv, script="train.py", **environment):
+        folder.mkdir(exist_ok=True, parents=True)
+        self.files = [folder / f"said_{time.monotonic_ns()}.{name}" for name in ("out", "err")]
+        clean = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMP_NUM"))
+        } | THREADS
+        command = [sys.executable, *([str(ROOT / script)] if script else []), *map(str, argv)]
+        with open(self.files[0], "w") as out, open(self.files[1], "w") as err:
+            self.popen = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                env=clean | environment,
+            )
+
+    @property
+    def out(self):
+        return self.files[0].read_text()
+
+    @property
+    def err(self):
+        return self.files[1].read_text()
+
+    def until(self, condition, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.popen.poll() is None, (
+                f"it ended with {self.popen.returncode}:\n{self.out}\n{self.err}"
+            )
+            assert time.monotonic() < deadline, f"waited in vain:\n{self.out}\n{self.err}"
+            time.sleep(0.002)
+        return self
+
+    def kill(self, number, whole_group=False):
+        (os.killpg if whole_group else os.kill)(self.popen.pid, number)
+        return self
+
+    def ends(self, seconds=180):
+        try:
+            return self.popen.wait(seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+
+    def others(self):
+        """The processes that it has started and that still run."""
+        found = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.popen.pid)], capture_output=True, text=True
+        ).stdout.split()
+        return [int(pid) for pid in found]
+
+
+def runs(pid):
+    """Whether the process is there, and not only as a zombie that nobody has asked for its status."""
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def losses(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = [
+            (int(row["step"]), row["train_loss"])
+            for row in csv.DictReader(file)
+            if row["train_loss"]
+        ]
+    logged = [step for step, _ in rows]
+    assert logged == sorted(set(logged))  # each step once, in order
+    return dict(rows)
+
+
+def validation_losses(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+
+
+def weights_hash(run_dir):
+    found = RunFolder.contents(RunFolder.newest(run_dir))
+    digest = hashlib.sha256(repr((found["global_step"], found["ema"]["n"])).encode())
+    for part in (found["state_dict"], found["ema"]["weights"]):
+        for name in sorted(part):
+            digest.update(part[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def steps(run_dir):
+    """Steps that metrics.csv tells of so far."""
+    with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
+        return int((run_dir / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
+    return 0
+
+
+def fit(data, run_dir, *extra) -> int:
+    return train.main(["--dataset", str(data), "--run-dir", str(run_dir), *TINY, *map(str, extra)])
+
+
+def contents(run_dir) -> dict:
+    file = RunFolder.newest(run_dir)
+    assert file is not None
+    return torch.load(file, weights_only=True)
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
