@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from image_data import shapes
 from runtime.atomic_file import complete_file
+from runtime.randomness import Purpose
 from runtime.suggestions import unknown
 
-ORDER, PICK = 4, 9  # what randomness is for: DiffusionModel lists all purposes
 NAMES = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "shapes": "shapes"}
 CLASSES = {
     "mnist": tuple("0123456789"),
@@ -132,7 +132,9 @@ class DiffSet(torch.utils.data.Dataset):
     def some(self, count: int | None = None) -> Tensor:
         """The numbers (n,) of `count` images, all by default, in an order drawn once and for all: those that come first in a folder
         are of one class."""
-        return torch.from_numpy(np.random.default_rng((0, PICK)).permutation(len(self))[:count])
+        return torch.from_numpy(
+            np.random.default_rng((0, Purpose.SUBSET)).permutation(len(self))[:count]
+        )
 
     def __getitem__(self, index: int) -> Tensor:
         return to_float(self.images[index])  # (C,size,size)
@@ -193,7 +195,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, mirror = torch.arange(self.count), torch.zeros(self.count, dtype=torch.bool)
         if self.shuffle:
-            random = np.random.default_rng((self.seed, ORDER, self.epoch))
+            random = np.random.default_rng((self.seed, Purpose.ORDER, self.epoch))
             order = torch.from_numpy(random.permutation(self.count))  # (N,)
             mirror = torch.from_numpy(random.random(self.count) < 0.5)  # (N,)
         order, mirror = order.to(self.images.device), mirror.to(self.images.device)

@@ -23,16 +23,12 @@ from diffusion import augment as Augment
 from diffusion import objective, schedules
 from diffusion.forward_process import ForwardProcess
 from diffusion.likelihood import bound_term
+from runtime.randomness import Purpose, generator, seed_of
 from Unet import Unet
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small", "learned")
 BOUND = 1e-3  # weight of the variational bound in the hybrid loss: lambda in section 3.1 of Nichol & Dhariwal 2021
-TRAIN, VALIDATE, DROPOUT = (
-    1,
-    2,
-    3,
-)  # what randomness is for; Dataset has 4 and 9, Sampler 5, Shapes 6, Likelihood 7 and 8, Metrics 10
 FUSED = (
     "cpu",
     "cuda",
@@ -40,13 +36,6 @@ FUSED = (
 SKIPS = (
     5  # steps in a row without a finite gradient, after which training will not recover by itself
 )
-
-
-def generator(device: torch.device, *key: int) -> torch.Generator:
-    """A random generator that is a pure function of `key` (seed, what it is for, index): resuming needs no saved state."""
-    return torch.Generator(device).manual_seed(
-        int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-    )
 
 
 class DiffusionModel(pl.LightningModule, ForwardProcess):
@@ -252,14 +241,18 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         processes train, `batch` is this one's share; they are drawn for all of it, and the shares' mean is its loss.
         """
         return self._errors(
-            batch, (self.seed, TRAIN, batch_idx, self.stream), self.rank, self.world, train=True
+            batch,
+            (self.seed, Purpose.TRAIN, batch_idx, self.stream),
+            self.rank,
+            self.world,
+            train=True,
         )[1].mean()
 
     def loss_in_parts(self, batch: Any, batch_idx: int) -> Tensor:
         """`get_loss` of a batch (x_0, y) in `accumulate` parts, one after another, so that what lies between the layers needs memory
         for one of them. The gradient of all but the last part is there afterwards; that of the last is the returned loss's."""
         key, parts, before = (
-            (self.seed, TRAIN, batch_idx, self.stream),
+            (self.seed, Purpose.TRAIN, batch_idx, self.stream),
             self.accumulate,
             torch.zeros((), device=self.device),
         )
@@ -342,14 +335,9 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         self.rank, self.world = self.trainer.global_rank, self.trainer.world_size
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        key = (
-            self.seed,
-            DROPOUT,
-            self.trainer.global_step,
-            self.rank,
-            self.stream,
-        )  # dropout is a function of the step
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        # dropout is a function of the step
+        key = (self.seed, Purpose.DROPOUT, self.trainer.global_step, self.rank, self.stream)
+        seed = seed_of(*key) >> 1
         torch.default_generator.manual_seed(
             seed
         )  # torch.manual_seed would look up, at every step, who calls it
@@ -384,7 +372,9 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         several processes each takes every `world`-th batch."""
         if self.cut_short or not len(batch[0]):
             return
-        t, error = self._errors(batch, (self.seed, VALIDATE, batch_idx * self.world + self.rank))
+        t, error = self._errors(
+            batch, (self.seed, Purpose.VALIDATE, batch_idx * self.world + self.rank)
+        )
         bins = F.one_hot((t - 1) * 10 // self.T, 10).float()  # (B,10)
         self.validated += torch.stack([error[:, None] * bins, bins]).sum(
             dim=1

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NOISE, PLACE = 7, 8  # what randomness is for: DiffusionModel lists all purposes
 LEVELS = 127.5  # gray levels in a distance of 1
 
 

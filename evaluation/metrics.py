@@ -22,9 +22,8 @@ from diffusion import likelihood
 from evaluation import distances as Distances
 from evaluation import features as Features
 from evaluation import neighbours
+from runtime.randomness import Purpose
 from sampling.samplers import Noise
-
-CEILING = 10  # what randomness is for: DiffusionModel lists all purposes
 
 # ---- bits/dim ----------------------------------------------------------------------------------------------------------
 
@@ -75,13 +74,13 @@ def bound(
     for indices, x_0, y in batches(unseen, count, batch_size, model.device, title):
         if stopped():
             return {}
-        noise = Noise(seed, indices, tuple(x_0.shape[1:]), model.device, likelihood.NOISE)
+        noise = Noise(seed, indices, tuple(x_0.shape[1:]), model.device, Purpose.LIKELIHOOD_NOISE)
         given = y if model.unet.classes else None
         if terms is None:
             found.append(likelihood.bound(model, x_0, noise, given))
         else:
             place = torch.special.ndtr(
-                Noise(seed, indices, (terms,), model.device, likelihood.PLACE)()
+                Noise(seed, indices, (terms,), model.device, Purpose.LIKELIHOOD_TIME)()
             )
             found.append(likelihood.estimate(model, x_0, noise, place, given)[None])
     parts = torch.cat(found, dim=1).cpu().double()  # (T+1,N) or (1,N)
@@ -98,8 +97,10 @@ def flow(
     found = []
     for indices, x_0, y in batches(unseen, count, batch_size, model.device, "the probability flow"):
         shape = tuple(x_0.shape[1:])
-        place = torch.special.ndtr(Noise(seed, indices, shape, model.device, likelihood.PLACE)())
-        noise = Noise(seed, indices, shape, model.device, likelihood.NOISE)
+        place = torch.special.ndtr(
+            Noise(seed, indices, shape, model.device, Purpose.LIKELIHOOD_TIME)()
+        )
+        noise = Noise(seed, indices, shape, model.device, Purpose.LIKELIHOOD_NOISE)
         found.append(likelihood.flow(model, x_0, place, noise, y if model.unet.classes else None))
     return of_image(torch.cat(found).cpu().double(), unseen)
 
@@ -111,7 +112,7 @@ def noise(count: int, shape: tuple[int, ...]) -> Tensor:
     """uint8 (count,C,H,W) of standard normal noise, cut off as samples are: as far from images as a model begins."""
     return torch.cat(
         [
-            to_uint8(Noise(0, numbers.tolist(), shape, purpose=CEILING)())
+            to_uint8(Noise(0, numbers.tolist(), shape, purpose=Purpose.PURE_NOISE)())
             for numbers in torch.arange(count).split(1000)
         ]
     )

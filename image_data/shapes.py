@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHAPE = 6  # what this randomness is for: DiffusionModel lists all purposes
+from runtime.randomness import Purpose
+
 KINDS = ("circle", "triangle", "square", "pentagon", "star")
 
 
@@ -18,9 +19,9 @@ def draw(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
     Image i depends on (seed, i) alone. The edge is a function rho of the angle, so that all kinds are drawn at once.
     """
-    u = np.stack([np.random.default_rng((seed, SHAPE, i)).random(10) for i in range(count)]).astype(
-        np.float32
-    )  # (N,10)
+    u = np.stack(
+        [np.random.default_rng((seed, Purpose.SHAPE, i)).random(10) for i in range(count)]
+    ).astype(np.float32)  # (N,10)
     kind = (u[:, 0] * len(KINDS)).astype(np.int64)  # (N,)
     radius = 0.18 + 0.14 * u[:, 1]  # of the image's side
     place = radius[:, None] + (1 - 2 * radius[:, None]) * u[:, 2:4]  # (N,2)  all of it inside

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IMAGE = 5  # what this randomness is for: DiffusionModel lists all purposes
+from runtime.randomness import Purpose, generator
+
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
 GRIDS = ("uniform", "quadratic", "log-snr", "edm")
 RHO = 7  # table 1 of Karras et al. 2022
@@ -55,13 +56,9 @@ class Noise:
         indices: Iterable[int],
         shape: tuple[int, ...],
         device: str | torch.device = "cpu",
-        purpose: int = IMAGE,
+        purpose: int = Purpose.SAMPLE,
     ):
-        keys = [
-            np.random.SeedSequence((seed, purpose, i)).generate_state(1, np.uint64)[0]
-            for i in indices
-        ]
-        self.generators = [torch.Generator().manual_seed(int(key)) for key in keys]
+        self.generators = [generator("cpu", seed, purpose, i) for i in indices]
         self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:

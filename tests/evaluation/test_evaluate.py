@@ -16,6 +16,7 @@ from checkpoints import checkpoint
 from Dataset import DiffSet
 from diffusion import likelihood
 from evaluation import doctor, metrics, results
+from runtime.randomness import Purpose
 from sampling import sample_sets
 from sampling.samplers import Noise
 
@@ -141,7 +142,7 @@ def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data,
         metrics.bound(model, unseen, count, None, title="")["mean"] * count for count in (7, 8)
     )
     last = unseen.some()[7:8]  # the eighth has the same noise as among twenty
-    noise = Noise(0, last.tolist(), (3, 8, 8), purpose=likelihood.NOISE)
+    noise = Noise(0, last.tolist(), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
     alone = likelihood.bound(model, unseen.images[last].float() / 127.5 - 1, noise).sum(0)
     assert many - few == pytest.approx(float(alone), rel=1e-3)
 
@@ -157,7 +158,7 @@ def test_exact_is_the_bound_and_its_terms_are_its_sum(run, tiny_data, capsys):
     model, unseen = checkpoint.load_model(run), DiffSet(False, str(tiny_data), image_size=8)
     x_0 = unseen.images.float() / 127.5 - 1
     again = likelihood.bound(
-        model, x_0, Noise(0, range(20), (3, 8, 8), purpose=likelihood.NOISE)
+        model, x_0, Noise(0, range(20), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
     ).sum(0)
     assert len(again) == 20
     assert float(again.mean()) == pytest.approx(bound["mean"], rel=1e-5)
@@ -177,7 +178,7 @@ def test_classes_are_told(conditional_run, tiny_data, capsys):
     right, wrong = (
         float(
             likelihood.bound(
-                model, x_0, Noise(0, range(20), (3, 8, 8), purpose=likelihood.NOISE), y
+                model, x_0, Noise(0, range(20), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE), y
             )
             .sum(0)
             .mean()

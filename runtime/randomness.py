@@ -1,0 +1,37 @@
+"""Randomness as a function of (seed, purpose, index), so that resuming needs no saved state.
+
+    random = generator("cpu", seed, Purpose.TRAIN, step)             # a torch.Generator
+    order = np.random.default_rng((seed, Purpose.ORDER, epoch))      # or one of numpy
+
+Every purpose has a number of its own here, so that no two ever share a stream of random numbers.
+"""
+
+import enum
+
+import numpy as np
+import torch
+
+
+class Purpose(enum.IntEnum):
+    """What random numbers are for. None is 0: a key that ends in zeros is the key without them."""
+
+    TRAIN = 1  # t, noise, hidden labels and augmentation of a training batch
+    VALIDATE = 2  # t and noise of a validation batch
+    DROPOUT = 3  # dropout in a training step
+    ORDER = 4  # order of the training images in an epoch, and which are mirrored
+    SAMPLE = 5  # x_T and the sampler's noise, of one image
+    SHAPE = 6  # one image of the built-in dataset
+    LIKELIHOOD_NOISE = 7  # noise in the likelihood of one image
+    LIKELIHOOD_TIME = 8  # times, and positions within a gray level, likewise
+    SUBSET = 9  # which images of a dataset stand for all of it
+    PURE_NOISE = 10  # images of noise, the upper end of a distance
+
+
+def seed_of(*key: int) -> int:
+    """A 64-bit seed from (seed, purpose, index, ...)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def generator(device: str | torch.device, *key: int) -> torch.Generator:
+    """A random generator that is a pure function of `key`: (seed, purpose, index, ...)."""
+    return torch.Generator(device).manual_seed(seed_of(*key))
