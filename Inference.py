@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.arguments import COMPILE, GRIDS, SAMPLERS, Parser, interval, real, whole
+from runtime import flags
+from runtime.arguments import Parser, interval, whole
 from runtime.signals import Stop
 
 if TYPE_CHECKING:
@@ -37,86 +38,55 @@ def steps(text: str) -> list[int]:
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    add = parser.add_argument_group("what").add_argument
-    add(
-        "--ckpt",
-        type=Path,
-        metavar="PATH",
-        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, a .safetensors file (none: noise --input-image)",
+    group = parser.add_argument_group("what")
+    add = group.add_argument
+    flags.add_checkpoint(
+        group,
+        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, "
+        "a .safetensors file (none: noise --input-image)",
     )
-    add(
-        "--weights",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the averaged weights or those of the last step (ema)",
-    )
-    add(
-        "--ema-length",
-        type=real(0.01, 0.25),
-        metavar="X",
-        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)",
-    )
+    flags.add_weights(group)
     add(
         "--num",
         type=whole(1),
         metavar="N",
         help="number of images (16; with --class all: of each class, 8)",
     )
-    add(
-        "--seed",
-        type=whole(0),
-        default=0,
-        metavar="N",
-        help="image i depends on (seed, i) alone (0)",
-    )
-    add = parser.add_argument_group("how").add_argument
+    flags.add_seed(group, help="image i depends on (seed, i) alone (0)")
+    group = parser.add_argument_group("how")
+    add = group.add_argument
     add(
         "--sampler",
-        choices=SAMPLERS,
-        help="ddpm is the paper's; unipc came nearest to the data in 20 evaluations: see the README (unipc; ddpm with --mask, ddim to "
-        "--interpolate)",
+        choices=flags.SAMPLERS,
+        help="ddpm is the paper's; unipc came nearest to the data in 20 evaluations: see the "
+        "README (unipc; ddpm with --mask, ddim to --interpolate)",
     )
-    add(
-        "--steps",
+    flags.add_sampling_steps(
+        group,
         type=whole(1),
-        metavar="N",
-        help="steps to t = 0, besides those of --save-steps (20; heun, twice as dear, 10; ddpm all T; --interpolate 50; --mask 100)",
+        help="steps to t = 0, besides those of --save-steps (20; heun, twice as dear, 10; "
+        "ddpm all T; --interpolate 50; --mask 100)",
     )
-    add("--grid", choices=GRIDS, help="how the steps lie in t (uniform)")
-    add(
-        "--eta",
-        type=real(0, 1),
-        metavar="X",
-        help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)",
-    )
-    add(
-        "--variance",
-        choices=("large", "small", "learned"),
-        help="of ddpm (that of the model; with --mask small)",
-    )
-    add = parser.add_argument_group(
-        "conditioning, of a model trained with --class-conditional"
-    ).add_argument
+    flags.add_grid(group)
+    flags.add_eta(group, help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")
+    flags.add_variance(group, help="of ddpm (that of the model; with --mask small)")
+    group = parser.add_argument_group("conditioning, of a model trained with --class-conditional")
+    add = group.add_argument
     add(
         "--class",
         dest="label",
         metavar="CLASS",
         help="number or name; all: a row of each (none: images of any class)",
     )
-    add(
-        "--guidance",
-        type=real(0, 1000),
-        default=1.0,
-        metavar="W",
-        help="how strongly the class is asked for; 1 is the model's (1)",
-    )
+    flags.add_guidance(group, help="how strongly the class is asked for; 1 is the model's (1)")
     add(
         "--guidance-interval",
         type=interval,
         metavar="LO,HI",
         help="the t at which guidance applies (all)",
     )
-    add = parser.add_argument_group("editing").add_argument
+    group = parser.add_argument_group("editing")
+    add = group.add_argument
     add(
         "--input-image",
         type=Path,
@@ -142,7 +112,8 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="the way from one image to another, through their DDIM latents (none)",
     )
-    add = parser.add_argument_group("output").add_argument
+    group = parser.add_argument_group("output")
+    add = group.add_argument
     add(
         "--out",
         type=Path,
@@ -169,39 +140,17 @@ def build_parser() -> Parser:
         default=True,
         help="show some images, in a terminal that has colours (yes)",
     )
-    add = parser.add_argument_group("machine").add_argument
-    add(
-        "--batch-size",
-        type=whole(1),
-        default=64,
-        metavar="N",
-        help="images at once; changes no image (64)",
-    )
-    add(
-        "--precision",
-        choices=("auto", "32", "bf16"),
-        default="auto",
-        help="auto: bf16 autocast where the hardware has it, else 32 (auto)",
-    )
-    add(
-        "--compile",
-        choices=COMPILE,
-        default="off",
+    group = parser.add_argument_group("machine")
+    flags.add_batch_size(group, default=64, help="images at once; changes no image (64)")
+    flags.add_precision(group)
+    flags.add_compile(
+        group,
         help="mode of torch.compile: a minute or more, once, for many images on a GPU (off)",
     )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="auto: the first of cuda, mps, cpu that is there (auto)",
-    )
-    add(
-        "--devices",
-        type=whole(1),
-        metavar="N",
+    flags.add_processes(
+        group,
         help="processes a node; changes no image (those of srun or torchrun, else 1)",
     )
-    add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     return parser
 
 

@@ -19,7 +19,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from runtime.arguments import Parser, real
+from runtime import flags
+from runtime.arguments import Parser
 from runtime.signals import Stop
 
 ENDINGS = {"diffusers": "", "safetensors": ".safetensors", "onnx": ".onnx"}
@@ -28,12 +29,11 @@ ENDINGS = {"diffusers": "", "safetensors": ".safetensors", "onnx": ".onnx"}
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--ckpt",
-        type=Path,
+    flags.add_checkpoint(
+        parser,
         required=True,
-        metavar="PATH",
-        help="a checkpoint, a run directory for its newest, a .safetensors file, a pipeline of diffusers (required)",
+        help="a checkpoint, a run directory for its newest, a .safetensors file, "
+        "a pipeline of diffusers (required)",
     )
     add("--to", choices=tuple(ENDINGS), required=True, help="the format (required)")
     add(
@@ -43,18 +43,7 @@ def build_parser() -> Parser:
         metavar="PATH",
         help="what is written; an older one is replaced (required)",
     )
-    add(
-        "--weights",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the averaged weights or those of the last step (ema)",
-    )
-    add(
-        "--ema-length",
-        type=real(0.01, 0.25),
-        metavar="X",
-        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)",
-    )
+    flags.add_weights(parser)
     add(
         "--class",
         dest="label",

@@ -16,7 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from runtime.arguments import COMPILE, GRIDS, SAMPLERS, Parser, names, real, some_numbers, whole
+from runtime import flags
+from runtime.arguments import Parser, names, some_numbers, whole
 from runtime.signals import Stop
 
 OF_SAMPLES = {
@@ -35,36 +36,22 @@ OF_SAMPLES = {
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    add = parser.add_argument_group("what").add_argument
-    add(
-        "--ckpt",
-        type=Path,
+    group = parser.add_argument_group("what")
+    add = group.add_argument
+    flags.add_checkpoint(
+        group,
         required=True,
-        metavar="PATH",
-        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, a .safetensors file (required)",
+        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, "
+        "a .safetensors file (required)",
     )
-    add(
-        "--weights",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the averaged weights or those of the last step (ema)",
-    )
-    add(
-        "--ema-length",
-        type=real(0.01, 0.25),
-        metavar="X",
-        help="average over this share of the training, after train.py --posthoc-ema (that of --weights)",
-    )
+    flags.add_weights(group)
     add(
         "--dataset",
         metavar="NAME",
         help="the real images: a name, a folder or an .npz file (that of the training)",
     )
-    add(
-        "--data-root",
-        default="data",
-        metavar="DIR",
-        help="where datasets are kept, and features and classifiers of them (data)",
+    flags.add_data_root(
+        group, help="where datasets are kept, and features and classifiers of them (data)"
     )
     add(
         "--doctor",
@@ -77,7 +64,8 @@ def build_parser() -> Parser:
         metavar="WHAT",
         help="instead: the distance for each of several samplers, numbers of steps, or both (none)",
     )
-    add = parser.add_argument_group("bits/dim").add_argument
+    group = parser.add_argument_group("bits/dim")
+    add = group.add_argument
     add(
         "--bound",
         type=whole(0),
@@ -101,7 +89,8 @@ def build_parser() -> Parser:
         metavar="N",
         help="unseen images for the probability flow's likelihood (0)",
     )
-    add = parser.add_argument_group("samples").add_argument
+    group = parser.add_argument_group("samples")
+    add = group.add_argument
     add(
         "--num",
         type=whole(0),
@@ -117,27 +106,25 @@ def build_parser() -> Parser:
     )
     add(
         "--sampler",
-        type=names(*SAMPLERS),
+        type=names(*flags.SAMPLERS),
         metavar="NAME",
-        help=f"{', '.join(SAMPLERS)}; Ho et al. have ddpm (unipc, as good in 20 steps; --sweep sampler: all)",
+        help=f"{', '.join(flags.SAMPLERS)}; Ho et al. have ddpm "
+        "(unipc, as good in 20 steps; --sweep sampler: all)",
     )
-    add(
-        "--steps",
+    flags.add_sampling_steps(
+        group,
         type=some_numbers(1),
-        metavar="N",
         help="steps to t = 0 (20, heun 10, ddpm all T; --sweep steps: 5,10,20,50)",
     )
-    add("--grid", choices=GRIDS, default="uniform", help="how the steps lie in t (uniform)")
-    add("--eta", type=real(0, 1), metavar="X", help="noise of ddim (0)")
-    add("--variance", choices=("large", "small", "learned"), help="of ddpm (that of the model)")
-    add(
-        "--guidance",
-        type=real(0, 1000),
-        default=1.0,
-        metavar="W",
+    flags.add_grid(group, default="uniform")
+    flags.add_eta(group, help="noise of ddim (0)")
+    flags.add_variance(group, help="of ddpm (that of the model)")
+    flags.add_guidance(
+        group,
         help="how strongly a class is asked for; sample i is of class i mod K (1)",
     )
-    add = parser.add_argument_group("distances").add_argument
+    group = parser.add_argument_group("distances")
+    add = group.add_argument
     add(
         "--features",
         type=names("classifier", "efficientnet-lite0", "inception"),
@@ -157,39 +144,18 @@ def build_parser() -> Parser:
         metavar="N",
         help="real images of each split, drawn once and for all (all)",
     )
-    add = parser.add_argument_group("machine").add_argument
-    add(
-        "--batch-size",
-        type=whole(1),
-        default=100,
-        metavar="N",
-        help="images at once, of samples 500 at most (100)",
+    group = parser.add_argument_group("machine")
+    flags.add_batch_size(group, default=100, help="images at once, of samples 500 at most (100)")
+    flags.add_precision(group, help="of sampling; auto: bf16 where it is fast, else 32 (auto)")
+    flags.add_compile(
+        group,
+        help="mode of torch.compile, for sampling: a minute or more, once, for many samples on "
+        "a GPU (off)",
     )
-    add(
-        "--precision",
-        choices=("auto", "32", "bf16"),
-        default="auto",
-        help="of sampling; auto: bf16 where it is fast, else 32 (auto)",
-    )
-    add(
-        "--compile",
-        choices=COMPILE,
-        default="off",
-        help="mode of torch.compile, for sampling: a minute or more, once, for many samples on a GPU (off)",
-    )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="auto: the first of cuda, mps, cpu that is there (auto)",
-    )
-    add(
-        "--devices",
-        type=whole(1),
-        metavar="N",
+    flags.add_processes(
+        group,
         help="processes a node, which share the sampling (those of srun or torchrun, else 1)",
     )
-    add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
     return parser
 
 
@@ -288,7 +254,7 @@ def contradiction(args: argparse.Namespace, given: set[str]) -> str:
         return f"--num {args.num} is no set to compare: give 4 or more"
     for flag, value, name in (("--eta", args.eta, "ddim"), ("--variance", args.variance, "ddpm")):
         if value is not None and name not in (
-            args.sampler or (SAMPLERS if "sampler" in swept else ())
+            args.sampler or (flags.SAMPLERS if "sampler" in swept else ())
         ):
             return f"{flag} is that of {name}: add --sampler {name}"
     if args.inception_weights and "inception" not in (args.features or ()):

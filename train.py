@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime.arguments import COMPILE, Parser, duration, numbers, real, whole
+from runtime import flags
+from runtime.arguments import Parser, duration, numbers, real, whole
 from runtime.signals import Stop
 
 # Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
@@ -76,13 +77,14 @@ def build_parser() -> Parser:
             ]
         ),
     )
-    add = parser.add_argument_group("data").add_argument
+    group = parser.add_argument_group("data")
+    add = group.add_argument
     add(
         "--dataset",
         default="shapes",
         help="mnist, fashionmnist, cifar10, shapes, a folder of images or an .npz file (shapes)",
     )
-    add("--data-root", default="data", metavar="DIR", help="where datasets are kept (data)")
+    flags.add_data_root(group, help="where datasets are kept (data)")
     add("--image-size", type=whole(1), default=32, metavar="N", help="height and width (32)")
     add(
         "--flip",
@@ -96,7 +98,8 @@ def build_parser() -> Parser:
         metavar="P",
         help="turn, stretch and shift images with this probability, and tell the network; not in the paper; EDM has 0.12 (0)",
     )
-    add = parser.add_argument_group("network").add_argument
+    group = parser.add_argument_group("network")
+    add = group.add_argument
     add(
         "--width", type=whole(4), default=128, metavar="N", help="channels of the first level (128)"
     )
@@ -134,7 +137,8 @@ def build_parser() -> Parser:
         default=False,
         help="time scales, too, and not only shifts; not in the paper (no)",
     )
-    add = parser.add_argument_group("diffusion").add_argument
+    group = parser.add_argument_group("diffusion")
+    add = group.add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="steps of the forward process (1000)")
     add(
         "--schedule",
@@ -168,9 +172,8 @@ def build_parser() -> Parser:
         default="eps",
         help="what the network predicts (eps)",
     )
-    add(
-        "--variance",
-        choices=("large", "small", "learned"),
+    flags.add_variance(
+        group,
         default="large",
         help="of a reverse step: beta_t, the posterior's, or learned between them (large)",
     )
@@ -199,20 +202,15 @@ def build_parser() -> Parser:
         metavar="P",
         help="share of images whose label is hidden, for guidance (0.1)",
     )
-    add = parser.add_argument_group("training").add_argument
+    group = parser.add_argument_group("training")
+    add = group.add_argument
     add(
         "--preset",
         choices=("auto", *PRESETS),
         default="auto",
         help="see below; auto: paper on a CUDA GPU, laptop without one (auto)",
     )
-    add(
-        "--batch-size",
-        type=whole(1),
-        default=128,
-        metavar="N",
-        help="images a step, over all devices (128)",
-    )
+    flags.add_batch_size(group, default=128, help="images a step, over all devices (128)")
     add("--lr", type=real(0, 10), default=2e-4, metavar="R", help="learning rate of Adam (2e-4)")
     add(
         "--warmup",
@@ -254,23 +252,11 @@ def build_parser() -> Parser:
         metavar="TIME",
         help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)",
     )
-    add(
-        "--seed",
-        type=whole(0),
-        default=0,
-        metavar="N",
-        help="of initialization, noise, order of the images and dropout (0)",
-    )
-    add(
-        "--precision",
-        choices=("auto", "32", "bf16"),
-        default="auto",
-        help="auto: bf16 autocast where the hardware has it, else 32 (auto)",
-    )
-    add(
-        "--compile",
-        choices=("auto", *COMPILE),
-        default="auto",
+    flags.add_seed(group, help="of initialization, noise, order of the images and dropout (0)")
+    flags.add_precision(group)
+    flags.add_compile(
+        group,
+        auto=True,
         help="mode of torch.compile; auto: default on CUDA, else off (auto)",
     )
     add(
@@ -286,20 +272,12 @@ def build_parser() -> Parser:
         default=False,
         help="keep a quarter of the values for the gradient, a fifth slower: for large images (no)",
     )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="auto: the first of cuda, mps, cpu that is there (auto)",
-    )
-    add(
-        "--devices",
-        type=whole(1),
-        metavar="N",
+    flags.add_processes(
+        group,
         help="processes a node, each on a device of its own (those of srun or torchrun, else 1)",
     )
-    add("--num-nodes", type=whole(1), metavar="N", help="nodes (those of srun or torchrun, else 1)")
-    add = parser.add_argument_group("run").add_argument
+    group = parser.add_argument_group("run")
+    add = group.add_argument
     add(
         "--run-dir",
         type=Path,

@@ -17,10 +17,6 @@ from typing import Any, NoReturn
 
 from runtime.suggestions import nearest
 
-SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")  # those of Sampler.py, which imports torch
-GRIDS = ("uniform", "quadratic", "log-snr", "edm")
-COMPILE = ("off", "default", "reduce-overhead", "max-autotune")  # the modes of torch.compile
-
 
 class Parser(argparse.ArgumentParser):
     """Flags are typed in full. What is wrong is said in one line, with the flag or name that is nearest to a misspelt one, and

@@ -26,7 +26,7 @@ import make_gif
 import report
 import train
 from diffusion import objective, schedules
-from runtime import arguments, suggestions, terminal
+from runtime import arguments, flags, suggestions, terminal
 from sampling import samplers
 from sampling import trajectory as Trajectory
 
@@ -112,8 +112,8 @@ def test_help_fits(monkeypatch, columns, script, most):
 def test_the_command_line_knows_every_name_of_the_modules():
     """They are typed twice, for the modules import torch: what is added in one place is to be added in the other."""
     known = {action.dest: action.choices for script, action in OPTIONS if script == "train.py"}
-    assert arguments.SAMPLERS == samplers.SAMPLERS
-    assert arguments.GRIDS == samplers.GRIDS
+    assert flags.SAMPLERS == samplers.SAMPLERS
+    assert flags.GRIDS == samplers.GRIDS
     assert known["parameterization"] == DiffusionModel.PARAMETERIZATIONS
     assert known["variance"] == DiffusionModel.VARIANCES
     assert known["weighting"] == objective.WEIGHTINGS

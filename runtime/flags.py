@@ -1,0 +1,118 @@
+"""Flags that several scripts share, each declared once, and the choices that they offer.
+
+    group = parser.add_argument_group("machine")
+    add_batch_size(group, default=64, help="images at once (64)")
+    add_processes(group, help="processes a node (1)")
+
+Help texts that differ between scripts are arguments. Choices that repeat names of modules that
+import torch (samplers, grids, variances) are typed again here, so that --help does not need torch.
+"""
+
+from argparse import _ActionsContainer as Group  # a parser, or a group of its flags
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.arguments import real, whole
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "32", "bf16")
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")  # those of torch.compile
+WEIGHTS = ("ema", "raw")
+SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
+GRIDS = ("uniform", "quadratic", "log-snr", "edm")
+VARIANCES = ("large", "small", "learned")
+
+
+def add_checkpoint(group: Group, help: str, required: bool = False) -> None:
+    """--ckpt"""
+    group.add_argument("--ckpt", type=Path, required=required, metavar="PATH", help=help)
+
+
+def add_weights(group: Group) -> None:
+    """--weights and --ema-length"""
+    group.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="ema",
+        help="the averaged weights or those of the last step (ema)",
+    )
+    group.add_argument(
+        "--ema-length",
+        type=real(0.01, 0.25),
+        metavar="X",
+        help="average over this share of the training, after train.py --posthoc-ema "
+        "(that of --weights)",
+    )
+
+
+def add_data_root(group: Group, help: str) -> None:
+    """--data-root"""
+    group.add_argument("--data-root", default="data", metavar="DIR", help=help)
+
+
+def add_seed(group: Group, help: str) -> None:
+    """--seed"""
+    group.add_argument("--seed", type=whole(0), default=0, metavar="N", help=help)
+
+
+def add_sampling_steps(group: Group, type: Callable[[str], Any], help: str) -> None:
+    """--steps; `type` reads one number or several."""
+    group.add_argument("--steps", type=type, metavar="N", help=help)
+
+
+def add_grid(group: Group, default: str | None = None) -> None:
+    """--grid"""
+    group.add_argument(
+        "--grid", choices=GRIDS, default=default, help="how the steps lie in t (uniform)"
+    )
+
+
+def add_eta(group: Group, help: str) -> None:
+    """--eta"""
+    group.add_argument("--eta", type=real(0, 1), metavar="X", help=help)
+
+
+def add_variance(group: Group, help: str, default: str | None = None) -> None:
+    """--variance, of a reverse step"""
+    group.add_argument("--variance", choices=VARIANCES, default=default, help=help)
+
+
+def add_guidance(group: Group, help: str) -> None:
+    """--guidance"""
+    group.add_argument("--guidance", type=real(0, 1000), default=1.0, metavar="W", help=help)
+
+
+def add_batch_size(group: Group, default: int, help: str) -> None:
+    """--batch-size, over all processes"""
+    group.add_argument("--batch-size", type=whole(1), default=default, metavar="N", help=help)
+
+
+def add_precision(
+    group: Group, help: str = "auto: bf16 autocast where the hardware has it, else 32 (auto)"
+) -> None:
+    """--precision"""
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=help)
+
+
+def add_compile(group: Group, help: str, auto: bool = False) -> None:
+    """--compile, off by default; with `auto`, a further choice that is then the default."""
+    choices = ("auto", *COMPILE_MODES) if auto else COMPILE_MODES
+    group.add_argument("--compile", choices=choices, default=choices[0], help=help)
+
+
+def add_processes(group: Group, help: str) -> None:
+    """--device, --devices and --num-nodes; `help` is that of --devices."""
+    group.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="auto: the first of cuda, mps, cpu that is there (auto)",
+    )
+    group.add_argument("--devices", type=whole(1), metavar="N", help=help)
+    group.add_argument(
+        "--num-nodes",
+        type=whole(1),
+        metavar="N",
+        help="nodes (those of srun or torchrun, else 1)",
+    )
