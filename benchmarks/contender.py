@@ -32,7 +32,9 @@ import train
 from DiffusionModel import DiffusionModel
 from runtime import devices
 from sampling import sample_sets
-from training import callbacks
+from training import fit
+from training.ema import Ema
+from training.progress import Progress
 from Unet import Unet
 
 T, NEVER = 1000, 10**9
@@ -48,14 +50,14 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
     """train.py as it is, held up before each step; sampling as in evaluate.py, from the averaged weights."""
     precise = devices.pick_precision(args.device, precision)
 
-    class Stepped(callbacks.Progress):
+    class Stepped(Progress):
         contender: Contender | None = None
 
         def on_train_batch_start(
             self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
         ) -> None:
             if not self.contender:
-                ema = next(c for c in trainer.callbacks if isinstance(c, callbacks.Ema))
+                ema = next(c for c in trainer.callbacks if isinstance(c, Ema))
                 fast = pl_module.compiled.get(True)
 
                 def draw(steps: int) -> None:
@@ -81,7 +83,7 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
                 )
             self.contender.before_step()
 
-    callbacks.Progress = Stepped  # Run.fit makes one
+    fit.Progress = Stepped
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         sys.exit(
             train.main(

@@ -26,7 +26,7 @@ from evaluation import distances as Distances
 from evaluation import features as Features
 from runtime import devices
 from sampling import sample_sets
-from training.callbacks import Ema
+from training.ema import Ema
 
 RECIPES = {  # what each changes in the laptop preset
     "laptop": [],

@@ -24,7 +24,9 @@ from speed import machine
 import Dataset
 import train
 from DiffusionModel import DiffusionModel
-from training import callbacks
+from training import fit
+from training.ema import Ema
+from training.progress import Progress
 
 spent: Counter[str] = Counter()
 
@@ -80,11 +82,11 @@ def main() -> None:
         return loss
 
     torch.optim.Adam.step = step  # type: ignore[method-assign, assignment]
-    timed(callbacks.Ema, "on_train_batch_end", "average of the weights")
+    timed(Ema, "on_train_batch_end", "average of the weights")
     timed(DiffusionModel, "on_train_batch_start", "seed of dropout")
     Dataset.Batches.__iter__ = counted(Dataset.Batches.__iter__)  # type: ignore[method-assign, assignment]
 
-    class Clock(callbacks.Progress):
+    class Clock(Progress):
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
             if trainer.global_step == args.steps // 4:
                 spent.clear()
@@ -92,7 +94,7 @@ def main() -> None:
             elif trainer.global_step == args.steps // 4 + args.steps:
                 report((time.perf_counter() - self.first) / args.steps, args.steps)
 
-    callbacks.Progress = Clock
+    fit.Progress = Clock
     steps, never = args.steps + args.steps // 4 + 1, str(10**9)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         train.main(

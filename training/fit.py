@@ -4,11 +4,8 @@ What is trained comes from train.py; what a step does is in DiffusionModel, what
 """
 
 import json
-import os
 import platform
-import signal
 import sys
-import time
 from argparse import Namespace
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -23,15 +20,19 @@ from pytorch_lightning.strategies import DDPStrategy
 from checkpoints import checkpoint as Checkpoint
 from checkpoints import run_dir as RunFolder
 from Dataset import to_float
-from DiffusionModel import SKIPS, DiffusionModel
+from DiffusionModel import DiffusionModel
 from runtime import devices
 from runtime import processes as Processes
 from runtime.atomic_file import complete_file
-from runtime.signals import AGAIN, SIGNALS, Stop, status
-from training import callbacks, loggers
+from runtime.signals import Stop, status
+from training import loggers
+from training.checkpointing import Checkpointing
+from training.ema import Ema
+from training.posthoc_averages import PowerEmas
+from training.preview import Preview, write_grid
+from training.progress import Progress
 
 GOING_BACK = 3  # times that a run which diverges is taken back to its last good checkpoint
-TIME_IS_OVER = 1000  # beside the numbers of signals
 
 
 class Refused(ValueError):
@@ -71,9 +72,7 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
                     )
                     + "\n"
                 )
-            callbacks.write_grid(
-                to_float(run.unseen.images[:36]), run.run_dir / "samples" / "real.png"
-            )
+            write_grid(to_float(run.unseen.images[:36]), run.run_dir / "samples" / "real.png")
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -81,152 +80,6 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
             f"cannot use {run.run_dir} ({error.strerror}): choose another --run-dir"
         ) from None
     return resume["path"] if resume else None
-
-
-class Checkpoints(pl.Callback):
-    """Saves every `every` steps, when training ends, and when it is stopped: by a signal or by `max_time`.
-
-    Signals only set `stop.signal`; the save is at a step's end, and all saves are here, at one point of Lightning's loop.
-    Where several processes train, what any of them was asked for becomes known to all one step later, so that all stop
-    at the same step and none waits for another within a step. `max_time` (seconds) is the first process's to tell, and
-    counts over resumed runs. `course` is what a resumed run must share beside the model's own settings, stored under
-    the checkpoint's key "course". The newest `keep` are kept, and the newest that was saved for its step's number.
-
-    Afterwards: `stopped_by` is the signal, or None; `saved` is the last file; `diverged` is true, and nothing was saved,
-    where the weights are not finite, or no gradient has been for a while.
-    """
-
-    def __init__(
-        self,
-        run_dir: Path,
-        every: int,
-        max_time: float | None,
-        course: dict[str, Any],
-        stop: Stop,
-        keep: int = 2,
-    ):
-        self.run_dir, self.every, self.max_time, self.course, self.stop, self.keep = (
-            run_dir,
-            every,
-            max_time,
-            course,
-            stop,
-            keep,
-        )
-        self.stopped_by: signal.Signals | None = None
-        self.started, self.diverged = False, False
-        self.elapsed, self.began = 0.0, time.monotonic()
-        self.saved: Path | None = None
-        self.question = torch.zeros((), dtype=torch.long)
-        self.group: Any = None
-        self.answering: Any = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.began, self.started = time.monotonic(), True
-        if trainer.world_size > 1:
-            self.group = torch.distributed.new_group(backend="gloo")
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: (
-                None
-            )  # it would wait for the device at every step
-
-    def seconds(self) -> float:
-        return self.elapsed + time.monotonic() - self.began
-
-    def leave_out(self, seconds: float) -> None:
-        """They were not spent on training: `max_time` does not count them."""
-        self.began += seconds
-
-    def seconds_left(self) -> float:
-        return (self.max_time or float("inf")) - self.seconds()
-
-    def agreed(self, wish: int) -> int:
-        """The largest `wish` that any process had when all last came here; where there is one process, that of now."""
-        if not self.group:
-            return wish
-        if self.answering:
-            self.answering.wait()
-        answer, self.question = int(self.question), torch.tensor(wish)
-        self.answering = torch.distributed.all_reduce(
-            self.question, torch.distributed.ReduceOp.MAX, self.group, async_op=True
-        )
-        return answer
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        assert isinstance(pl_module, DiffusionModel)
-        step, late = trainer.global_step, trainer.is_global_zero and self.seconds_left() <= 0
-        wish = self.agreed(TIME_IS_OVER if late else self.stop.signal or 0)
-        trainer.should_stop = bool(wish) or step == trainer.max_steps
-        if wish and wish != TIME_IS_OVER:
-            self.stopped_by = signal.Signals(wish)
-            trainer.limit_val_batches = 0  # out at once: no validation on the way
-        save = trainer.should_stop or step % self.every == 0
-        skipped = (
-            int(pl_module.skipped) if save or step % 10 == 0 else 0
-        )  # seldom, for it waits for the device
-        self.diverged = skipped >= SKIPS or (
-            save and not all(p.isfinite().all() for p in pl_module.parameters())
-        )
-        if self.diverged:
-            trainer.limit_val_batches, trainer.should_stop = 0, True
-        elif save and (
-            trainer.should_stop or not skipped
-        ):  # in the middle of trouble nothing is a point to go back to
-            self.saved = self.run_dir / "checkpoints" / f"step_{step:08d}.ckpt"
-            trainer.save_checkpoint(self.saved, weights_only=False)
-            if trainer.is_global_zero:
-                RunFolder.keep_newest(self.run_dir, self.keep, self.every)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.cut_short = False  # type: ignore[assignment]
-
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self.agreed(self.stop.signal or 0) in SIGNALS:
-            pl_module.cut_short = True  # type: ignore[assignment]
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Agree once more: no later step would share a signal that came in the last validation."""
-        self.agreed(self.stop.signal or 0)
-        if wish := self.agreed(self.stop.signal or 0):
-            self.stopped_by = self.stopped_by or signal.Signals(wish)
-        if self.answering:
-            self.answering.wait()
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["course"], checkpoint["elapsed"] = self.course, self.seconds()
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self.elapsed = checkpoint["elapsed"]
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Where another process is gone, end at once: Lightning would first wait for what this one's device waits for."""
-        if trainer.world_size > 1 and Processes.is_loss(exception):
-            print(
-                f"train.py: another process of this run is gone at step {trainer.global_step}; {RunFolder.last(self.run_dir)}; "
-                f"run the same command again to go on ({' '.join(str(exception).split())[:100]})",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
 
 
 def prepare_step(
@@ -265,15 +118,13 @@ def fit(
         done = resume["global_step"] if resume else 0
         if done:
             say(f"going on at step {done} of {run_dir}", flush=True)
-        ema = callbacks.Ema(args.ema_decay)
-        checkpoints = Checkpoints(run_dir, args.save_every, args.max_time, run.course, stop)
+        ema = Ema(args.ema_decay)
+        checkpoints = Checkpointing(run_dir, args.save_every, args.max_time, run.course, stop)
         checkpoints.elapsed = elapsed
-        averages = (
-            [callbacks.PowerEmas(run_dir / "averages", args.save_every)] if args.posthoc_ema else []
-        )
-        progress = callbacks.Progress(args.batch_size, checkpoints.seconds_left)
+        averages = [PowerEmas(run_dir / "averages", args.save_every)] if args.posthoc_ema else []
+        progress = Progress(args.batch_size, checkpoints.seconds_left)
         shown: list[pl.Callback] = [
-            callbacks.Preview(run_dir / "samples", ema, args.batch_size, stop),
+            Preview(run_dir / "samples", ema, args.batch_size, stop),
             progress,
         ]
         measured: list[
@@ -293,7 +144,7 @@ def fit(
                     progress,
                     args.batch_size,
                     stop,
-                    checkpoints.leave_out,
+                    checkpoints.exclude,
                 )
             )
         trainer = pl.Trainer(

@@ -17,8 +17,9 @@ from evaluation import distances, metrics
 from evaluation import features as Features
 from runtime.signals import Stop
 from sampling import sample_sets
-from training.callbacks import Ema, Progress
+from training.ema import Ema
 from training.loggers import MEASURED, MetricsCsv
+from training.progress import Progress
 
 TERMS = 8  # of the bound, for each image
 
@@ -112,7 +113,7 @@ class Measure(pl.Callback):
             logger.log_metrics(
                 dict(zip(MEASURED, values)), trainer.global_step - 1
             )  # loggers count from 0
-        self.progress.say(
+        self.progress.write(
             f"step {trainer.global_step}: {values[0]:.3f} bits/dim"
             + (f", classifier distance {values[1]:.2f}" if self.judge else "")
         )

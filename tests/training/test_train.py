@@ -19,7 +19,8 @@ from checkpoints import checkpoint as Checkpoint
 from checkpoints import run_dir as RunFolder
 from DiffusionModel import DiffusionModel
 from runtime import devices
-from training import callbacks
+from training.ema import Ema
+from training.posthoc_averages import PowerEmas
 
 
 def test_a_run_leaves_what_it_promises(tiny_run):
@@ -142,7 +143,7 @@ def test_ema_follows_its_formula_and_forgets_the_initialization():
     model = DiffusionModel(width=4, mults=(1,), attention=(), blocks=1, size=4, depth=1)
     for p in model.parameters():
         torch.nn.init.zeros_(p)
-    ema, reference = callbacks.Ema(), 0.0
+    ema, reference = Ema(), 0.0
     ema.on_fit_start(None, model)
     for p in model.parameters():
         torch.nn.init.ones_(p)
@@ -157,7 +158,7 @@ def test_ema_follows_its_formula_and_forgets_the_initialization():
 
 def test_ema_applied_gives_the_weights_back_also_after_an_error():
     model = DiffusionModel(width=4, mults=(1,), attention=(), blocks=1, size=4, depth=1)
-    ema = callbacks.Ema()
+    ema = Ema()
     ema.on_fit_start(None, model)
     for p in model.parameters():
         torch.nn.init.normal_(p)
@@ -444,7 +445,7 @@ def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_d
         len(RunFolder.contents(tmp_path / "run" / "averages" / "step_00000010.ckpt")["weights"])
         == 2
     )
-    few = callbacks.PowerEmas(tmp_path / "run" / "averages", 2, most=3)
+    few = PowerEmas(tmp_path / "run" / "averages", 2, most=3)
     few.on_save_checkpoint(Namespace(is_global_zero=True, global_step=12), None, {})
     assert names() == ["00000004", "00000008", "00000012"]
 

@@ -1,0 +1,210 @@
+"""When a training run saves a checkpoint and when it stops, in agreement between all processes."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from checkpoints.run_dir import keep_newest, last
+from DiffusionModel import SKIPS, DiffusionModel
+from runtime.processes import is_loss
+from runtime.signals import AGAIN, SIGNALS, Stop
+
+TIME_IS_OVER = 1000  # a request to stop because of --max-time; larger than any signal's number
+
+
+class StopRequests:
+    """Requests to stop, shared between all processes one exchange late, so that no step waits.
+
+    A request is the number of a signal, `TIME_IS_OVER`, or 0 for none. A single process needs no
+    exchange.
+    """
+
+    def __init__(self) -> None:
+        self.group: Any = None
+        self.pending: Any = None
+        self.shared = torch.zeros((), dtype=torch.long)
+
+    def connect(self) -> None:
+        """Open the connection between the processes. Every process must call it."""
+        self.group = torch.distributed.new_group(backend="gloo")
+
+    def exchange(self, request: int) -> int:
+        """Share this process's request; -> the largest request of the previous exchange."""
+        if not self.group:
+            return request
+        self.wait()
+        previous = int(self.shared)
+        self.shared = torch.tensor(request)
+        self.pending = torch.distributed.all_reduce(
+            self.shared, torch.distributed.ReduceOp.MAX, self.group, async_op=True
+        )
+        return previous
+
+    def wait(self) -> None:
+        """Wait until the last exchange is complete."""
+        if self.pending:
+            self.pending.wait()
+
+
+class Checkpointing(pl.Callback):
+    """Save every `every` steps, at the end, and when a signal or `max_time` stops the run.
+
+    Signals only set `stop.signal`. Saving happens at the end of a step, always at this one point of
+    Lightning's loop. With several processes, a request to stop becomes known to all of them one
+    step later, so that they stop at the same step and none waits for another within a step.
+
+    `max_time` (seconds) is measured by the first process and includes the runs that this one
+    resumes. `course` is what a resumed run must share with the first one besides the model's
+    settings; it is stored under the checkpoint's key "course". The newest `keep` checkpoints are
+    kept, and the newest one that was saved at a multiple of `every`.
+
+    Afterwards `stopped_by` is the signal or None, and `saved` is the last checkpoint. `diverged` is
+    true, and nothing was saved, if the weights are not finite or no gradient has been finite for
+    several steps.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        every: int,
+        max_time: float | None,
+        course: dict[str, Any],
+        stop: Stop,
+        keep: int = 2,
+    ):
+        self.run_dir = run_dir
+        self.every = every
+        self.max_time = max_time
+        self.course = course
+        self.stop = stop
+        self.keep = keep
+        self.requests = StopRequests()
+        self.started = False
+        self.elapsed = 0.0
+        self.began = time.monotonic()
+        self.stopped_by: signal.Signals | None = None
+        self.saved: Path | None = None
+        self.diverged = False
+
+    # ---- time ----------------------------------------------------------------------------------
+
+    def seconds(self) -> float:
+        """Return the training time so far, including the runs that this one resumes."""
+        return self.elapsed + time.monotonic() - self.began
+
+    def exclude(self, seconds: float) -> None:
+        """Do not count these seconds as training time."""
+        self.began += seconds
+
+    def seconds_left(self) -> float:
+        return (self.max_time or float("inf")) - self.seconds()
+
+    # ---- saving and stopping -------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.began = time.monotonic()
+        self.started = True
+        if trainer.world_size > 1:
+            self.requests.connect()
+            # It would wait for the device at every step.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, DiffusionModel)
+        self.stop_if_requested(trainer)
+        save = trainer.should_stop or trainer.global_step % self.every == 0
+        skipped = 0
+        if save or trainer.global_step % 10 == 0:  # seldom, because it waits for the device
+            skipped = int(pl_module.skipped)
+        self.diverged = skipped >= SKIPS or (save and not has_finite_weights(pl_module))
+        if self.diverged:
+            trainer.limit_val_batches = 0
+            trainer.should_stop = True
+        # After a skipped step the run may be diverging: no checkpoint to go back to is saved then.
+        elif save and (trainer.should_stop or not skipped):
+            self.save(trainer)
+
+    def stop_if_requested(self, trainer: pl.Trainer) -> None:
+        """End training after this step if it is the last one or any process was asked to stop."""
+        request = self.stop.signal or 0
+        if trainer.is_global_zero and self.seconds_left() <= 0:
+            request = TIME_IS_OVER
+        request = self.requests.exchange(request)
+        trainer.should_stop = bool(request) or trainer.global_step == trainer.max_steps
+        if request and request != TIME_IS_OVER:
+            self.stopped_by = signal.Signals(request)
+            trainer.limit_val_batches = 0  # stop without another validation
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write a checkpoint of this step and remove the ones that are no longer needed."""
+        self.saved = self.run_dir / "checkpoints" / f"step_{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(self.saved, weights_only=False)
+        if trainer.is_global_zero:
+            keep_newest(self.run_dir, self.keep, self.every)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.cut_short = False  # type: ignore[assignment]
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.requests.exchange(self.stop.signal or 0) in SIGNALS:
+            pl_module.cut_short = True  # type: ignore[assignment]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Exchange requests twice more, because no step follows the last validation."""
+        self.requests.exchange(self.stop.signal or 0)
+        request = self.requests.exchange(self.stop.signal or 0)
+        if request:
+            self.stopped_by = self.stopped_by or signal.Signals(request)
+        self.requests.wait()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["course"] = self.course
+        checkpoint["elapsed"] = self.seconds()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.elapsed = checkpoint["elapsed"]
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """End at once if another process is gone.
+
+        Lightning would first wait for a collective on the device that can no longer complete.
+        """
+        if trainer.world_size > 1 and is_loss(exception):
+            reason = " ".join(str(exception).split())[:100]
+            print(
+                f"train.py: another process of this run is gone at step {trainer.global_step}; "
+                f"{last(self.run_dir)}; run the same command again to go on ({reason})",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
+
+
+def has_finite_weights(model: torch.nn.Module) -> bool:
+    return all(bool(p.isfinite().all()) for p in model.parameters())

@@ -1,0 +1,81 @@
+"""Preview images of a training run."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchvision.utils import save_image
+
+from DiffusionModel import DiffusionModel
+from runtime.atomic_file import complete_file
+from runtime.signals import Stop
+from sampling.guidance import Guided
+from sampling.samplers import Noise, time_grid, unipc
+from training.ema import Ema
+from training.loggers import Curves
+
+
+class Preview(pl.Callback):
+    """Write `folder/step_*.png` after every validation: 36 samples of the averaged weights.
+
+    The samples always start from the same noise and take `steps` steps of UniPC: a quick look, not
+    a result. With a class-conditional model, image i has class i, modulo the number of classes. A
+    signal ends sampling without an image. TensorBoard shows the previews and `folder/real.png`.
+    """
+
+    def __init__(
+        self, folder: Path, ema: Ema, batch_size: int, stop: Stop, count: int = 36, steps: int = 20
+    ):
+        self.folder = folder
+        self.ema = ema
+        self.batch_size = batch_size
+        self.stop = stop
+        self.count = count
+        self.steps = steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.show(trainer, "real", self.folder / "real.png")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModel)
+        images = self.sample(pl_module)
+        if images is not None:
+            file = self.folder / f"step_{trainer.global_step:08d}.png"
+            write_grid(images, file)
+            self.show(trainer, "samples", file)
+
+    def sample(self, model: DiffusionModel) -> Tensor | None:
+        """Samples (count,C,H,W) of the averaged weights, or None if a signal arrived."""
+        unet = model.unet
+        shape = (unet.depth, unet.size, unet.size)
+        times = time_grid(model, min(self.steps, model.T), model.T)
+        images = []
+        with self.ema.applied(model):
+            for first in range(0, self.count, self.batch_size):
+                indices = range(first, min(first + self.batch_size, self.count))
+                noise = Noise(model.seed, indices, shape, model.device)
+                y = None
+                if unet.classes:
+                    y = torch.tensor(indices, device=model.device) % unet.classes
+                for t, x_t, _ in unipc(Guided(model, y), noise(), times):
+                    if self.stop.signal:
+                        return None
+                    if t == 0:
+                        images.append(x_t)
+        return torch.cat(images)
+
+    def show(self, trainer: pl.Trainer, tag: str, file: Path) -> None:
+        """Show an image file in TensorBoard."""
+        for logger in trainer.loggers:
+            if isinstance(logger, Curves):
+                logger.show(tag, file, trainer.global_step)
+
+
+def write_grid(images: Tensor, path: Path) -> None:
+    """Write images (N,C,H,W) in [-1,1] as one PNG, all with the same value range."""
+    with complete_file(path) as temporary:
+        save_image(
+            images, temporary, nrow=round(len(images) ** 0.5), normalize=True, value_range=(-1, 1)
+        )
