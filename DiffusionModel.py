@@ -118,7 +118,6 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
                 "choose plain or edm"
             )
 
-        self.origin: dict[str, Any] = {}  # the file that it was loaded from
         self.rank, self.world = 0, 1  # this process's place among those that train
         self.stream = 0  # of noise; another one after going back
         self.accumulate = 1  # parts of a step's images, one after another

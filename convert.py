@@ -65,16 +65,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.to == "diffusers":
             export.check_place(args.out)
-        model = checkpoint.load_model(args.ckpt, "cpu", args.weights == "ema", args.ema_length)
+        loaded = checkpoint.load_model(args.ckpt, "cpu", args.weights == "ema", args.ema_length)
         if args.label is not None:
-            model = export.of_one_class(model, args.label)
+            loaded = export.of_one_class(loaded, args.label)
+        model = loaded.model
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:
         parser.error(str(error))
     try:
         if args.to == "diffusers":
-            export.write_pipeline(model, args.out, weights)
+            export.write_pipeline(loaded, args.out, weights)
             said = "a DDPMPipeline of diffusers" + (
                 "" if model.T == 1000 else f", to be called with num_inference_steps={model.T}"
             )
@@ -84,10 +85,10 @@ def main(argv: list[str] | None = None) -> int:
                     "call the network yourself, or convert with --class for a pipeline of one"
                 )
         elif args.to == "safetensors":
-            export.write_safetensors(model, args.out, weights)
+            export.write_safetensors(loaded, args.out, weights)
             said = f"weights and settings: python Inference.py --ckpt {args.out}"
         else:
-            error = export.write_onnx(model, args.out, weights)
+            error = export.write_onnx(loaded, args.out, weights)
             said = (
                 f"x, t{', y' if model.unet.classes else ''} -> {model.parameterization}, t from 1 to {model.T}; "
                 + (

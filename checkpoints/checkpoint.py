@@ -1,6 +1,6 @@
 """What a checkpoint holds: distrusted, rebuilt into a model or into a run that goes on.
 
-    model = load_model("runs/cifar10")                     # the newest in a run directory, or one file; EMA weights
+    model = load_model("runs/cifar10").model       # the newest in a run directory; EMA weights
 
 A checkpoint is data from anywhere. It is read with `weights_only=True`, which runs no code, and its settings, names,
 shapes and values are checked before a network is built from it.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from checkpoints import export, posthoc_ema
 from checkpoints import run_dir as RunFolder
+from checkpoints.loaded_model import LoadedModel
 from diffusion.objective import T_SAMPLINGS, WEIGHTINGS
 from diffusion.schedules import SCHEDULES
 from DiffusionModel import PARAMETERIZATIONS, VARIANCES, DiffusionModel
@@ -288,11 +289,12 @@ def load_model(
     device: str | torch.device = "cpu",
     ema: bool = True,
     length: float | None = None,
-) -> DiffusionModel:
-    """The model of a checkpoint file, of a run directory's newest, or of what `Interchange` reads, ready to sample: on `device`,
-    in eval mode, with the EMA weights, (`ema=False`) the raw ones, or an average of this `length` (see `PostHocEma`); its `origin`
-    says from which file, with which sha256, after how many steps, on images with which `DiffSet.digest`. Raises OSError or
-    ValueError with a one-line message.
+) -> LoadedModel:
+    """Load a model, ready to sample: on `device`, in eval mode.
+
+    path: a checkpoint file, a run directory for its newest, or a file or folder that `export` reads.
+    It has the EMA weights, the raw ones (`ema=False`), or an average of this `length` (see
+    `posthoc_ema`). Raises OSError or ValueError with a one-line message.
     """
 
     def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -316,13 +318,13 @@ def load_model(
     model.load_state_dict(weights_of(checkpoint))
     if length is not None:
         model.unet.load_state_dict(average(checkpoint, length, model))
-    model.origin = {
-        "checkpoint": str(checkpoint["path"]),
-        "checkpoint_sha256": checkpoint.get("sha256") or RunFolder.sha256(checkpoint["path"]),
-        "step": checkpoint["global_step"],
-        "trained_on": str(checkpoint["course"].get("data"))[:100],
-    }
-    return model.to(device).eval().requires_grad_(False)
+    return LoadedModel(
+        model=model.to(device).eval().requires_grad_(False),
+        path=checkpoint["path"],
+        sha256=checkpoint.get("sha256") or RunFolder.sha256(checkpoint["path"]),
+        step=checkpoint["global_step"],
+        trained_on=str(checkpoint["course"].get("data"))[:100],
+    )
 
 
 def average(checkpoint: dict[str, Any], length: float, model: DiffusionModel) -> dict[str, Tensor]:

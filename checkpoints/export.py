@@ -1,7 +1,7 @@
 """Models in other people's formats, as files: pipelines of diffusers, safetensors; read as `Checkpoint` takes them, and written.
 
-    write_pipeline(model, Path("pipeline"), "ema")               # diffusers.DDPMPipeline.from_pretrained("pipeline")
-    write_safetensors(model, Path("model.safetensors"), "ema")
+    write_pipeline(loaded, Path("pipeline"), "ema")    # for DDPMPipeline.from_pretrained("pipeline")
+    write_safetensors(loaded, Path("model.safetensors"), "ema")
     checkpoint = read("ddpm-cifar10-32", check_settings)         # a folder as it is published, or a file written here
 
 They hold one set of weights, and nothing to go on training from. What is read is data from anywhere: no code in it is run.
@@ -15,6 +15,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from checkpoints import diffusers_format, run_dir
+from checkpoints.loaded_model import LoadedModel
 from DiffusionModel import DiffusionModel
 from runtime.atomic_file import complete_file
 from runtime.suggestions import unknown
@@ -191,12 +193,12 @@ def of_json(text: str | bytes, what: str) -> Settings:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def of_one_class(model: DiffusionModel, text: str) -> DiffusionModel:
+def of_one_class(loaded: LoadedModel, text: str) -> LoadedModel:
     """A model with classes as one without: all its images are of this class, by number or name, or of "none". Raises ValueError."""
-    names, net = (
-        [*model.hparams["class_names"], *(["none"] if model.hparams["label_dropout"] else [])],
-        model.unet,
-    )
+    model = loaded.model
+    net, names = model.unet, [*model.hparams["class_names"]]
+    if model.hparams["label_dropout"]:
+        names.append("none")
     if net.label is None:
         raise ValueError("this model knows no classes: leave out --class")
     lower, wanted = [name.lower() for name in names], text.lower()
@@ -211,19 +213,14 @@ def of_one_class(model: DiffusionModel, text: str) -> DiffusionModel:
     )
     one = DiffusionModel(**{**model.hparams, "classes": 0, "class_names": ()})
     one.unet.load_state_dict(weights)
-    one.origin = model.origin
-    return one.eval().requires_grad_(False)
+    return replace(loaded, model=one.eval().requires_grad_(False))
 
 
-def about(model: DiffusionModel, weights: str) -> str:
+def about(loaded: LoadedModel, weights: str) -> str:
     """JSON of what is known of a model besides its settings; weights: which of a checkpoint's they are."""
     return json.dumps(
-        {name: model.hparams[name] for name in UNSAID}
-        | {
-            "step": model.origin.get("step", 0),
-            "trained_on": model.origin.get("trained_on", ""),
-            "weights": weights,
-        }
+        {name: loaded.model.hparams[name] for name in UNSAID}
+        | {"step": loaded.step, "trained_on": loaded.trained_on, "weights": weights}
     )
 
 
@@ -256,10 +253,10 @@ def check_place(folder: Path) -> None:
         )
 
 
-def write_pipeline(model: DiffusionModel, folder: Path, weights: str) -> None:
+def write_pipeline(loaded: LoadedModel, folder: Path, weights: str) -> None:
     """A DDPMPipeline of diffusers. An older one in `folder` is none from the first byte to the last. Raises ValueError where the network
     is no UNet2DModel."""
-    settings = dict(model.hparams)
+    model, settings = loaded.model, dict(loaded.model.hparams)
     unet, scheduler = (
         diffusers_format.unet_config(settings),
         diffusers_format.scheduler_config(settings),
@@ -269,7 +266,7 @@ def write_pipeline(model: DiffusionModel, folder: Path, weights: str) -> None:
     )
     version = {"_diffusers_version": diffusers_format.VERSION}
     (folder / MARKS[0]).unlink(missing_ok=True)
-    write_tensors(folder / "unet" / WEIGHTS[0], tensors, {"about": about(model, weights)})
+    write_tensors(folder / "unet" / WEIGHTS[0], tensors, {"about": about(loaded, weights)})
     write_json(folder / "unet" / "config.json", {"_class_name": "UNet2DModel", **version, **unet})
     write_json(
         folder / "scheduler" / "scheduler_config.json",
@@ -286,12 +283,12 @@ def write_pipeline(model: DiffusionModel, folder: Path, weights: str) -> None:
     )
 
 
-def write_safetensors(model: DiffusionModel, file: Path, weights: str) -> None:
+def write_safetensors(loaded: LoadedModel, file: Path, weights: str) -> None:
     """The weights of the network by their names here, and in the header's "settings" all that rebuilds the model."""
     write_tensors(
         file,
-        model.unet.state_dict(),
-        {"settings": json.dumps(dict(model.hparams)), "about": about(model, weights)},
+        loaded.model.unet.state_dict(),
+        {"settings": json.dumps(dict(loaded.model.hparams)), "about": about(loaded, weights)},
     )
 
 
@@ -310,13 +307,13 @@ def write_json(file: Path, contents: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(contents, indent=2) + "\n")
 
 
-def write_onnx(model: DiffusionModel, file: Path, weights: str) -> float | None:
+def write_onnx(loaded: LoadedModel, file: Path, weights: str) -> float | None:
     """`DiffusionModel.forward` for any number of images: x, t in 1..T and, where there are classes, y (the number of them: none) ->
     output; the file's metadata says so, too. It appears once onnxruntime, where that is installed, gives what torch gives within 1e-4
     of the largest number (or of 1): -> how far it is off, else None. Raises ValueError where it does not, or cannot be exported."""
     import onnx
 
-    net, T = model.unet, model.T
+    model, net, T = loaded.model, loaded.model.unet, loaded.model.T
 
     def inputs(B: int) -> dict[str, Tensor]:
         random = torch.Generator().manual_seed(B)
@@ -358,7 +355,7 @@ def write_onnx(model: DiffusionModel, file: Path, weights: str) -> float | None:
                     ),
                     "alpha_bar": json.dumps(model.schedule["alpha_bar"]),
                     "settings": json.dumps(dict(model.hparams)),
-                    "about": about(model, weights),
+                    "about": about(loaded, weights),
                 },
             )
             onnx.save(proto, temporary)

@@ -29,7 +29,8 @@ STEPS = (5, 10, 20, 50)  # of a sweep
 def prepare(args: Namespace, path: Path, processes: Fabric) -> tuple[Namespace, Path]:
     """The model, the real images, the networks that judge, how samples are drawn: with all that is wrong known before the first
     of them; and the checkpoint's file, for the other processes. Raises ValueError or OSError, in one line."""
-    model = checkpoint.load_model(path, processes.device, args.weights == "ema", args.ema_length)
+    loaded = checkpoint.load_model(path, processes.device, args.weights == "ema", args.ema_length)
+    model = loaded.model
     home, swept = args.ckpt if args.ckpt.is_dir() else args.ckpt.parent, args.sweep or ()
     samplers = args.sampler or (Sampler.SAMPLERS if "sampler" in swept else (None,))
     steps = args.steps or (
@@ -51,7 +52,9 @@ def prepare(args: Namespace, path: Path, processes: Fabric) -> tuple[Namespace, 
         for count in steps
     ]
     weights = args.weights if args.ema_length is None else f"ema of length {args.ema_length:g}"
-    prepared = Namespace(model=model, weights=weights, home=home, hows=hows, judges=[])
+    prepared = Namespace(
+        loaded=loaded, model=model, weights=weights, home=home, hows=hows, judges=[]
+    )
     if not hows:
         raise ValueError(
             f"--sweep steps: the model has {model.T} steps, and {min(STEPS)} are the least by default: give --steps"
@@ -112,7 +115,7 @@ def prepare(args: Namespace, path: Path, processes: Fabric) -> tuple[Namespace, 
             )
             for kind in args.features
         ]
-    return prepared, model.origin["checkpoint"]
+    return prepared, loaded.path
 
 
 def folder(args: Namespace, prepared: Namespace, how: Namespace) -> Path:
@@ -121,9 +124,7 @@ def folder(args: Namespace, prepared: Namespace, how: Namespace) -> Path:
     return (
         prepared.home
         / "evaluation"
-        / sample_sets.key(
-            how, model.origin["checkpoint_sha256"], prepared.weights, model.device.type
-        )
+        / sample_sets.key(how, prepared.loaded.sha256, prepared.weights, model.device.type)
     )
 
 
@@ -174,7 +175,10 @@ def measure(args: Namespace, prepared: Namespace) -> None:
     in one line."""
     data, file, found = prepared.data, prepared.home / "metrics.json", {}
     about = {
-        **prepared.model.origin,
+        "checkpoint": str(prepared.loaded.path),
+        "checkpoint_sha256": prepared.loaded.sha256,
+        "step": prepared.loaded.step,
+        "trained_on": prepared.loaded.trained_on,
         "weights": prepared.weights,
         "dataset": data.name,
         "size": data.size,

@@ -44,7 +44,7 @@ def plan(args: Namespace, device: Any) -> Namespace:
     """
     # without a checkpoint only the schedule is used, so the network is the smallest there is
     model = (
-        checkpoint.load_model(args.ckpt, device, args.weights == "ema", args.ema_length)
+        checkpoint.load_model(args.ckpt, device, args.weights == "ema", args.ema_length).model
         if args.ckpt
         else DiffusionModel(width=4, mults=(1,), attention=(), blocks=1)
     )

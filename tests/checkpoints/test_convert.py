@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import convert
 import Inference
-from checkpoints import checkpoint, diffusers_format
+from checkpoints import checkpoint, diffusers_format, run_dir
 from checkpoints import export as Interchange
+from checkpoints.loaded_model import LoadedModel
 from DiffusionModel import DiffusionModel
 from sampling.guidance import Guided
 from sampling.samplers import ddpm
@@ -73,6 +74,10 @@ def model(**settings) -> DiffusionModel:
     return made.eval().requires_grad_(False)
 
 
+def loaded_from(made: DiffusionModel) -> LoadedModel:
+    return LoadedModel(made, Path("x.ckpt"), "", step=0, trained_on="")
+
+
 def pipeline(folder: Path):
     import diffusers
 
@@ -92,7 +97,7 @@ def change(file: Path, **values) -> None:
 @pytest.fixture
 def written(tmp_path):
     """A pipeline of the small model."""
-    Interchange.write_pipeline(model(), tmp_path / "pipe", "ema")
+    Interchange.write_pipeline(loaded_from(model()), tmp_path / "pipe", "ema")
     return tmp_path / "pipe"
 
 
@@ -129,7 +134,7 @@ def test_what_a_silent_configuration_means_is_what_diffusers_says():
 def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp_path):
     """Algorithm 2 from T to 0 with the same noise: by diffusers' pipeline, untouched, and by `Sampler.ddpm`; all steps, and five."""
     ours = model(**settings)
-    Interchange.write_pipeline(ours, tmp_path, "ema")
+    Interchange.write_pipeline(loaded_from(ours), tmp_path, "ema")
     theirs, shape = pipeline(tmp_path), (3, ours.unet.depth, 8, 8)
     for steps in (20, 5):
         found = theirs(
@@ -147,7 +152,7 @@ def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp
         expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         assert np.abs(found - expected).max() <= 1e-4
         assert ((expected > 0.001) & (expected < 0.999)).mean() > 0.2  # pixels that are not clipped
-    back = checkpoint.load_model(tmp_path)
+    back = checkpoint.load_model(tmp_path).model
     mine = {name: value for name, value in ours.state_dict().items() if "augmentation" not in name}
     assert back.state_dict().keys() == mine.keys()
     assert all(torch.equal(value, mine[name]) for name, value in back.state_dict().items())
@@ -209,7 +214,7 @@ def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
         )
     )
     (tmp_path / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    back = checkpoint.load_model(tmp_path)
+    back = checkpoint.load_model(tmp_path).model
     assert all(
         torch.equal(a, b) for a, b in zip(back.state_dict().values(), ours.state_dict().values())
     )
@@ -235,8 +240,8 @@ def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
 def test_labels_of_a_network_of_others_all_count(tmp_path):
     """Theirs has a row for each class; ours one more, for none, which is then never asked for."""
     ours = model(classes=3, class_names=("a", "b", "c"))
-    Interchange.write_pipeline(ours, tmp_path / "own", "ema")
-    own = checkpoint.load_model(tmp_path / "own")
+    Interchange.write_pipeline(loaded_from(ours), tmp_path / "own", "ema")
+    own = checkpoint.load_model(tmp_path / "own").model
     assert own.hparams["class_names"] == ("a", "b", "c")
     assert own.hparams["label_dropout"] == 0.1
     assert torch.equal(own.unet.label.weight, ours.unet.label.weight)
@@ -250,7 +255,7 @@ def test_labels_of_a_network_of_others_all_count(tmp_path):
         assert (theirs.unet(x, t - 1, class_labels=y).sample - ours(x, t, y)).abs().max() <= 1e-4
     file = tmp_path / "own" / "unet" / Interchange.WEIGHTS[0]
     save_file(load_file(file), file)  # without our header
-    other = checkpoint.load_model(tmp_path / "own")
+    other = checkpoint.load_model(tmp_path / "own").model
     assert other.hparams["class_names"] == ("0", "1", "2", "3")
     assert other.hparams["label_dropout"] == 0
     assert torch.equal(other(x, t, y), ours(x, t, y))
@@ -263,7 +268,7 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
         torch.tensor([3, 20]),
     )
     source = tmp_path / "model.safetensors"
-    Interchange.write_safetensors(ours, source, "ema")
+    Interchange.write_safetensors(loaded_from(ours), source, "ema")
     assert (
         convert.main(["--ckpt", str(source), "--to", "diffusers", "--out", str(tmp_path / "all")])
         == 0
@@ -401,7 +406,7 @@ def test_scaled_linear_betas_become_a_table(written):
         _class_name="DDIMScheduler",
         variance_type=...,
     )
-    read = checkpoint.load_model(written)
+    read = checkpoint.load_model(written).model
     expected = DDPMScheduler(20, 1e-4, 0.4, "scaled_linear").alphas_cumprod
     assert np.allclose(read.schedule["alpha_bar"][1:], expected, rtol=1e-5)
     assert read.variance == "small"
@@ -522,7 +527,7 @@ def test_a_network_that_diffusers_cannot_have_is_refused_and_leaves_nothing(
     settings, tmp_path, refused
 ):
     source = tmp_path / "model.safetensors"
-    Interchange.write_safetensors(model(**settings), source, "ema")
+    Interchange.write_safetensors(loaded_from(model(**settings)), source, "ema")
     line = refused(convert.main, "--ckpt", source, "--to", "diffusers", "--out", tmp_path / "pipe")
     assert ("norm_num_groups" if "width" in settings else "patches of 2x2") in line
     assert "choose safetensors or ONNX" in line
@@ -593,16 +598,13 @@ def test_a_checkpoint_becomes_safetensors_that_sample_the_same(
         expected = checkpoint.load_model(
             conditional_run, "cpu", kind != "raw", 0.1 if kind == "length" else None
         )
-        assert found[kind].hparams == expected.hparams
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(found[kind].state_dict().values(), expected.state_dict().values())
-        )
-        assert [found[kind].origin[name] for name in ("step", "trained_on")] == [
-            12,
-            expected.origin["trained_on"],
-        ]
-    assert len({float(one.unet.conv_out.weight.sum()) for one in found.values()}) == 3
+        assert found[kind].model.hparams == expected.model.hparams
+        written, original = found[kind].model.state_dict(), expected.model.state_dict()
+        assert written.keys() == original.keys()
+        assert all(torch.equal(written[name], original[name]) for name in written)
+        assert (found[kind].step, found[kind].trained_on) == (12, expected.trained_on)
+        assert found[kind].sha256 == run_dir.sha256(file)
+    assert len({float(one.model.unet.conv_out.weight.sum()) for one in found.values()}) == 3
     for source, out in ((conditional_run, "a"), (tmp_path / "ema.safetensors", "b")):
         flags = ["--class", "all", "--num", "1", "--steps", "3", "--device", "cpu"]
         assert Inference.main(["--ckpt", str(source), "--out", str(tmp_path / out), *flags]) == 0
@@ -639,7 +641,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_pa
     import onnxruntime
 
     ours, file = model(**settings), tmp_path / "model.onnx"
-    Interchange.write_safetensors(ours, tmp_path / "model.safetensors", "ema")
+    Interchange.write_safetensors(loaded_from(ours), tmp_path / "model.safetensors", "ema")
     assert (
         convert.main(
             ["--ckpt", str(tmp_path / "model.safetensors"), "--to", "onnx", "--out", str(file)]
@@ -666,7 +668,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_pa
 
 def test_an_onnx_file_that_is_off_or_cannot_be_made_does_not_appear(tmp_path, refused, monkeypatch):
     source, out = tmp_path / "model.safetensors", tmp_path / "x.onnx"
-    Interchange.write_safetensors(model(mults=(1,)), source, "ema")
+    Interchange.write_safetensors(loaded_from(model(mults=(1,))), source, "ema")
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
     assert "pip install onnx onnxscript" in refused(
         convert.main, "--ckpt", source, "--to", "onnx", "--out", out

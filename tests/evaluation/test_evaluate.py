@@ -137,7 +137,7 @@ def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data,
     assert whole["terms"] == pytest.approx(parts["terms"], rel=1e-4, abs=1e-7)
     _, other = bits(capsys, run, tiny_data, "--exact", "--seeds", "1")
     assert other["bits_per_dim"]["bound"]["mean"] != whole["bits_per_dim"]["bound"]["mean"]
-    model, unseen = checkpoint.load_model(run), DiffSet(False, str(tiny_data), image_size=8)
+    model, unseen = checkpoint.load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
     few, many = (
         metrics.bound(model, unseen, count, None, title="")["mean"] * count for count in (7, 8)
     )
@@ -155,7 +155,7 @@ def test_exact_is_the_bound_and_its_terms_are_its_sum(run, tiny_data, capsys):
     assert sum(float(line.split()[-1]) for line in table[2:]) == pytest.approx(
         bound["mean"], abs=1e-3
     )
-    model, unseen = checkpoint.load_model(run), DiffSet(False, str(tiny_data), image_size=8)
+    model, unseen = checkpoint.load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
     x_0 = unseen.images.float() / 127.5 - 1
     again = likelihood.bound(
         model, x_0, Noise(0, range(20), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
@@ -171,7 +171,7 @@ def test_classes_are_told(conditional_run, tiny_data, capsys):
     """A model that knows labels is told them: with the other label its bound is another one."""
     _, found = bits(capsys, conditional_run, tiny_data, "--exact")
     model, unseen = (
-        checkpoint.load_model(conditional_run),
+        checkpoint.load_model(conditional_run).model,
         DiffSet(False, str(tiny_data), image_size=8),
     )
     x_0 = unseen.images[:20].float() / 127.5 - 1

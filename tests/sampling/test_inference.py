@@ -512,7 +512,7 @@ def test_the_average_can_be_chosen_afterwards(conditional_run, tmp_path):
 
     kept = run_dir.contents(run_dir.newest(conditional_run))["power"]
     for i, length in enumerate((0.05, 0.1)):
-        found = checkpoint.load_model(conditional_run, length=length).unet.state_dict()
+        found = checkpoint.load_model(conditional_run, length=length).model.unet.state_dict()
         assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in kept[i].items())
     samples = []
     for length in (0.05, 0.07):

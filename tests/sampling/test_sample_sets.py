@@ -10,7 +10,7 @@ from sampling import sample_sets
 
 @pytest.fixture
 def model(conditional_run):
-    return checkpoint.load_model(conditional_run)
+    return checkpoint.load_model(conditional_run).model
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_another_model_or_another_way_is_another_folder(model):
 
 
 def test_what_cannot_be_drawn_is_refused(tiny_run, model):
-    plain = checkpoint.load_model(tiny_run)
+    plain = checkpoint.load_model(tiny_run).model
     for wrong, said in (
         ({"guidance": 2.0}, "--class-conditional"),
         ({"variance": "learned"}, "trained with it"),

@@ -132,7 +132,10 @@ def test_ema_is_apart_from_the_weights_and_complete(tiny_run):
     live = {name.removeprefix("unet."): value for name, value in checkpoint["state_dict"].items()}
     assert checkpoint["ema"]["weights"].keys() == live.keys()
     assert not same(checkpoint["ema"]["weights"], live)
-    model, raw = Checkpoint.load_model(tiny_run), Checkpoint.load_model(tiny_run, ema=False)
+    model, raw = (
+        Checkpoint.load_model(tiny_run).model,
+        Checkpoint.load_model(tiny_run, ema=False).model,
+    )
     assert same(dict(model.unet.named_parameters()), checkpoint["ema"]["weights"])
     assert same(dict(raw.unet.named_parameters()), live)
     assert not model.training
@@ -387,7 +390,7 @@ def test_eps_is_not_predicted_from_nothing(refused, tiny_data, tmp_path):
 def test_a_table_of_betas_trains_and_is_kept(tiny_data, tmp_path):
     (tmp_path / "betas").write_text("0.01 0.02 0.05 0.1 0.2 0.4 0.6")
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--schedule", tmp_path / "betas") == 0
-    m = Checkpoint.load_model(tmp_path / "run")
+    m = Checkpoint.load_model(tmp_path / "run").model
     assert m.T == 7
     assert [m.beta(t) for t in range(8)] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6]
 
