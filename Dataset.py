@@ -13,7 +13,6 @@ Letters in the shape columns: N images, B batch, C channels, H and W height and 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from image_data import shapes
+from image_data.npz_files import NpzError, is_image_array, read_npz
 from runtime.atomic_file import complete_file
+from runtime.messages import one_line
 from runtime.randomness import Purpose
 from runtime.suggestions import unknown
 
@@ -100,7 +101,13 @@ class DiffSet(torch.utils.data.Dataset):
                 raise ValueError(
                     unknown("dataset", dataset_name, NAMES, ", a folder of images or an .npz file")
                 )
-            arrays = read_npz(file)
+            try:
+                arrays = read_npz(file)
+            except (FileNotFoundError, NpzError) as error:
+                raise ValueError(
+                    f"{file} cannot be read as an .npz file ({one_line(error)}): "
+                    "remove it, or place it anew"
+                ) from None
             images, labels = split(arrays, train, file)
             self.padded = images.shape[1:3] == (28, 28) and image_size == 32
             self.images = torch.from_numpy(
@@ -331,28 +338,12 @@ def open_image(path: str | Path) -> Image.Image:
         ) from None
 
 
-def read_npz(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        raise ValueError(
-            f"{file} cannot be read as an .npz file ({one_line(error)}): remove it, or place it anew"
-        ) from None
-
-
 def split(arrays: dict[str, np.ndarray], train: bool, file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N,H,W,C) and labels (N,) of one split, checked."""
     held_out = "test_images" not in arrays
     prefix = "train" if train or held_out else "test"
     images = arrays.get(f"{prefix}_images", arrays.get("arr_0"))
-    if (
-        images is None
-        or images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[3] not in (1, 3)
-        or not len(images)
-    ):
+    if images is None or not is_image_array(images):
         raise ValueError(
             f"{file} must hold {prefix}_images, uint8 (N,H,W,1) or (N,H,W,3), and holds "
             + (", ".join(f"{k} {v.dtype} {v.shape}" for k, v in arrays.items()) or "nothing")
@@ -384,7 +375,3 @@ def fit(images: np.ndarray, size: int) -> np.ndarray:
         for i in images
     ]
     return np.stack([np.asarray(i) for i in resized]).reshape(len(images), size, size, -1)
-
-
-def one_line(error: Any) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

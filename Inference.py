@@ -18,14 +18,14 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime import flags
 from runtime.arguments import Parser, interval, whole
 from runtime.signals import Stop
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 
 def steps(text: str) -> list[int]:
@@ -163,6 +163,8 @@ def main(argv: list[str] | None = None) -> int:
     import numpy as np
     import torch
 
+    from image_data.grids import write_grid
+    from image_data.npz_files import write_npz
     from runtime import devices, terminal
     from runtime import processes as Processes
     from sampling import generate
@@ -224,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if args.ckpt:
             kept, predicted, x_0 = generate.joined(parts, prepared.order)
-            write(
+            write_npz(
                 args.out / "samples.npz",
                 arr_0=x_0,
                 **({"arr_1": prepared.labels} if prepared.labels else {}),
@@ -248,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
                 end="",
             )
         times = sorted(kept, reverse=True)
-        write(
+        write_npz(
             args.out / "trajectory.npz",
             frames=[kept[t] for t in times],
             times=times,
@@ -340,33 +342,6 @@ def contradiction(args: argparse.Namespace) -> str:
     if args.label is None and (args.guidance != 1 or args.guidance_interval):
         return "--guidance needs a class: add --class"
     return ""
-
-
-def write(path: Path, **arrays: Any) -> None:
-    import numpy as np
-
-    from runtime.atomic_file import complete_file
-
-    with complete_file(path) as temporary:
-        np.savez(temporary, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
-
-
-def write_grid(path: Path, images: "np.ndarray", columns: int = 0) -> None:
-    """uint8 (N,H,W,C) as one PNG, about as wide as high or with so many columns; a single image as it is."""
-    import torch
-    from PIL import Image
-    from torchvision.utils import make_grid
-
-    from runtime.atomic_file import complete_file
-
-    tiles = torch.from_numpy(images).permute(0, 3, 1, 2)
-    grid = (
-        make_grid(tiles, nrow=columns or round(len(tiles) ** 0.5), padding=2)
-        if len(tiles) > 1
-        else tiles[0]
-    )
-    with complete_file(path) as temporary:
-        Image.fromarray(grid.permute(1, 2, 0).numpy().squeeze()).save(temporary)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 # PYTHON_ARGCOMPLETE_OK
 """A trajectory of Inference.py as a GIF, an MP4 or a WebP animation.
 
-python make_gif.py samples/trajectory.npz --out denoise.gif --fps 15 --columns 4
-python make_gif.py samples/trajectory.npz --out denoise.mp4        # smaller, for players, browsers and slides
-python make_gif.py samples/trajectory.npz --out denoise.webp       # every colour as it is
-"""
+    python make_gif.py samples/trajectory.npz --out denoise.gif --fps 15 --columns 4
+    python make_gif.py samples/trajectory.npz --out denoise.mp4   # smaller, for players and slides
+    python make_gif.py samples/trajectory.npz --out denoise.webp  # every colour as it is
+"""  # fmt: skip
 
 import argparse
 import re
@@ -70,23 +70,13 @@ def picture(images: "np.ndarray", t: int, columns: int, scale: int) -> "np.ndarr
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
-    N, H, W, _ = images.shape
-    rows, gap, caption = -(-N // columns), 2, 22
-    canvas = Image.new(
-        "RGB",
-        (columns * (W * scale + gap) + gap, rows * (H * scale + gap) + gap + caption),
-        "black",
-    )
-    for i, image in enumerate(np.broadcast_to(images, (N, H, W, 3))):
-        tile = Image.fromarray(np.ascontiguousarray(image)).resize(
-            (W * scale, H * scale), Image.Resampling.NEAREST
-        )
-        canvas.paste(
-            tile, (gap + i % columns * (W * scale + gap), gap + i // columns * (H * scale + gap))
-        )
-    ImageDraw.Draw(canvas).text(
-        (gap + 2, canvas.height - caption + 2), f"t = {t}", "white", ImageFont.load_default(14)
-    )
+    from image_data.grids import enlarge, image_grid
+
+    caption = 22
+    grid = image_grid(enlarge(np.broadcast_to(images, (*images.shape[:3], 3)), scale), columns)
+    canvas = Image.fromarray(np.pad(grid, ((0, caption), (0, 0), (0, 0))))
+    position = (4, canvas.height - caption + 2)
+    ImageDraw.Draw(canvas).text(position, f"t = {t}", "white", ImageFont.load_default(14))
     return np.asarray(canvas)
 
 
@@ -139,15 +129,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from runtime.atomic_file import complete_file
-    from sampling import trajectory as Trajectory
+    from sampling.trajectory import read_trajectory
 
     try:
-        trajectory = Trajectory.read(args.trajectory)
-        frames, times = trajectory["frames"], trajectory["times"]
-        columns = min(
-            args.columns or int(trajectory["columns"]) or round(frames.shape[1] ** 0.5),
-            frames.shape[1],
-        )
+        trajectory = read_trajectory(args.trajectory)
+        frames, times = trajectory.frames, trajectory.times
+        columns = args.columns or trajectory.columns
         pictures = [
             picture(images, int(t), columns, args.scale) for images, t in zip(frames, times)
         ]

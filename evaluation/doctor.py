@@ -16,6 +16,7 @@ import numpy as np
 
 from checkpoints import run_dir as RunFolder
 from Dataset import NAMES, DiffSet
+from image_data.npz_files import NpzError, is_image_array, read_npz
 
 FLAT = 2.0  # standard deviation of an image's channels, in gray levels, below which it is called constant
 TINT = 12.0  # gray levels by which a channel's mean may be off, besides three standard errors
@@ -243,11 +244,10 @@ def of_samples(run_dir: Path, dataset: str | None, root: str) -> list[dict[str, 
     """Findings of images/samples.npz, by themselves and beside the real images."""
     file = run_dir / "images" / "samples.npz"
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            images = archive["arr_0"]
-        if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-            raise ValueError
-    except Exception:  # numpy and zipfile raise many kinds for a damaged file
+        images = read_npz(file, ("arr_0",))["arr_0"]
+    except (FileNotFoundError, NpzError):
+        images = None
+    if images is None or not is_image_array(images):
         return [
             finding(
                 "samples",

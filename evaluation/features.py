@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from Dataset import DiffSet, one_line
+from Dataset import DiffSet
 from evaluation import classifier
 from runtime.atomic_file import complete_file
+from runtime.messages import one_line
 
 NAMES = ("classifier", "efficientnet-lite0", "inception")
 CACHED = 25  # images of 224x224 that a CPU's cache holds while they pass through

@@ -12,9 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
+from image_data.grids import enlarge, write_png
 from runtime.atomic_file import complete_file
 
 SAME = ("checkpoint_sha256", "weights", "dataset", "size", "train_digest", "test_digest")
@@ -74,9 +74,7 @@ def finite(value: Any) -> Any:
 
 def write_picture(file: Path, picture: Tensor) -> None:
     """uint8 (C,H,W) as a PNG, three times as large. Raises OSError."""
-    image = Image.fromarray(picture.permute(1, 2, 0).numpy().squeeze())
-    with complete_file(file) as temporary:
-        image.resize((3 * image.width, 3 * image.height), Image.Resampling.NEAREST).save(temporary)
+    write_png(file, enlarge(picture.permute(1, 2, 0).numpy(), 3))
 
 
 def write_plot(file: Path, found: dict[str, Any]) -> None:

@@ -19,8 +19,10 @@ from PIL import Image
 from Dataset import open_image, to_float
 from DiffusionModel import DiffusionModel
 from evaluation import results
+from image_data.grids import first_images, image_grid
+from image_data.npz_files import NpzError, is_image_array, read_npz
 from sampling import generate
-from sampling import trajectory as Trajectory
+from sampling.trajectory import read_trajectory
 
 ROOM = 1_800_000  # bytes of pixels in a trajectory, of which half is noise that cannot be compressed: a page of less than 3 MB
 SIDE = (
@@ -48,21 +50,14 @@ def inlined(image: np.ndarray) -> dict[str, Any]:
 def samples(file: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
     """The first images of a samples.npz, and where they have labels their classes as .label: .images of .count."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            images, labels = (
-                archive["arr_0"],
-                archive["arr_1"].tolist() if "arr_1" in archive else [],
-            )
+        arrays = read_npz(file, ("arr_0",), ("arr_1",))
     except FileNotFoundError:
         raise ValueError(f"there is no {file}") from None
-    except Exception as error:  # numpy and zipfile raise many kinds for what is no .npz
-        raise ValueError(f"{file} cannot be read ({type(error).__name__})") from None
-    if (
-        images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[3] not in (1, 3)
-        or not images.size
-    ):
+    except NpzError as error:
+        raise ValueError(f"{file} cannot be read ({error.kind})") from None
+    images = arrays["arr_0"]
+    labels = arrays["arr_1"].tolist() if "arr_1" in arrays else []
+    if not is_image_array(images):
         raise ValueError(
             f"{file} must hold uint8 (N,H,W,1 or 3), not {images.dtype} {images.shape}"
         )
@@ -76,9 +71,9 @@ def samples(file: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 def trajectory(file: Path) -> dict[str, Any]:
     """A sprite with a row for each frame: n images x_t, then the n predictions of x_0; and what the page's script must know of it."""
-    found = Trajectory.read(file)
-    kinds = [found[name] for name in ("frames", "predicted") if name in found]
-    both, times = np.stack(kinds, axis=1), found["times"]  # (F,K,N,H,W,C)
+    found = read_trajectory(file)
+    kinds = [found.frames] if found.predicted is None else [found.frames, found.predicted]
+    both, times = np.stack(kinds, axis=1), found.times  # (F,K,N,H,W,C)
     skip = 2 ** max(0, math.ceil(math.log2(max(both.shape[3:5]) / SIDE)))
     both = both[..., ::skip, ::skip, :]  # not a mean of pixels, which would be less noise
     F, K, N, H, W, C = both.shape
@@ -90,7 +85,7 @@ def trajectory(file: Path) -> dict[str, Any]:
     )
     chosen = np.linspace(0, N - 1, n).round().astype(int)
     both = both[kept][:, :, chosen]
-    strip = both.transpose(0, 3, 1, 2, 4, 5).reshape(len(kept) * H, K * n * W, C)
+    strip = image_grid(both.reshape(-1, H, W, C), columns=K * n, gap=0)
     script = {
         "times": times[kept].tolist(),
         "n": n,
@@ -108,14 +103,10 @@ def noised(file: Path, process: DiffusionModel, size: int, depth: int) -> dict[s
     pixels = np.asarray(picture.convert("L" if depth == 1 else "RGB")).reshape(
         picture.height, picture.width, -1
     )
-    gap = 0 if picture.width == size else 2  # one image alone has no frame
-    lefts = range(gap, picture.width - size + 1, size + 2)[:REAL]
-    if not lefts or picture.height < size + gap:
+    images = first_images(pixels, size, REAL)
+    if not images:
         raise ValueError(f"{file} is no grid of images {size} pixels wide")
-    tiles = [
-        torch.from_numpy(pixels[gap : gap + size, left : left + size].transpose(2, 0, 1).copy())
-        for left in lefts
-    ]  # (C,H,W)
+    tiles = [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images]  # (C,H,W)
     times = sorted({round(share * process.T) for share in PART})
     walks = [
         generate.forward(process, to_float(tile), times, seed) for seed, tile in enumerate(tiles)

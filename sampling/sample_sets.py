@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from Dataset import to_uint8
-from runtime.atomic_file import complete_file
+from image_data.npz_files import NpzError, read_npz, write_npz
 from sampling import generate as Generation
 from sampling import samplers
 from sampling.guidance import Guided
@@ -107,10 +107,10 @@ def chunk(model: Any, file: Path, count: int) -> tuple[Tensor, np.ndarray] | Non
     many; None where it is not there, is damaged, or has fewer."""
     net = model.unet
     try:
-        with np.load(file, allow_pickle=False) as found:
-            images, cost = found["arr_0"], found["cost"]
-    except Exception:  # numpy and zipfile raise many kinds for a damaged file
+        arrays = read_npz(file, ("arr_0", "cost"))
+    except (FileNotFoundError, NpzError):
         return None
+    images, cost = arrays["arr_0"], arrays["cost"]
     if (
         images.dtype != np.uint8
         or images.shape[1:] != (net.size, net.size, net.depth)
@@ -180,12 +180,8 @@ def generate(
                     )
                     bar.update(len(images[-1]))
                 cost = [(time.monotonic() - began) / size, calls[0] / size, min(batch_size, size)]
-                with complete_file(file_of(folder, seed, first)) as temporary:
-                    np.savez(
-                        temporary,
-                        arr_0=torch.cat(images).permute(0, 2, 3, 1).numpy(),
-                        cost=np.array(cost),
-                    )
+                arr_0 = torch.cat(images).permute(0, 2, 3, 1).numpy()
+                write_npz(file_of(folder, seed, first), arr_0=arr_0, cost=cost)
         finally:
             hook.remove()
 

@@ -1,56 +1,56 @@
-"""The trajectory that Inference.py writes, read and checked: what make_gif.py and report.py show of it.
+"""Read and check a trajectory that Inference.py has written.
 
 Letters in the shape columns: F frames, N images, H and W height and width, C channels.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from image_data.npz_files import NpzError, is_image_array, read_npz
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """frames uint8 (F,N,H,W,C), x_t at times (F,); predicted, like frames, x_0 as predicted from each, where a model has made them;
-    columns (), how many images a row is to have, or 0. Raises ValueError with a one-line message."""
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What trajectory.npz holds."""
+
+    frames: np.ndarray  # uint8 (F,N,H,W,C): x_t
+    times: np.ndarray  # integers (F,): the t of every frame
+    predicted: np.ndarray | None  # like frames: the model's prediction of x_0; None without a model
+    columns: int  # images in a row of the grids that Inference.py wrote; 0 for a square grid
+
+
+def read_trajectory(path: Path) -> Trajectory:
+    """Read a trajectory.npz. Raises ValueError with a one-line message."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {
-                name: archive[name]
-                for name in ("frames", "times", "predicted", "columns")
-                if name in archive or name == "frames"
-            }
-        frames, times, predicted = (
-            found["frames"],
-            found["times"],
-            found.get("predicted", found["frames"]),
-        )
+        arrays = read_npz(path, ("frames", "times"), ("predicted", "columns"))
     except FileNotFoundError:
         raise ValueError(
             f"no trajectory at {path}: give the trajectory.npz that Inference.py writes"
         ) from None
-    except Exception as error:  # numpy and zipfile raise many kinds for what is no .npz
+    except NpzError as error:
         raise ValueError(
-            f"{path} is not a trajectory ({type(error).__name__}): give the trajectory.npz that Inference.py writes"
+            f"{path} is not a trajectory ({error.kind}): "
+            "give the trajectory.npz that Inference.py writes"
         ) from None
-    if (
-        frames.dtype != np.uint8
-        or frames.ndim != 5
-        or frames.shape[4] not in (1, 3)
-        or times.shape != frames.shape[:1]
-        or not frames.size
-    ):
+    frames, times, predicted = arrays["frames"], arrays["times"], arrays.get("predicted")
+    if not is_image_array(frames, ndim=5) or times.shape != frames.shape[:1]:
         raise ValueError(
-            f"{path} must hold frames uint8 (F,N,H,W,1 or 3) and times (F,), not {frames.dtype} {frames.shape}, {times.shape}"
+            f"{path} must hold frames uint8 (F,N,H,W,1 or 3) and times (F,), "
+            f"not {frames.dtype} {frames.shape}, {times.shape}"
         )
-    if (
-        times.dtype.kind not in "iu"
-        or predicted.dtype != frames.dtype
-        or predicted.shape != frames.shape
-    ):
+    other = frames if predicted is None else predicted
+    if times.dtype.kind not in "iu" or (other.dtype, other.shape) != (frames.dtype, frames.shape):
         raise ValueError(
-            f"{path} must hold whole numbers as times, not {times.dtype}, and predicted like frames, not {predicted.dtype} "
-            f"{predicted.shape}"
+            f"{path} must hold whole numbers as times, not {times.dtype}, "
+            f"and predicted like frames, not {other.dtype} {other.shape}"
         )
-    columns = found.get("columns", np.zeros((), int))
-    return found | {
-        "columns": np.maximum(0, columns if columns.dtype.kind == "i" and not columns.shape else 0)
-    }
+    return Trajectory(frames, times, predicted, read_columns(arrays.get("columns")))
+
+
+def read_columns(columns: np.ndarray | None) -> int:
+    """The number of columns, or 0 if the array is not a single positive integer."""
+    if columns is None or columns.dtype.kind != "i" or columns.shape:
+        return 0
+    return max(0, int(columns))

@@ -28,7 +28,7 @@ import train
 from diffusion import objective, schedules
 from runtime import arguments, flags, suggestions, terminal
 from sampling import samplers
-from sampling import trajectory as Trajectory
+from sampling.trajectory import read_trajectory
 
 SCRIPTS = {
     "train.py": train,
@@ -451,10 +451,9 @@ def trajectory(tmp_path) -> Path:
 
 
 def pictures(trajectory: Path, scale: int) -> np.ndarray:
-    found = Trajectory.read(trajectory)
-    return np.stack(
-        [make_gif.picture(f, t, 3, scale) for f, t in zip(found["frames"], found["times"])]
-    )
+    found = read_trajectory(trajectory)
+    frames = zip(found.frames, found.times)
+    return np.stack([make_gif.picture(images, t, 3, scale) for images, t in frames])
 
 
 def test_a_webp_has_every_colour_and_its_durations(trajectory, tmp_path):

@@ -19,8 +19,8 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from checkpoints import checkpoint as Checkpoint
 from checkpoints import run_dir as RunFolder
-from Dataset import to_float
 from DiffusionModel import DiffusionModel
+from image_data.grids import write_grid
 from runtime import devices
 from runtime import processes as Processes
 from runtime.atomic_file import complete_file
@@ -29,7 +29,7 @@ from training import loggers
 from training.checkpointing import Checkpointing
 from training.ema import Ema
 from training.posthoc_averages import PowerEmas
-from training.preview import Preview, write_grid
+from training.preview import Preview
 from training.progress import Progress
 
 GOING_BACK = 3  # times that a run which diverges is taken back to its last good checkpoint
@@ -72,7 +72,8 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
                     )
                     + "\n"
                 )
-            write_grid(to_float(run.unseen.images[:36]), run.run_dir / "samples" / "real.png")
+            real = run.unseen.images[:36].permute(0, 2, 3, 1).numpy()
+            write_grid(run.run_dir / "samples" / "real.png", real)
     except FileNotFoundError:
         raise
     except OSError as error:

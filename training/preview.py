@@ -5,10 +5,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torchvision.utils import save_image
 
 from DiffusionModel import DiffusionModel
-from runtime.atomic_file import complete_file
+from image_data.grids import pixels_of, write_grid
 from runtime.signals import Stop
 from sampling.guidance import Guided
 from sampling.samplers import Noise, time_grid, unipc
@@ -43,7 +42,7 @@ class Preview(pl.Callback):
         images = self.sample(pl_module)
         if images is not None:
             file = self.folder / f"step_{trainer.global_step:08d}.png"
-            write_grid(images, file)
+            write_grid(file, pixels_of(images))
             self.show(trainer, "samples", file)
 
     def sample(self, model: DiffusionModel) -> Tensor | None:
@@ -71,11 +70,3 @@ class Preview(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, Curves):
                 logger.show(tag, file, trainer.global_step)
-
-
-def write_grid(images: Tensor, path: Path) -> None:
-    """Write images (N,C,H,W) in [-1,1] as one PNG, all with the same value range."""
-    with complete_file(path) as temporary:
-        save_image(
-            images, temporary, nrow=round(len(images) ** 0.5), normalize=True, value_range=(-1, 1)
-        )

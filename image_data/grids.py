@@ -1,0 +1,84 @@
+"""Arrange images in a grid and write it as a PNG file.
+
+    write_grid("samples/t0000.png", images)                       # uint8 (N,H,W,C), about square
+    write_grid("samples/t0000.png", images, columns=8)
+    write_grid("samples/real.png", pixels_of(x))                  # x float (N,C,H,W) in [-1, 1]
+
+Letters in the shape comments: N images, C channels, H and W height and width.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from runtime.atomic_file import complete_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GAP = 2  # pixels between the images of a grid, and around them
+
+
+def square_columns(count: int) -> int:
+    """Number of columns with which a grid of `count` images is about as wide as high."""
+    return round(count**0.5)
+
+
+def image_grid(images: np.ndarray, columns: int = 0, gap: int = GAP) -> np.ndarray:
+    """Arrange uint8 images (N,H,W,C) row by row on black; returns uint8 (H',W',C).
+
+    columns: images in a row; 0 makes the grid about square.
+    gap: pixels between the images and around all of them.
+    """
+    N, H, W, C = images.shape
+    columns = min(columns or square_columns(N), N)
+    rows = -(-N // columns)
+    grid = np.zeros((rows * (H + gap) + gap, columns * (W + gap) + gap, C), np.uint8)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        top, left = gap + row * (H + gap), gap + column * (W + gap)
+        grid[top : top + H, left : left + W] = image
+    return grid
+
+
+def first_images(grid: np.ndarray, size: int, count: int) -> list[np.ndarray]:
+    """Cut the first images, at most `count`, out of the first row of a grid (H,W,C).
+
+    size: height and width of an image. Returns an empty list if the grid is too small for one.
+    """
+    height, width = grid.shape[:2]
+    gap = 0 if width == size else GAP  # a single image is stored without a frame
+    if height < size + gap:
+        return []
+    lefts = range(gap, width - size + 1, size + GAP)[:count]
+    return [grid[gap : gap + size, left : left + size] for left in lefts]
+
+
+def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """Make every pixel of (...,H,W,C) a square of scale x scale pixels."""
+    return image.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def pixels_of(x: "Tensor") -> np.ndarray:
+    """Images (N,C,H,W) in [-1, 1] -> uint8 (N,H,W,C).
+
+    Rounds as torchvision's `save_image` does, which can differ by one level from `to_uint8`.
+    """
+    unit = x.detach().float().clamp(-1, 1).add(1).div(2)
+    return unit.mul(255).add(0.5).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 (H,W,C) with 1 or 3 channels as a PNG file. Raises OSError."""
+    with complete_file(path) as temporary:
+        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(temporary)
+
+
+def write_grid(path: str | Path, images: np.ndarray, columns: int = 0) -> None:
+    """Write uint8 images (N,H,W,C) as a PNG file: a single image as it is, more as an RGB grid."""
+    if len(images) == 1:
+        write_png(path, images[0])
+    else:
+        write_png(path, image_grid(np.broadcast_to(images, (*images.shape[:3], 3)), columns))
