@@ -5,7 +5,7 @@
 #   bash run.sh fashionmnist                     or mnist, cifar10, a folder of images, an .npz file
 #   bash run.sh cifar10 --max-time 8h            whatever follows goes to train.py (see: python train.py --help)
 #   bash run.sh setup [DATASET]                  environment and data only: for a login node, before offline compute nodes
-#   bash run.sh test                             set up and run the tests
+#   bash run.sh test                             set up and run the tests; --all: the slow ones, too
 #   bash run.sh bench                            speed beside other projects', which it installs: a table (see benchmarks/)
 #   sbatch run.sh cifar10                        the same, as a SLURM job on one GPU, in runs/cifar10-JOB
 #   sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 run.sh cifar10         on eight: one task a GPU
@@ -90,8 +90,8 @@ case ${1:-} in
   setup) setup requirements.txt; dataset=$(resolve "${2:-shapes}"); cd "$here"
          exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
   test)  setup requirements.txt requirements-dev.txt; cd "$here"
-         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each worker has a core and a file of tests; four at most
-         exec "$PYTHON" -m pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=8 "${@:2}" ;;
+         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each worker has a core; four workers at most
+         exec "$PYTHON" -m pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=8 "${@:2}" ;;
   bench) setup requirements.txt benchmarks/requirements.txt; cd "$here"; exec "$PYTHON" benchmarks/speed.py "${@:2}" ;;
 esac
 

@@ -1,4 +1,4 @@
-"""What several tests share: a tiny dataset, a tiny trained run, the real datasets where they are in data/."""
+"""What several tests share: tiny data, tiny trained runs, the real datasets where they exist."""
 
 import shutil
 import sys
@@ -35,40 +35,41 @@ def copy_project(folder: Path) -> None:
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-TINY = [
-    "--width",
-    "8",
-    "--mults",
-    "1,2",
-    "--attention",
-    "4",
-    "--blocks",
-    "1",
-    "--image-size",
-    "8",
-    "--T",
-    "20",
-    "--batch-size",
-    "8",
-    "--lr",
-    "1e-3",
-    "--warmup",
-    "2",
-    "--val-every",
-    "6",
-    "--val-images",
-    "16",
-    "--log-every",
-    "1",
-    "--save-every",
-    "100",
-    "--device",
-    "cpu",
-    "--precision",
-    "32",
-    "--preset",
-    "paper",
-]
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", dest="all_tests", help="run slow tests, too")
+
+
+def slow_are_left_out(config) -> bool:
+    """Whether neither --all nor -m nor a test's own name (file.py::test) asks for slow tests."""
+    named = any("::" in argument for argument in config.args)
+    return not (config.option.all_tests or config.option.markexpr or named)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the slow tests out; where they run, begin with the files that have them.
+
+    Workers take tests from each other at the end: short ones there keep both busy. SLURM's
+    are the first of all, for a second cluster cannot start beside the first one.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow_are_left_out(config):
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+        return
+    files = {item.path for item in slow}
+    items.sort(key=lambda item: (item.path.name != "test_slurm.py", item.path not in files))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if slow_are_left_out(config):
+        terminalreporter.write_line("slow tests are left out; --all runs them, too")
+
+
+TINY = (
+    "--width 8 --mults 1,2 --attention 4 --blocks 1 --image-size 8 --T 20 --batch-size 8 --lr 1e-3"
+    " --warmup 2 --val-every 6 --val-images 16 --log-every 1 --save-every 100 --device cpu"
+    " --precision 32 --preset paper"
+).split()
 
 
 @pytest.fixture(scope="session")
@@ -77,15 +78,11 @@ def tiny_data(tmp_path_factory) -> Path:
     random = np.random.default_rng(0)
     file = tmp_path_factory.mktemp("data") / "tiny.npz"
     labels = random.integers(0, 2, 60)
-    images = (random.random((60, 8, 8, 3)) * 60 + 150 * labels[:, None, None, None]).astype(
-        np.uint8
-    )
-    unseen = (random.random((20, 8, 8, 3)) * 60 + 150 * labels[:20, None, None, None]).astype(
-        np.uint8
-    )
-    np.savez(
-        file, train_images=images, train_labels=labels, test_images=unseen, test_labels=labels[:20]
-    )
+    bright = 150 * labels[:, None, None, None]
+    images = (random.random((60, 8, 8, 3)) * 60 + bright).astype(np.uint8)
+    unseen = (random.random((20, 8, 8, 3)) * 60 + bright[:20]).astype(np.uint8)
+    of_training = {"train_images": images, "train_labels": labels}
+    np.savez(file, **of_training, test_images=unseen, test_labels=labels[:20])
     return file
 
 
@@ -95,47 +92,29 @@ def tiny_run(tiny_data, tmp_path_factory) -> Path:
     import train
 
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    assert (
-        train.main(
-            ["--dataset", str(tiny_data), "--run-dir", str(run_dir), "--max-steps", "12", *TINY]
-        )
-        == 0
-    )
+    data = ["--dataset", str(tiny_data), "--run-dir", str(run_dir)]
+    assert train.main([*data, *TINY, "--max-steps", "12"]) == 0
     return run_dir
 
 
 @pytest.fixture(scope="session")
 def conditional_run(tiny_data, tmp_path_factory):
-    """12 steps on `tiny_data` with its two classes, dark and bright, the averages kept every 4 steps."""
+    """12 steps on `tiny_data` with its two classes, dark and bright; averages every 4 steps."""
     import train
 
     run_dir = tmp_path_factory.mktemp("runs") / "conditional"
-    assert (
-        train.main(
-            [
-                "--dataset",
-                str(tiny_data),
-                "--run-dir",
-                str(run_dir),
-                "--max-steps",
-                "12",
-                *TINY,
-                "--save-every",
-                "4",
-                "--class-conditional",
-                "--posthoc-ema",
-                "--lr",
-                "1e-2",
-            ]
-        )
-        == 0
-    )
+    data = ["--dataset", str(tiny_data), "--run-dir", str(run_dir)]
+    classes = "--max-steps 12 --save-every 4 --class-conditional --posthoc-ema --lr 1e-2".split()
+    assert train.main([*data, *TINY, *classes]) == 0
     return run_dir
 
 
 @pytest.fixture
 def real_root():
-    """A function: name of a real dataset -> the data folder that has it; the test is skipped, saying so, where none has."""
+    """A function: name of a real dataset -> the data folder that has it.
+
+    The test is skipped, and says so, where none has.
+    """
 
     def find(name: str) -> str:
         folder = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "none"}[name]
@@ -149,7 +128,10 @@ def real_root():
 
 @pytest.fixture
 def refused(capsys):
-    """A function: run a script's main with arguments that it must refuse, with one line and status 2; -> that line."""
+    """A function: run a script's main with arguments that it must refuse; -> what it says.
+
+    That is one line on standard error, with exit status 2.
+    """
 
     def check(main, *argv) -> str:
         capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import hashlib
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import fork_server
 import torch
 from conftest import ROOT, TINY
 
@@ -18,43 +20,49 @@ from checkpoints import run_dir as RunFolder
 STEPS = 400
 
 
-THREADS = {
-    k: v for k, v in os.environ.items() if k == "OMP_NUM_THREADS"
-}  # those of this process: a test of several processes sets others
+# Those of this process: a test of several processes sets others.
+THREADS = {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
 
 
 RUN = [
     *TINY,
-    "--dropout",
-    "0.2",
-    "--flip",
-    "--val-every",
-    "150",
-    "--save-every",
-    "25",
-    "--max-steps",
-    str(STEPS),
+    *f"--dropout 0.2 --flip --val-every 150 --save-every 25 --max-steps {STEPS}".split(),
 ]
 
 
-class Process:
-    """train.py (or another script) as a user starts it, in a process group of its own; what it says is in `out`, `err`."""
+@functools.cache
+def server() -> fork_server.Server:
+    return fork_server.Server()
 
-    def __init__(self, folder, *argv, script="train.py", **environment):
+
+class Process:
+    """train.py (or another script) as a user starts it, in a process group of its own.
+
+    What it prints is in `out` and `err`. It is forked from a process that has imported torch
+    already, unless `fresh`, for what happens before that.
+    """
+
+    def __init__(self, folder, *argv, script="train.py", fresh=False, **environment):
         folder.mkdir(exist_ok=True, parents=True)
         self.files = [folder / f"said_{time.monotonic_ns()}.{name}" for name in ("out", "err")]
         clean = {
-            k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMP_NUM"))
-        } | THREADS
-        command = [sys.executable, *([str(ROOT / script)] if script else []), *map(str, argv)]
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "OMP_NUM"))
+        }
+        environment = clean | THREADS | environment
+        command = [*([str(ROOT / script)] if script else []), *map(str, argv)]
+        if not fresh and command[0] != "-m" and sys.platform == "linux":
+            self.popen = server().start(command, folder, environment, *self.files)
+            return
         with open(self.files[0], "w") as out, open(self.files[1], "w") as err:
             self.popen = subprocess.Popen(
-                command,
+                [sys.executable, *command],
                 cwd=folder,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                env=clean | environment,
+                env=environment,
             )
 
     @property
@@ -95,7 +103,7 @@ class Process:
 
 
 def runs(pid):
-    """Whether the process is there, and not only as a zombie that nobody has asked for its status."""
+    """Whether the process runs: a zombie does not."""
     with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0] != "Z"
     return False

@@ -238,7 +238,7 @@ def test_a_signal_while_torch_is_imported(tiny_data, tiny_run, tmp_path, script)
         "train.py": ["--dataset", tiny_data, "--run-dir"],
         "Inference.py": ["--ckpt", tiny_run, "--out"],
     }[script]
-    process = Process(tmp_path, *arguments, tmp_path / "run", script=script)
+    process = Process(tmp_path, *arguments, tmp_path / "run", script=script, fresh=True)
     with open(f"/proc/{process.popen.pid}/maps") as maps:
         process.until(lambda: (maps.seek(0), "libtorch" in maps.read())[1]).kill(signal.SIGUSR1)
     assert process.ends(10) == 75
@@ -263,7 +263,12 @@ def test_what_takes_seconds_is_finished_before_what_sigusr1_warns_of(
     what = {"make_gif.py": run_dir / "images" / "trajectory.npz", "report.py": run_dir}[script]
     for number, status in (signal.SIGUSR1, 0), (signal.SIGTERM, 143):
         process = Process(
-            tmp_path / number.name, what, "--out", tmp_path / number.name / out, script=script
+            tmp_path / number.name,
+            what,
+            "--out",
+            tmp_path / number.name / out,
+            script=script,
+            fresh=True,
         )
         with open(f"/proc/{process.popen.pid}/maps") as maps:
             process.until(lambda maps=maps: (maps.seek(0), "numpy" in maps.read())[1]).kill(number)
