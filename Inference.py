@@ -18,14 +18,11 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from runtime import flags
 from runtime.arguments import Parser, interval, whole
 from runtime.signals import Stop
-
-if TYPE_CHECKING:
-    pass
 
 
 def steps(text: str) -> list[int]:
@@ -165,33 +162,29 @@ def main(argv: list[str] | None = None) -> int:
 
     from image_data.grids import write_grid
     from image_data.npz_files import write_npz
-    from runtime import devices, terminal
-    from runtime import processes as Processes
+    from runtime import devices, launcher, terminal
     from sampling import generate
 
-    try:
-        processes = Processes.launch(devices.pick_device(args.device), args.devices, args.num_nodes)
-    except ValueError as error:
-        parser.error(str(error))
-    first, prepared, refusal = processes.global_rank == 0, None, ""
-    try:
-        prepared = generate.plan(args, processes.device)
-        if first:
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / ".writable").touch()  # told now, not after the sampling
-            (args.out / ".writable").unlink()
-    except OSError as error:
-        refusal = (
-            f"{error.filename}: {error.strerror}; choose a place that can be used"
-            if error.filename
-            else str(error)
-        )
-    except ValueError as error:
-        refusal = str(error)
-    refusal = processes.broadcast(next(filter(None, Processes.gather(processes, refusal)), ""))
-    if refusal or not prepared:
-        Processes.part(processes)
-        parser.error(refusal) if first else sys.exit(Processes.own_status(2))
+    # interpolation also walks from images to noise, which takes float32
+    precision = "32" if args.interpolate else args.precision
+    machine = launcher.launch(parser.prog, args.device, precision, args.devices, args.num_nodes)
+    processes = machine.processes
+
+    def prepare(_: None) -> tuple[Any, None]:
+        try:
+            prepared = generate.plan(args, processes.device)
+            if processes.is_first:  # fail now, not after the sampling
+                args.out.mkdir(parents=True, exist_ok=True)
+                (args.out / ".writable").touch()
+                (args.out / ".writable").unlink()
+        except OSError as error:
+            if not error.filename:
+                raise
+            message = f"{error.filename}: {error.strerror}; choose a place that can be used"
+            raise ValueError(message) from None
+        return prepared, None
+
+    prepared = machine.prepare(prepare)
     model, image, saved, frames, total = (
         prepared.model,
         prepared.image,
@@ -200,9 +193,6 @@ def main(argv: list[str] | None = None) -> int:
         prepared.total,
     )
     rank, world = processes.global_rank, processes.world_size
-    precision = devices.pick_precision(
-        processes.device.type, "32" if args.interpolate else args.precision
-    )  # there the steps go back, too
     share = range(total * rank // world, total * (rank + 1) // world)
     try:
         if args.ckpt and len(share):
@@ -210,19 +200,19 @@ def main(argv: list[str] | None = None) -> int:
                 model,
                 args.compile,
                 min(args.batch_size, len(share)) * (1 if args.guidance == 1 else 2),
-                precision,
-                print if first else lambda *_, **__: None,
+                machine.precision,
+                processes.print,
             )
-        with torch.autocast(processes.device.type, torch.bfloat16, enabled=precision != "32-true"):
+        with torch.autocast(
+            processes.device.type, torch.bfloat16, enabled=machine.precision != "32-true"
+        ):
             parts = (
-                Processes.gather(
-                    processes, generate.reverse(prepared, share, args.seed, args.batch_size)
-                )
+                processes.gather(generate.reverse(prepared, share, args.seed, args.batch_size))
                 if args.ckpt
                 else []
             )
-        Processes.part(processes)
-        if not first:
+        processes.leave()
+        if not machine.is_first:
             return 0
         if args.ckpt:
             kept, predicted, x_0 = generate.joined(parts, prepared.order)
@@ -271,12 +261,8 @@ def main(argv: list[str] | None = None) -> int:
         ):  # of an earlier run: its pictures are not to stand beside these
             if re.fullmatch(r"(x0_)?t\d{4,6}", old.stem) and old.stem not in written:
                 old.unlink()
-    except (torch.OutOfMemoryError, MemoryError):
-        print(
-            f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}",
-            file=sys.stderr,
-        )
-        return Processes.desert(processes, 2)
+    except launcher.OUT_OF_MEMORY:
+        return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     if args.preview:

@@ -179,44 +179,29 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from evaluation import evaluation
-    from runtime import devices
-    from runtime import processes as Processes
+    from runtime import launcher
 
+    machine = launcher.launch(
+        parser.prog, args.device, args.precision, args.devices, args.num_nodes
+    )
+    processes = machine.processes
+    args.precision = machine.precision
+    if args.num is None:
+        args.num = 50_000 if machine.device.type == "cuda" else 1000
     try:
-        device = devices.pick_device(args.device)
-        args.precision = devices.pick_precision(device, args.precision)
-        processes = Processes.launch(device, args.devices, args.num_nodes)
-    except ValueError as error:
-        parser.error(str(error))
-    args.num = args.num if args.num is not None else 50_000 if device == "cuda" else 1000
-    args.precision = processes.broadcast(args.precision)
-    first = processes.global_rank == 0
-    try:
-        prepared, refusal = Processes.in_turn(
-            processes, lambda path: evaluation.prepare(args, path, processes), args.ckpt
+        prepared = machine.prepare(
+            lambda path: evaluation.prepare(args, path, processes), args.ckpt
         )
-        if not prepared:
-            Processes.part(processes)
-            parser.error(refusal) if first else sys.exit(Processes.own_status(2))
         evaluation.draw(args, prepared, processes)
-        Processes.part(processes)  # the rest is the first one's, with nobody waiting
-        if first:
+        processes.leave()  # the first process measures, and none waits for it
+        if machine.is_first:
             evaluation.measure(args, prepared)
     except torch.OutOfMemoryError:
-        print(
-            f"{parser.prog}: error: out of memory: choose a smaller --batch-size than {args.batch_size}",
-            file=sys.stderr,
-        )
-        return Processes.desert(processes, 2)
+        return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except MemoryError:
-        print(
-            f"{parser.prog}: error: out of memory: choose a smaller --num, or fewer --references",
-            file=sys.stderr,
-        )
-        return Processes.desert(processes, 2)
+        return machine.fail("out of memory: choose a smaller --num, or fewer --references")
     except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return Processes.desert(processes, 2)
+        return machine.fail(str(error))
     return 0
 
 

@@ -355,21 +355,19 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     unarmed, stop = stop is None, stop or Stop()
 
     from checkpoints import checkpoint
-    from runtime import devices
-    from runtime import processes as Processes
+    from runtime import launcher
     from training import fit
 
-    try:
-        device = devices.pick_device(args.device)
-        precision = devices.pick_precision(device, args.precision)
-        processes = Processes.launch(device, args.devices, args.num_nodes)
-    except ValueError as error:
-        parser.error(str(error))
+    machine = launcher.launch(
+        parser.prog, args.device, args.precision, args.devices, args.num_nodes
+    )
+    processes = machine.processes
+    device, precision = machine.device.type, machine.precision
     preset = args.preset if args.preset != "auto" else "paper" if device == "cuda" else "laptop"
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
 
-    first = processes.global_rank == 0
+    first = machine.is_first
     with contextlib.ExitStack() as held:
         if unarmed:
             stop.arm()
@@ -383,13 +381,8 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
                 )
             return (run, path, checkpoint.read(path) if path else None), path
 
-        begun, refusal = Processes.in_turn(
-            processes, begin
-        )  # the first alone downloads and decodes the data, and settles where to go on
-        if not begun:
-            Processes.part(processes)
-            parser.error(refusal) if first else sys.exit(Processes.own_status(2))
-        run, path, resume = begun
+        # the first process downloads the data and finds the checkpoint to resume from
+        run, path, resume = machine.prepare(begin)
         if first:
             size = sum(p.numel() for p in run.model.parameters())
             chosen = f" (chosen for {device})" if args.preset == "auto" else ""
@@ -422,11 +415,9 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
                 )
             try:
                 status = fit.fit(args, run, resume, processes, precision, stop)
-            except fit.Refused as error:
-                if first or not error.by_all:
-                    print(f"{parser.prog}: error: {error}", file=sys.stderr)
-                status = Processes.own_status(2) if error.by_all else Processes.desert(processes, 2)
-        Processes.part(processes)
+            except launcher.Refused as error:
+                status = machine.fail(str(error), by_all=error.by_all)
+        processes.leave()
         return status
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from checkpoints import checkpoint, run_dir
 from Dataset import DiffSet
 from evaluation import features, metrics, results
 from runtime import devices
-from runtime import processes as Processes
+from runtime.processes import Processes
 from sampling import sample_sets
 from sampling import samplers as Sampler
 
@@ -26,7 +25,7 @@ AUDITED = 1000  # samples that are compared with every training image
 STEPS = (5, 10, 20, 50)  # of a sweep
 
 
-def prepare(args: Namespace, path: Path, processes: Fabric) -> tuple[Namespace, Path]:
+def prepare(args: Namespace, path: Path, processes: Processes) -> tuple[Namespace, Path]:
     """The model, the real images, the networks that judge, how samples are drawn: with all that is wrong known before the first
     of them; and the checkpoint's file, for the other processes. Raises ValueError or OSError, in one line."""
     loaded = checkpoint.load_model(path, processes.device, args.weights == "ema", args.ema_length)
@@ -128,7 +127,7 @@ def folder(args: Namespace, prepared: Namespace, how: Namespace) -> Path:
     )
 
 
-def draw(args: Namespace, prepared: Namespace, processes: Fabric) -> None:
+def draw(args: Namespace, prepared: Namespace, processes: Processes) -> None:
     """Write all samples that are not there yet. Raises OSError."""
     place = (processes.global_rank, processes.world_size)
     if args.num and args.compile != "off":
@@ -148,7 +147,7 @@ def draw(args: Namespace, prepared: Namespace, processes: Fabric) -> None:
     prepared.model.compiled.clear()  # a likelihood needs gradients, in another precision
 
 
-def compile_network(args: Namespace, prepared: Namespace, processes: Fabric) -> None:
+def compile_network(args: Namespace, prepared: Namespace, processes: Processes) -> None:
     """Compile the network where some samples are wanted. Where one of the processes cannot, none does, and no sample is said to be."""
     model, worked = prepared.model, True
     if any(
@@ -162,9 +161,9 @@ def compile_network(args: Namespace, prepared: Namespace, processes: Fabric) -> 
             args.compile,
             batch,
             args.precision,
-            print if processes.global_rank == 0 else lambda *_, **__: None,
+            processes.print,
         )
-    if not processes.broadcast(all(Processes.gather(processes, worked))):
+    if not processes.broadcast(all(processes.gather(worked))):
         model.compiled.clear()
         for how in prepared.hows:
             del how.compiled

@@ -7,9 +7,11 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+Precision = Literal["bf16-mixed", "32-true"]  # Lightning's names
 
 
 def pick_device(name: str) -> str:
@@ -26,7 +28,7 @@ def pick_device(name: str) -> str:
     return next(n for n, ok in there.items() if ok and name in ("auto", n))
 
 
-def pick_precision(device: str, name: str) -> Any:
+def pick_precision(device: str, name: str) -> Precision:
     """Lightning's name of the precision; "auto" is bf16 autocast where `device` computes in it, and float32 elsewhere."""
     if name == "auto":
         flags = (
@@ -38,7 +40,7 @@ def pick_precision(device: str, name: str) -> Any:
             device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         ) or bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
         name = "bf16" if fast else "32"
-    return {"bf16": "bf16-mixed", "32": "32-true"}[name]
+    return "bf16-mixed" if name == "bf16" else "32-true"
 
 
 def hardware(device: str) -> str:

@@ -1,7 +1,10 @@
-"""The processes that share the work of a run: started here, by srun or by torchrun; how they agree, fail and end.
+"""The processes that share the work of a run: started here, by srun or by torchrun.
 
-processes = launch("cpu", devices=2)                        # starts the second one, or finds those of srun or torchrun
-processes.global_rank, processes.world_size, processes.broadcast(x), processes.barrier()
+    processes = launch_processes("cpu", devices=2)   # starts the second one
+    losses = processes.gather(loss)                  # on the first process: one of each process
+    processes.leave()                                # before a process ends
+
+Rank 0 is the first process: it alone reads what is not there yet, writes files and prints.
 """
 
 import logging
@@ -12,8 +15,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -23,184 +27,250 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-PARENT = "DDPM_STARTED_BY"  # environment variable: the process that started the others
-PATIENCE = timedelta(hours=2)  # the others wait while the first one downloads and decodes the data
+PARENT_VARIABLE = "DDPM_STARTED_BY"  # environment variable: id of the process that starts others
+TIMEOUT = timedelta(hours=2)  # the other processes wait while the first downloads the data
+
+T = TypeVar("T")
+Result = TypeVar("Result")
 
 
-def started_elsewhere() -> tuple[ClusterEnvironment, int, int] | None:
-    """What srun or torchrun started: where it is described, processes a node, nodes; None where there is one process."""
-    if TorchElasticEnvironment.detect():  # first, for torchrun may itself have been started by srun
-        return (
-            TorchElasticEnvironment(),
-            int(os.environ["LOCAL_WORLD_SIZE"]),
-            int(os.environ["GROUP_WORLD_SIZE"]),
-        )
-    tasks, nodes = (
-        int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)),
-        int(os.environ.get("SLURM_STEP_NUM_NODES", 1)),
-    )
-    if tasks > 1 and "SLURM_PROCID" in os.environ:
-        if tasks % nodes:
-            raise ValueError(
-                f"{tasks} tasks do not spread evenly over {nodes} nodes: give --ntasks-per-node"
-            )
-        os.environ["SLURM_NTASKS_PER_NODE"] = str(
-            tasks // nodes
-        )  # srun -n2 leaves it out, and Lightning asks for it
-        return (
-            SLURMEnvironment(auto_requeue=False),
-            tasks // nodes,
-            nodes,
-        )  # run.sh puts a job back into the queue
-    return None
+class Refused(ValueError):
+    """Bad input, in one line. `by_all`: every process raises it, not this one alone."""
+
+    def __init__(self, message: str, by_all: bool = False):
+        super().__init__(message)
+        self.by_all = by_all
 
 
-def environment() -> ClusterEnvironment:
-    """Where Lightning is to read this process's place from; never the one it would guess."""
-    elsewhere = started_elsewhere()
-    return elsewhere[0] if elsewhere else LightningEnvironment()
+@dataclass(frozen=True)
+class Processes:
+    """All processes of a run, seen from one of them. With a single process nothing waits."""
+
+    fabric: Fabric
+
+    @property
+    def device(self) -> torch.device:
+        return self.fabric.device
+
+    @property
+    def global_rank(self) -> int:
+        return self.fabric.global_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.fabric.world_size
+
+    @property
+    def num_nodes(self) -> int:
+        return getattr(self.fabric.strategy, "num_nodes", 1)
+
+    @property
+    def is_first(self) -> bool:
+        return self.global_rank == 0
+
+    def print(self, *values: object, **options: Any) -> None:
+        """Print on the first process only."""
+        if self.is_first:
+            print(*values, **options)
+
+    def broadcast(self, value: T) -> T:
+        """Return the first process's `value` on every process."""
+        try:
+            return self.fabric.broadcast(value)
+        except RuntimeError as error:
+            self.abort_on_lost_process(error)
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's `value` on the first process, and an empty list on the others."""
+        if self.world_size == 1:
+            return [value]
+        gathered: Any = [None] * self.world_size if self.is_first else None
+        try:
+            # gloo, also beside NCCL, which moves tensors on GPUs only
+            group: Any = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
+            torch.distributed.gather_object(value, gathered, group=group)
+        except RuntimeError as error:
+            self.abort_on_lost_process(error)
+        return gathered or []
+
+    def first_then_others(
+        self, make: Callable[[Any], tuple[Result, Any]], shared: Any = None
+    ) -> Result:
+        """Call `make(shared)` on the first process, then on all others at once.
+
+        `make` returns its result and the value that the other processes get as `shared`. Where it
+        raises ValueError or OSError on any process, all raise Refused with that message.
+        """
+        result: Any = None
+        refusal = ""
+        for is_turn in (self.is_first, not self.is_first):
+            if is_turn and not refusal:
+                try:
+                    result, shared = make(shared)
+                except (OSError, ValueError) as error:
+                    refusal = str(error)
+            first_refusal = next(filter(None, self.gather(refusal)), "")
+            refusal, shared = self.broadcast((first_refusal, shared))
+        if refusal:
+            raise Refused(refusal, by_all=True)
+        return result
+
+    def leave(self) -> None:
+        """Wait for all processes, then disconnect. Whoever ends earlier breaks connections."""
+        if self.world_size > 1:
+            try:
+                self.fabric.barrier()
+                torch.distributed.destroy_process_group()
+            except RuntimeError as error:
+                self.abort_on_lost_process(error)
+
+    def abort(self, status: int) -> int:
+        """End this process at once where others wait for it; return `status` where it is alone.
+
+        Processes that talk over gloo notice the loss by themselves. Those over NCCL are ended by
+        srun, by torchrun or by the process that started them.
+        """
+        if self.world_size > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
+
+    def abort_on_lost_process(self, error: RuntimeError) -> NoReturn:
+        """Report that another process is gone and abort; raise any other `error` again."""
+        if not is_lost_process(error):
+            raise error
+        message = "another process is gone: run the same command again"
+        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+        sys.exit(self.abort(1))
 
 
-def launch(device: str, devices: int | None = None, nodes: int | None = None) -> Fabric:
-    """The processes that share the work, each with a device of its own, `devices` a node: as many as srun or torchrun
-    started, else this one, which starts the others by running its command again. They talk over NCCL on GPUs, gloo on CPUs.
+def is_lost_process(error: BaseException) -> bool:
+    """Return whether a collective failed because another process did not respond."""
+    pattern = "gloo|nccl|connection|peer"
+    return isinstance(error, RuntimeError) and bool(re.search(pattern, str(error), re.IGNORECASE))
 
-    Raises ValueError where what is asked for is not what was started, or is not there.
-    """
-    quiet()
-    elsewhere = started_elsewhere()
-    if elsewhere and (
-        (devices or elsewhere[1]) != elsewhere[1] or (nodes or elsewhere[2]) != elsewhere[2]
-    ):
+
+def detect_external_launcher() -> tuple[ClusterEnvironment, int, int] | None:
+    """Return the environment, processes a node and nodes of srun or torchrun, if one is used."""
+    if TorchElasticEnvironment.detect():  # first, because srun may have started torchrun
+        processes_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        return TorchElasticEnvironment(), processes_per_node, int(os.environ["GROUP_WORLD_SIZE"])
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if tasks == 1 or "SLURM_PROCID" not in os.environ:
+        return None
+    if tasks % nodes:
         raise ValueError(
-            f"--devices {devices} and --num-nodes {nodes} are not the {elsewhere[1]} tasks on each of {elsewhere[2]} "
-            "nodes that were started: leave them out"
+            f"{tasks} tasks do not spread evenly over {nodes} nodes: give --ntasks-per-node"
         )
-    devices, nodes = elsewhere[1:] if elsewhere else (devices or 1, nodes or 1)
+    # Lightning reads this variable, which srun -n2 does not set
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)
+    # run.sh puts a job back into the queue, not Lightning
+    return SLURMEnvironment(auto_requeue=False), tasks // nodes, nodes
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Return where Lightning reads rank and world size; its own guess is never used."""
+    external = detect_external_launcher()
+    return external[0] if external else LightningEnvironment()
+
+
+def resolve_layout(device: str, devices: int | None, nodes: int | None) -> tuple[int, int]:
+    """Return processes a node and nodes. Raises ValueError where they cannot be had."""
+    external = detect_external_launcher()
+    if external:
+        _, started, started_nodes = external
+        if (devices or started) != started or (nodes or started_nodes) != started_nodes:
+            raise ValueError(
+                f"--devices {devices} and --num-nodes {nodes} are not the {started} tasks on each "
+                f"of {started_nodes} nodes that were started: leave them out"
+            )
+        devices, nodes = started, started_nodes
+    devices, nodes = devices or 1, nodes or 1
     if device == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(
-            f"{devices} processes on this machine, and it has {torch.cuda.device_count()} GPUs for them: "
-            "give fewer --devices, or in a job as many GPUs as tasks a node, with --gres=gpu:N"
+            f"{devices} processes on this machine, and it has {torch.cuda.device_count()} GPUs "
+            "for them: give fewer --devices, or in a job as many GPUs as tasks a node, "
+            "with --gres=gpu:N"
         )
     if device == "mps" and devices > 1:
         raise ValueError(f"--devices {devices}: there is one mps device")
+    return devices, nodes
+
+
+def launch_processes(
+    device: str, devices: int | None = None, nodes: int | None = None
+) -> Processes:
+    """Join the processes that srun or torchrun started, or start `devices` of them on this node.
+
+    The first process starts the others by running its own command again. Each has a device of its
+    own; they talk over NCCL on GPUs and over gloo on CPUs. Raises ValueError where `devices` and
+    `nodes` are not those that were started, or are not there.
+    """
+    silence_lightning()
+    devices, nodes = resolve_layout(device, devices, nodes)
     if devices * nodes == 1:
-        return Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()])
-    if elsewhere is None and PARENT in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-        if not started_here():
-            os._exit(1)  # who started this one is gone already
-        threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
-    elif elsewhere is None:
-        os.environ[PARENT] = str(os.getpid())
-    strategy = DDPStrategy(timeout=PATIENCE)
-    processes = Fabric(
+        return Processes(Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()]))
+    if detect_external_launcher() is None:
+        watch_parent_or_become_it()
+    fabric = Fabric(
         accelerator=device,
         devices=devices,
         num_nodes=nodes,
-        strategy=strategy,
-        plugins=[environment()],
+        strategy=DDPStrategy(timeout=TIMEOUT),
+        plugins=[cluster_environment()],
     )
-    processes.launch()
-    return processes
+    fabric.launch()
+    return Processes(fabric)
 
 
-def gather(processes: Fabric, mine: Any) -> list[Any]:
-    """What each process has, in their order, for the first process; an empty list for the others."""
-    if processes.world_size == 1:
-        return [mine]
-    parts = [None] * processes.world_size if processes.global_rank == 0 else None
-    try:
-        group: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-        torch.distributed.gather_object(mine, parts, group=group)
-    except RuntimeError as error:
-        alone(processes, error)
-    return parts or []
+def watch_parent_or_become_it() -> None:
+    """In a child process, end when the parent does; else mark this process as the parent."""
+    is_child = PARENT_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+    if not is_child:
+        os.environ[PARENT_VARIABLE] = str(os.getpid())
+        return
+    if not was_launched_here():
+        os._exit(1)  # the parent is gone already
+    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def alone(processes: Fabric, error: RuntimeError) -> None:
-    """Where `error` is that of a collective in which another process did not answer, say so and end; else raise it."""
-    if not is_loss(error):
-        raise error
-    print(
-        f"{os.path.basename(sys.argv[0])}: another process is gone: run the same command again",
-        file=sys.stderr,
-    )
-    desert(processes, 1)
+def was_launched_here() -> bool:
+    """Return whether `launch_processes` in another process started this one."""
+    return os.environ.get(PARENT_VARIABLE) == str(os.getppid())
 
 
-def in_turn(
-    processes: Fabric, make: Callable[[Any], tuple[Any, Any]], told: Any = None
-) -> tuple[Any, str]:
-    """What make(told) gives in each process, of the first alone at first: what it tells in its second value is what the others are
-    told. Where it raises ValueError or OSError in any, all get None and its message."""
-    first, made, refusal = processes.global_rank == 0, None, ""
-    for mine in (first, not first):
-        if mine and not refusal:
-            try:
-                made, told = make(told)
-            except (OSError, ValueError) as error:
-                refusal = str(error)
-        refusal, told = processes.broadcast(
-            (next(filter(None, gather(processes, refusal)), ""), told)
-        )
-    return (None, refusal) if refusal else (made, "")
+def own_exit_status(status: int) -> int:
+    """Return the exit status of this process when all processes end with `status` in good order.
+
+    It is 0 in a child process: the parent reports the status, and Lightning would kill the parent
+    if a child ended with anything else.
+    """
+    return 0 if was_launched_here() else status
 
 
-def part(processes: Fabric) -> None:
-    """The processes wait for each other and let go: one that ends earlier would take the others' connections with it."""
-    if processes.world_size > 1:
-        try:
-            processes.barrier()
-            torch.distributed.destroy_process_group()
-        except RuntimeError as error:
-            alone(processes, error)
-
-
-def desert(processes: Fabric, status: int) -> int:
-    """For a process that has failed alone: where others wait for it, it ends here, at once; else -> `status`. Those that
-    talk over gloo notice by themselves, those over NCCL are ended by srun, torchrun or the one that started them."""
-    if processes.world_size > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
-
-
-def is_loss(error: BaseException) -> bool:
-    """Whether `error` is that of a collective in which another process did not answer."""
-    return isinstance(error, RuntimeError) and bool(
-        re.search("gloo|nccl|connection|peer", str(error), re.IGNORECASE)
-    )
-
-
-def started_here() -> bool:
-    """Whether `launch` in another process has started this one."""
-    return os.environ.get(PARENT) == str(os.getppid())
-
-
-def own_status(status: int) -> int:
-    """The exit status of this process where all end in good order: 0 where another has started it, which reports the status
-    and which Lightning would kill if this one ended with anything else."""
-    return 0 if started_here() else status
-
-
-def follow(parent: int) -> None:
-    """End this process when the one that started it is gone: a collective that waits for it would wait for many minutes."""
+def exit_with_parent(parent: int) -> None:
+    """End this process when `parent` is gone: a collective would wait for it for many minutes."""
     while os.getppid() == parent:
         time.sleep(1)
-    os.write(
-        2,
-        f"{os.path.basename(sys.argv[0])}: the first process is gone: run the same command again\n".encode(),
-    )
+    message = "the first process is gone: run the same command again"
+    os.write(2, f"{os.path.basename(sys.argv[0])}: {message}\n".encode())
     os._exit(1)
 
 
-def quiet() -> None:
-    """Silence Lightning's hints about things that are meant here, and the traceback of TensorBoard's thread where it cannot
-    write: Run says that once."""
+def silence_lightning() -> None:
+    """Silence hints of Lightning, and tracebacks of threads that cannot write.
+
+    The hints are about what is done here on purpose. A full disk, which TensorBoard's thread meets,
+    is reported by the training itself.
+    """
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    threading.excepthook = lambda args: (
-        None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
-    )
+
+    def print_traceback(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, OSError):
+            threading.__excepthook__(args)
+
+    threading.excepthook = print_traceback

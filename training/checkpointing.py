@@ -12,7 +12,7 @@ import torch
 
 from checkpoints.run_dir import keep_newest, last
 from DiffusionModel import SKIPS, DiffusionModel
-from runtime.processes import is_loss
+from runtime.processes import is_lost_process
 from runtime.signals import AGAIN, SIGNALS, Stop
 
 TIME_IS_OVER = 1000  # a request to stop because of --max-time; larger than any signal's number
@@ -195,7 +195,7 @@ class Checkpointing(pl.Callback):
 
         Lightning would first wait for a collective on the device that can no longer complete.
         """
-        if trainer.world_size > 1 and is_loss(exception):
+        if trainer.world_size > 1 and is_lost_process(exception):
             reason = " ".join(str(exception).split())[:100]
             print(
                 f"train.py: another process of this run is gone at step {trainer.global_step}; "

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric import Fabric
 from pytorch_lightning.strategies import DDPStrategy
 
 from checkpoints import checkpoint as Checkpoint
@@ -22,8 +21,8 @@ from checkpoints import run_dir as RunFolder
 from DiffusionModel import DiffusionModel
 from image_data.grids import write_grid
 from runtime import devices
-from runtime import processes as Processes
 from runtime.atomic_file import complete_file
+from runtime.processes import Processes, Refused, cluster_environment, own_exit_status
 from runtime.signals import Stop, status
 from training import loggers
 from training.checkpointing import Checkpointing
@@ -33,14 +32,6 @@ from training.preview import Preview
 from training.progress import Progress
 
 GOING_BACK = 3  # times that a run which diverges is taken back to its last good checkpoint
-
-
-class Refused(ValueError):
-    """What was asked for cannot be done; the message says why, in one line. `by_all` processes, or by this one alone."""
-
-    def __init__(self, message: str, by_all: bool = False):
-        super().__init__(message)
-        self.by_all = by_all
 
 
 def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) -> Path | None:
@@ -97,7 +88,7 @@ def fit(
     args: Namespace,
     run: Any,
     resume: dict[str, Any] | None,
-    processes: Fabric,
+    processes: Processes,
     precision: Any,
     stop: Stop,
 ) -> int:
@@ -109,7 +100,7 @@ def fit(
         run.run_dir,
         run.model,
     )
-    nodes = getattr(processes.strategy, "num_nodes", 1)
+    nodes = processes.num_nodes
     say = print if first else lambda *_, **__: None
     elapsed, stop.waits = (
         0.0,
@@ -155,7 +146,7 @@ def fit(
             strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
             if world > 1
             else "auto",
-            plugins=[RunFolder.CompleteCheckpointIO(resume), Processes.environment()],
+            plugins=[RunFolder.CompleteCheckpointIO(resume), cluster_environment()],
             precision=precision,
             max_steps=args.max_steps,
             max_epochs=-1,
@@ -211,7 +202,7 @@ def fit(
                 file=sys.stderr,
                 flush=True,
             )
-            return Processes.desert(processes, 1)
+            return processes.abort(1)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if not resume or checkpoints.started:
                 raise
@@ -227,7 +218,7 @@ def fit(
                 f"stopped by {checkpoints.stopped_by.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on",
                 flush=True,
             )
-            return Processes.own_status(status(checkpoints.stopped_by))
+            return own_exit_status(status(checkpoints.stopped_by))
         if not checkpoints.diverged:
             say(
                 f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}"
@@ -238,18 +229,14 @@ def fit(
                 ),
                 flush=True,
             )
-            return (
-                Processes.own_status(status(checkpoints.stopped_by))
-                if checkpoints.stopped_by
-                else 0
-            )
+            return own_exit_status(status(checkpoints.stopped_by)) if checkpoints.stopped_by else 0
         if model.stream == GOING_BACK:
             say(
                 f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {RunFolder.last(run_dir)}; "
                 "try a smaller --lr",
                 file=sys.stderr,
             )
-            return Processes.own_status(1)
+            return own_exit_status(1)
         stream, elapsed, refusal = model.stream + 1, checkpoints.seconds(), ""
         try:  # to a checkpoint saved for its step's number: a run that was stopped in between goes back to the same place
             resume = (

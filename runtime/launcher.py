@@ -1,0 +1,77 @@
+"""The one way in which a script starts its work: device, precision, processes, errors, exit status.
+
+    machine = launch("train.py", device="auto", precision="auto", devices=2)
+    model = machine.prepare(lambda _: (load(), None))   # first process first; bad input ends all
+    ...
+    except OUT_OF_MEMORY:
+        return machine.fail("out of memory: choose a smaller --batch-size")
+
+Bad input is one line on standard error, from one process, and the exit status is 2.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from runtime.devices import Precision, pick_device, pick_precision
+from runtime.processes import Processes, Refused, launch_processes, own_exit_status
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # of the device, of the host
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a script runs on, the same in each of its processes but for their devices and ranks."""
+
+    prog: str  # name of the script, for error messages
+    device: torch.device  # of this process
+    precision: Precision
+    processes: Processes
+
+    @property
+    def is_first(self) -> bool:
+        return self.processes.is_first
+
+    def prepare(self, make: Callable[[Any], tuple[Result, Any]], shared: Any = None) -> Result:
+        """Call `make` on the first process, then on the others: see `Processes.first_then_others`.
+
+        Where one of them raises ValueError or OSError, all exit, and the first prints the message.
+        """
+        try:
+            return self.processes.first_then_others(make, shared)
+        except Refused as refusal:
+            self.processes.leave()
+            sys.exit(self.fail(str(refusal), by_all=True))
+
+    def fail(self, message: str, by_all: bool = False) -> int:
+        """Print one line and return exit status 2.
+
+        Where this process alone fails and others wait for it, it ends here. Where all fail with the
+        same message, the first process prints it.
+        """
+        if self.is_first or not by_all:
+            print(f"{self.prog}: error: {message}", file=sys.stderr)
+        return own_exit_status(2) if by_all else self.processes.abort(2)
+
+
+def launch(
+    prog: str,
+    device: str = "auto",
+    precision: str = "auto",
+    devices: int | None = None,
+    num_nodes: int | None = None,
+) -> Machine:
+    """Pick the device and the precision and launch the processes; exit where that cannot be."""
+    try:
+        device_type = pick_device(device)
+        processes = launch_processes(device_type, devices, num_nodes)
+    except ValueError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    chosen = processes.broadcast(pick_precision(device_type, precision))
+    return Machine(prog, processes.device, chosen, processes)
