@@ -10,6 +10,7 @@ callers check types and shapes (`is_image_array`) before they use an array.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,7 +48,7 @@ def read_npz(
 
 
 def is_image_array(array: np.ndarray, ndim: int = 4) -> bool:
-    """Whether an array is uint8 (...,H,W,C) of `ndim` dimensions with 1 or 3 channels, not empty."""
+    """Whether an array is uint8 (...,H,W,C), `ndim`-dimensional, not empty, C is 1 or 3."""
     if array.dtype != np.uint8 or array.ndim != ndim:
         return False
     return array.shape[-1] in (1, 3) and array.size > 0
@@ -55,5 +56,6 @@ def is_image_array(array: np.ndarray, ndim: int = 4) -> bool:
 
 def write_npz(path: str | Path, **arrays: ArrayLike) -> None:
     """Write arrays by name. The file appears when it is complete. Raises OSError."""
+    converted: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     with complete_file(path) as temporary:
-        np.savez(temporary, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+        np.savez(temporary, **converted)

@@ -1,8 +1,8 @@
-"""The built-in dataset: one coloured shape on a darker ground, drawn, so that nothing need be downloaded.
+"""The built-in dataset: a coloured shape on a darker background, generated, with no download.
 
-    images, labels = draw(20_000, 32, seed=0)                        # uint8 (20000,3,32,32), numbers of KINDS (20000,)
+    images, labels = draw(20_000, 32, seed=0)    # uint8 (20000,3,32,32), indices of KINDS (20000,)
 
-Letters in the shape columns: N images, n of them at once.
+Letters in the shape columns: N images, n images of a chunk.
 """
 
 import numpy as np
@@ -12,43 +12,53 @@ from torch import Tensor
 from runtime.randomness import Purpose
 
 KINDS = ("circle", "triangle", "square", "pentagon", "star")
+CIRCLE, STAR = KINDS.index("circle"), KINDS.index("star")
+CORNERS = (3, 3, 4, 5, 5)  # of each kind; those of the circle are not used
+CHUNK = 1000  # images drawn at once, which bounds the memory
 
 
 def draw(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` images of one coloured shape on a darker ground: uint8 (N,3,size,size) and its kind (N,).
+    """Draw `count` images, each of one shape: uint8 (N,3,size,size), and its kind (N,).
 
-    Image i depends on (seed, i) alone. The edge is a function rho of the angle, so that all kinds are drawn at once.
+    Image i is a function of (seed, i). All kinds are drawn in the same way: the distance of the
+    edge from the centre is a function of the angle.
     """
-    u = np.stack(
-        [np.random.default_rng((seed, Purpose.SHAPE, i)).random(10) for i in range(count)]
-    ).astype(np.float32)  # (N,10)
+    generators = (np.random.default_rng((seed, Purpose.SHAPE, i)) for i in range(count))
+    u = np.stack([random.random(10) for random in generators]).astype(np.float32)  # (N,10)
     kind = (u[:, 0] * len(KINDS)).astype(np.int64)  # (N,)
-    radius = 0.18 + 0.14 * u[:, 1]  # of the image's side
-    place = radius[:, None] + (1 - 2 * radius[:, None]) * u[:, 2:4]  # (N,2)  all of it inside
-    ink, ground = 0.35 + 0.65 * u[:, 4:7], 0.3 * u[:, 7:10]  # (N,3)
-    ink[np.arange(count), (u[:, 4] * 7919 % 3).astype(int)] = (
-        1.0  # one channel full: a bright colour
-    )
-    turn = 2 * np.pi * (u[:, 1] * 7919 % 1)
+    radius = 0.18 + 0.14 * u[:, 1]  # (N,)  relative to the image's side, like the centre
+    centre = radius[:, None] + (1 - 2 * radius[:, None]) * u[:, 2:4]  # (N,2)
+    rotation = 2 * np.pi * (u[:, 1] * 7919 % 1)  # (N,)
+    colour = 0.35 + 0.65 * u[:, 4:7]  # (N,3)
+    brightest = (u[:, 4] * 7919 % 3).astype(int)  # (N,)  the channel that has its full value
+    colour[np.arange(count), brightest] = 1.0
+    background = 0.3 * u[:, 7:10]  # (N,3)
+
     images = np.empty((count, 3, size, size), np.uint8)
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    for part in np.array_split(
-        np.arange(count), -(-count // 1000)
-    ):  # a thousand at a time bounds the memory
-        x, y = (
-            axis[None, None, :] - place[part, 0, None, None],
-            axis[None, :, None] - place[part, 1, None, None],
-        )
-        angle = np.arctan2(y, x) - turn[part, None, None]  # (n,size,size)
-        k = kind[part, None, None]
-        n = np.choose(k, [3, 3, 4, 5, 5]).astype(np.float32)  # corners
-        phi = np.abs(
-            (angle + np.pi / n) % (2 * np.pi / n) - np.pi / n
-        )  # angle from the nearest corner
-        polygon = np.cos(np.pi / n) / np.cos(np.pi / n - phi)
-        star = 0.4 * np.sin(np.pi / 5) / (0.4 * np.sin(np.pi / 5 - phi) + np.sin(phi))
-        rho = radius[part, None, None] * np.where(k == 0, 0.85, np.where(k == 4, star, polygon))
-        cover = ((rho - np.hypot(x, y)) * size + 0.5).clip(0, 1)[:, None]  # (n,1,size,size)
-        colour = ink[part, :, None, None] * cover + ground[part, :, None, None] * (1 - cover)
-        images[part] = (colour * 255).round()
+    for chunk in np.array_split(np.arange(count), -(-count // CHUNK)):
+        cover = coverage(kind[chunk], radius[chunk], centre[chunk], rotation[chunk], size)[:, None]
+        inside, outside = colour[chunk, :, None, None], background[chunk, :, None, None]
+        images[chunk] = ((inside * cover + outside * (1 - cover)) * 255).round()
     return torch.from_numpy(images), torch.from_numpy(kind)
+
+
+def coverage(
+    kind: np.ndarray, radius: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: int
+) -> np.ndarray:
+    """The share of every pixel that a shape covers, (n,size,size) in [0, 1].
+
+    Takes kind, radius and rotation (n,) and centre (n,2).
+    """
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
+    x = axis[None, None, :] - centre[:, 0, None, None]  # (n,1,size)
+    y = axis[None, :, None] - centre[:, 1, None, None]  # (n,size,1)
+    angle = np.arctan2(y, x) - rotation[:, None, None]  # (n,size,size)
+    kind = kind[:, None, None]
+    corners = np.choose(kind, CORNERS).astype(np.float32)
+    # the angle from the nearest corner
+    phi = np.abs((angle + np.pi / corners) % (2 * np.pi / corners) - np.pi / corners)
+    polygon = np.cos(np.pi / corners) / np.cos(np.pi / corners - phi)
+    star = 0.4 * np.sin(np.pi / 5) / (0.4 * np.sin(np.pi / 5 - phi) + np.sin(phi))
+    edge = np.where(kind == CIRCLE, 0.85, np.where(kind == STAR, star, polygon))
+    edge = radius[:, None, None] * edge
+    return ((edge - np.hypot(x, y)) * size + 0.5).clip(0, 1)

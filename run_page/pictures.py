@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from Dataset import open_image, to_float
+from Dataset import to_float
 from DiffusionModel import DiffusionModel
 from evaluation import results
 from image_data.grids import first_images, image_grid
+from image_data.image_files import open_image
 from image_data.npz_files import NpzError, is_image_array, read_npz
 from sampling import generate
 from sampling.trajectory import read_trajectory

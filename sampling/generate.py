@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints import checkpoint
-from Dataset import open_image, to_float, to_uint8
+from Dataset import to_float, to_uint8
 from DiffusionModel import DiffusionModel
+from image_data.image_files import open_image
 from runtime.suggestions import nearest
 from sampling import editing, samplers
 from sampling.guidance import Guided

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-import Dataset
 from Dataset import Batches, DiffSet
 from image_data import shapes
+from image_data.image_files import decode_image
 
 
 def numbered(tmp_path, count=20, size=8) -> DiffSet:
@@ -158,9 +158,9 @@ def test_gray_folders_stay_gray_and_the_centre_is_kept(tmp_path):
 
 def test_transparency_becomes_white_and_16_bits_keep_their_range(tmp_path):
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (Dataset.decode(tmp_path / "clear.png", 8) == 255).all()
+    assert (decode_image(tmp_path / "clear.png", 8) == 255).all()
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "wide.png")
-    assert (Dataset.decode(tmp_path / "wide.png", 8) == 128).all()
+    assert (decode_image(tmp_path / "wide.png", 8) == 128).all()
 
 
 @pytest.mark.parametrize("damage", ["text", "cut"])
