@@ -14,6 +14,7 @@ from checkpoints.run_dir import keep_newest, last
 from DiffusionModel import SKIPS, DiffusionModel
 from runtime.processes import is_lost_process
 from runtime.signals import AGAIN, SIGNALS, Stop
+from training.lightning_workarounds import exit_without_teardown
 
 TIME_IS_OVER = 1000  # a request to stop because of --max-time; larger than any signal's number
 
@@ -112,8 +113,6 @@ class Checkpointing(pl.Callback):
         self.started = True
         if trainer.world_size > 1:
             self.requests.connect()
-            # It would wait for the device at every step.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def on_train_batch_end(
         self,
@@ -191,19 +190,15 @@ class Checkpointing(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """End at once if another process is gone.
-
-        Lightning would first wait for a collective on the device that can no longer complete.
-        """
+        """End at once if another process is gone."""
         if trainer.world_size > 1 and is_lost_process(exception):
             reason = " ".join(str(exception).split())[:100]
             print(
                 f"train.py: another process of this run is gone at step {trainer.global_step}; "
                 f"{last(self.run_dir)}; run the same command again to go on ({reason})",
                 file=sys.stderr,
-                flush=True,
             )
-            os._exit(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
+            exit_without_teardown(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
 
 
 def has_finite_weights(model: torch.nn.Module) -> bool:

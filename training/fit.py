@@ -1,6 +1,7 @@
 """A training run: from where it goes on, where it saves and stops, and how it ends: by itself, by a signal, or in defeat.
 
-What is trained comes from train.py; what a step does is in DiffusionModel, what is shown of it in Callbacks.
+What is trained comes from train.py; what a step does is in DiffusionModel, what is shown of it in
+Callbacks.
 """
 
 import json
@@ -27,6 +28,11 @@ from runtime.signals import Stop, status
 from training import loggers
 from training.checkpointing import Checkpointing
 from training.ema import Ema
+from training.lightning_workarounds import (
+    leave_signals_alone,
+    skip_sigterm_broadcast,
+    unused_root_dir,
+)
 from training.posthoc_averages import PowerEmas
 from training.preview import Preview
 from training.progress import Progress
@@ -161,11 +167,10 @@ def fit(
             use_distributed_sampler=False,
             logger=False,
             callbacks=[ema, *averages, *measured, checkpoints, *(shown if first else [])],
-            default_root_dir=run_dir / ".none",
-        )  # Lightning would load an hpc_ckpt_* that lies there
-        trainer._signal_connector.register_signal_handlers = lambda: (
-            None
-        )  # they end a run in disorder, or never
+            default_root_dir=unused_root_dir(run_dir),
+        )
+        leave_signals_alone(trainer)
+        skip_sigterm_broadcast(trainer)
         try:
             prepare_step(
                 args,

@@ -1,6 +1,7 @@
-"""What is logged of a training run: metrics.csv, and the same as curves in TensorBoard, with pictures.
+"""The logs of a training run: metrics.csv, and TensorBoard with curves and images.
 
-Both count the steps that are done, from 1. What a run logged after the step from which it goes on is left out of both.
+Both number the steps by how many are done, from 1. When a run resumes from a checkpoint, whatever
+it had logged for later steps is left out of both.
 """
 
 import csv
@@ -14,33 +15,42 @@ from pytorch_lightning.loggers.logger import Logger
 
 from runtime.atomic_file import complete_file
 
-MEASURED = ("bits_per_dim", "classifier_distance")  # what --eval-every logs beside the losses
+# The columns that --eval-every adds to those of the losses.
+MEASURED = ("bits_per_dim", "classifier_distance")
 
 
 class MetricsCsv(Logger):
-    """`metrics.csv`: a line whenever something is logged, with the number of steps done; nine digits are all that float32
-    has. A resumed run keeps what was written up to the step from which it goes on, and drops the rest, which it writes again;
-    `measured` are the steps for which it has what --eval-every logs."""
+    """Write `metrics.csv`: one line each time something is logged, with the number of steps done.
+
+    Values have nine digits, the precision of float32. A resumed run keeps the lines up to the step
+    of its checkpoint and drops the later ones, which it will write again. `measured` is the set of
+    steps for which the file has the results of --eval-every.
+    """
 
     def __init__(self, path: Path, columns: list[str], resumed_step: int):
         super().__init__()
-        self.path, self.columns = path, ["step", *columns]
-        kept: list[dict[str, str]] = []
-        if path.is_file():
-            with open(path, newline="", errors="replace") as file:
-                kept = [
-                    row
-                    for row in csv.DictReader(file)
-                    if {"step"} <= row.keys() <= set(self.columns)
-                    and None not in row.values()
-                    and row["step"].isdecimal()
-                    and int(row["step"]) <= resumed_step
-                ]
-        self.measured = {int(row["step"]) for row in kept if row.get(MEASURED[0])}
+        self.path = path
+        self.columns = ["step", *columns]
+        rows = self.read_rows(resumed_step)
+        self.measured = {int(row["step"]) for row in rows if row.get(MEASURED[0])}
         with complete_file(path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
-            writer.writerows(kept)
+            writer.writerows(rows)
+
+    def read_rows(self, resumed_step: int) -> list[dict[str, str]]:
+        """Read the complete rows of an earlier run, up to this step."""
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="", errors="replace") as file:
+            return [
+                row
+                for row in csv.DictReader(file)
+                if {"step"} <= row.keys() <= set(self.columns)
+                and None not in row.values()
+                and row["step"].isdecimal()
+                and int(row["step"]) <= resumed_step
+            ]
 
     @property
     def name(self) -> str:
@@ -51,19 +61,20 @@ class MetricsCsv(Logger):
         return ""
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        pass  # they are in config.json
+        """Do nothing: the settings are in config.json."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {name: f"{value:.9g}" for name, value in metrics.items() if name in self.columns}
+        row["step"] = str((step or 0) + 1)  # Lightning's step counts from 0
         with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(
-                {"step": (step or 0) + 1} | row
-            )  # Lightning's step counts from 0
+            csv.DictWriter(file, self.columns).writerow(row)
 
 
 class Curves(TensorBoardLogger):
-    """`run_dir/tensorboard/`: curves, and pictures under their tags. Another part of the same run adds a file, and hides what the
-    earlier ones have of later steps than `resumed_step`."""
+    """Write `run_dir/tensorboard/`: curves, and images under their tags.
+
+    A resumed run adds a file, and hides what the earlier ones have of steps after `resumed_step`.
+    """
 
     def __init__(self, run_dir: Path, resumed_step: int):
         super().__init__(
@@ -78,9 +89,8 @@ class Curves(TensorBoardLogger):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         super().log_metrics(metrics, (step or 0) + 1)
 
-    def show(self, tag: str, picture: Path, step: int) -> None:
-        """The image file under this tag, pixel for pixel."""
-        with Image.open(picture) as image:
-            self.experiment.add_image(
-                tag, np.asarray(image.convert("RGB")), step, dataformats="HWC"
-            )
+    def show(self, tag: str, path: Path, step: int) -> None:
+        """Show an image file under this tag, pixel for pixel."""
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        self.experiment.add_image(tag, pixels, step, dataformats="HWC")

@@ -1,6 +1,6 @@
-"""bits/dim and the classifier's distance while a model is trained.
+"""Bits/dim and the distance of the classifier's features, measured while a model is trained.
 
-Measure(every=1000, count=500, unseen=unseen, judge=judge, real=Features.reference(judge, data), ...)     # a callback of Trainer
+Measure(every=1000, count=500, unseen=unseen, ...)     # a callback of the Trainer, for --eval-every
 """
 
 import time
@@ -13,24 +13,28 @@ from torch import Tensor
 
 from Dataset import DiffSet
 from DiffusionModel import DiffusionModel
-from evaluation import distances, metrics
-from evaluation import features as Features
+from evaluation import distances, features, metrics
 from runtime.signals import Stop
 from sampling import sample_sets
 from training.ema import Ema
+from training.lightning_workarounds import log_now
 from training.loggers import MEASURED, MetricsCsv
 from training.progress import Progress
 
-TERMS = 8  # of the bound, for each image
+TERMS = 8  # terms of the variational bound that are evaluated for each image
 
 
 class Measure(pl.Callback):
-    """Every `every` steps, of the averaged weights: the bound in bits/dim of `count` unseen images, and, where there is a `judge`
-    (see `Features`), the Frechet distance of `count` samples to the training images, whose features are `real`; logged as `MEASURED`.
+    """Measure the averaged weights every `every` steps, and log the results as `MEASURED`.
 
-    Both come from noise that is always the same, and draw nothing from the training's. A signal ends them without a result, and
-    a run that goes on from this step begins with them (several processes stop one step later: then they are left out). How many
-    seconds it took is told to `spent`: they are not the training's.
+    Measured are the variational bound in bits/dim of `count` unseen images and, if there is a
+    feature `extractor`, the Frechet distance between `count` samples and the training images, whose
+    features are `real_features`.
+
+    Both use the same noise every time and leave the random numbers of the training alone. A signal
+    ends a measurement without a result; a run that resumes from this step begins with it. (Several
+    processes stop one step later; the measurement is then left out.) `exclude` is called with the
+    seconds that a measurement took, which do not count as training time.
     """
 
     def __init__(
@@ -38,32 +42,34 @@ class Measure(pl.Callback):
         every: int,
         count: int,
         unseen: DiffSet,
-        judge: Any,
-        real: Tensor | None,
+        extractor: Any,
+        real_features: Tensor | None,
         ema: Ema,
         progress: Progress,
         batch_size: int,
         stop: Stop,
-        spent: Callable[[float], None],
+        exclude: Callable[[float], None],
     ):
-        self.every, self.count, self.unseen, self.judge, self.spent = (
-            every,
-            count,
-            unseen,
-            judge,
-            spent,
-        )
-        self.ema, self.progress, self.batch_size, self.stop = ema, progress, batch_size, stop
-        self.real = {} if real is None else distances.statistics(real)
+        self.every = every
+        self.count = count
+        self.unseen = unseen
+        self.extractor = extractor
+        self.real_statistics = {}
+        if real_features is not None:
+            self.real_statistics = distances.statistics(real_features)
+        self.ema = ema
+        self.progress = progress
+        self.batch_size = batch_size
+        self.stop = stop
+        self.exclude = exclude
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        known = {
-            step
-            for logger in trainer.loggers
-            if isinstance(logger, MetricsCsv)
-            for step in logger.measured
-        }
-        if trainer.global_step and trainer.global_step not in known:
+        step = trainer.global_step
+        measured: set[int] = set()
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                measured |= logger.measured
+        if step and step not in measured:
             self.on_train_batch_end(trainer, pl_module, None, None, 0)
 
     def on_train_batch_end(
@@ -78,42 +84,51 @@ class Measure(pl.Callback):
             assert isinstance(pl_module, DiffusionModel)
             began = time.monotonic()
             self.measure(trainer, pl_module)
-            self.spent(time.monotonic() - began)
+            self.exclude(time.monotonic() - began)
 
     @torch.no_grad()
     def measure(self, trainer: pl.Trainer, model: DiffusionModel) -> None:
-        """Log both of the step that was just taken."""
-        images = []
+        """Measure the averaged weights of the current step and log the results."""
         with self.ema.applied(model):
-            images_of = min(self.count, len(self.unseen))
-            found = metrics.bound(
-                model,
-                self.unseen,
-                images_of,
-                TERMS,
-                model.seed,
-                self.batch_size,
-                "",
-                lambda: self.stop.signal,
-            )
-            for first in range(0, self.count if self.judge else 0, self.batch_size):
-                if self.stop.signal:
-                    break
-                indices = range(first, min(first + self.batch_size, self.count))
-                images.append(
-                    sample_sets.drawn(model, sample_sets.plan(model), indices, model.seed)
-                )
+            bound = self.bound(model)
+            images = self.samples(model) if self.extractor else []
         if self.stop.signal:
             return
-        values = [found["mean"]]
-        if self.judge:
-            features, _ = Features.seen(self.judge, torch.cat(images), batch_size=self.batch_size)
-            values.append(distances.frechet(distances.statistics(features), self.real))
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                dict(zip(MEASURED, values)), trainer.global_step - 1
-            )  # loggers count from 0
-        self.progress.write(
-            f"step {trainer.global_step}: {values[0]:.3f} bits/dim"
-            + (f", classifier distance {values[1]:.2f}" if self.judge else "")
+        bits = bound["mean"]
+        values = [bits]
+        text = f"step {trainer.global_step}: {bits:.3f} bits/dim"
+        if self.extractor:
+            distance = self.distance(torch.cat(images))
+            values.append(distance)
+            text += f", classifier distance {distance:.2f}"
+        log_now(trainer, dict(zip(MEASURED, values)), trainer.global_step)
+        self.progress.write(text)
+
+    def bound(self, model: DiffusionModel) -> dict[str, Any]:
+        """Return the bound in bits/dim of `count` unseen images; nothing after a signal."""
+        return metrics.bound(
+            model,
+            self.unseen,
+            min(self.count, len(self.unseen)),
+            TERMS,
+            model.seed,
+            self.batch_size,
+            "",
+            lambda: self.stop.signal,
         )
+
+    def samples(self, model: DiffusionModel) -> list[Tensor]:
+        """Sample `count` images in batches; fewer after a signal."""
+        images = []
+        for first in range(0, self.count, self.batch_size):
+            if self.stop.signal:
+                break
+            indices = range(first, min(first + self.batch_size, self.count))
+            plan = sample_sets.plan(model)
+            images.append(sample_sets.drawn(model, plan, indices, model.seed))
+        return images
+
+    def distance(self, images: Tensor) -> float:
+        """Return the Frechet distance between the features of these images and the real ones."""
+        found, _ = features.seen(self.extractor, images, batch_size=self.batch_size)
+        return distances.frechet(distances.statistics(found), self.real_statistics)
