@@ -9,29 +9,26 @@
 import argparse
 import re
 import sys
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from runtime.arguments import Parser, whole
 from runtime.signals import Stop
 
-if TYPE_CHECKING:
-    import numpy as np
-
-KINDS = (".gif", ".mp4", ".webp")
+SUFFIXES = (".gif", ".mp4", ".webp")
 
 
 def positive(text: str) -> float:
+    """Read a number above 0."""
     if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) <= 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, not {text!r}")
     return float(text)
 
 
 def animation(text: str) -> Path:
-    if Path(text).suffix.lower() not in KINDS:
+    """Read the path of an animation."""
+    if Path(text).suffix.lower() not in SUFFIXES:
         raise argparse.ArgumentTypeError(
-            f"expected a file that ends in {', '.join(KINDS)}, not {text!r}"
+            f"expected a file that ends in {', '.join(SUFFIXES)}, not {text!r}"
         )
     return Path(text)
 
@@ -65,95 +62,29 @@ def build_parser() -> Parser:
     return parser
 
 
-def picture(images: "np.ndarray", t: int, columns: int, scale: int) -> "np.ndarray":
-    """uint8 (N,H,W,C) -> one frame (rows, columns, 3) with a caption below; pixel values stay as they are."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
-    from image_data.grids import enlarge, image_grid
-
-    caption = 22
-    grid = image_grid(enlarge(np.broadcast_to(images, (*images.shape[:3], 3)), scale), columns)
-    canvas = Image.fromarray(np.pad(grid, ((0, caption), (0, 0), (0, 0))))
-    position = (4, canvas.height - caption + 2)
-    ImageDraw.Draw(canvas).text(position, f"t = {t}", "white", ImageFont.load_default(14))
-    return np.asarray(canvas)
-
-
-def write_animation(path: Path, pictures: "list[np.ndarray]", fps: float, hold: float) -> None:
-    """A .gif or .webp that begins again and again; the last picture stays for `hold` seconds. WebP keeps all colours, GIF 256 a picture."""
-    import imageio.v3 as imageio
-
-    options: dict[str, Any] = {
-        "duration": [1000 / fps] * (len(pictures) - 1) + [1000 * hold],
-        "loop": 0,
-    }  # ms
-    if path.suffix.lower() == ".webp":
-        options["lossless"] = True
-    imageio.imwrite(path, pictures, plugin="pillow", **options)
-
-
-def write_video(path: Path, pictures: "list[np.ndarray]", fps: float, hold: float) -> None:
-    """An .mp4 that players and browsers take: H.264, yuv420p, sides padded to even ones, the index in front; the last picture is
-    repeated for `hold` seconds. Colours are BT.709, and said to be. crf 12: flat pixels stay flat."""
-    import av
-    import numpy as np
-
-    H, W, _ = pictures[0].shape
-    frames = pictures + pictures[-1:] * (max(1, round(hold * fps)) - 1)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
-        stream = file.add_stream(
-            "libx264",
-            rate=Fraction(fps).limit_denominator(1000),
-            options={"crf": "12", "preset": "slow"},
-        )
-        stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
-        context = stream.codec_context
-        context.color_range, context.colorspace, context.color_primaries, context.color_trc = (
-            1,
-            1,
-            1,
-            1,
-        )  # limited, and BT.709
-        for frame in frames:
-            padded = np.pad(frame, ((0, H % 2), (0, W % 2), (0, 0)))
-            picture = av.VideoFrame.from_ndarray(padded).reformat(
-                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-            )
-            file.mux(stream.encode(picture))
-        file.mux(stream.encode())
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
 
-    from runtime.atomic_file import complete_file
-    from sampling.trajectory import read_trajectory
+    from sampling.animation import AnimationSettings, write_animation
 
+    settings = AnimationSettings(**vars(args))
     try:
-        trajectory = read_trajectory(args.trajectory)
-        frames, times = trajectory.frames, trajectory.times
-        columns = args.columns or trajectory.columns
-        pictures = [
-            picture(images, int(t), columns, args.scale) for images, t in zip(frames, times)
-        ]
-        with complete_file(args.out) as temporary:
-            (write_video if args.out.suffix.lower() == ".mp4" else write_animation)(
-                temporary, pictures, args.fps, args.hold
-            )
+        frames = write_animation(settings)
     except ImportError:
         parser.error("an .mp4 needs PyAV: pip install av, or choose .gif or .webp")
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"cannot write {args.out} ({error.strerror or error}): choose another --out")
-    print(f"{args.out}: {len(pictures)} frames, {args.out.stat().st_size / 2**20:.1f} MiB")
+        parser.error(
+            f"cannot write {settings.out} ({error.strerror or error}): choose another --out"
+        )
+    size = settings.out.stat().st_size / 2**20
+    print(f"{settings.out}: {frames} frames, {size:.1f} MiB")
     return 0
 
 
 if __name__ == "__main__":
-    Stop().arm(
-        brief=True
-    )  # SIGUSR1 aside, a signal ends it at once and leaves no half-written file
+    # any signal but SIGUSR1 ends it at once; no half-written file is left
+    Stop().arm(brief=True)
     sys.exit(main())
