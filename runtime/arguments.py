@@ -1,9 +1,9 @@
-"""What the scripts' command lines share: one parser, and kinds of values that a person types, for its `type`.
+"""A parser for command lines, and types of values that a person types, for its `type`.
 
     parser = Parser(__doc__)
-    parser.add_argument("--num", type=whole(1), default=16, metavar="N", help="number of images (16)")
+    parser.add_argument("--num", type=whole(1), default=16, help="number of images (16)")
 
-All of it is known before torch is imported: help, completion and typing errors do not wait.
+Nothing here imports torch: help, completion and typing errors do not wait for it.
 """
 
 import argparse
@@ -17,10 +17,17 @@ from typing import Any, NoReturn
 
 from runtime.suggestions import nearest
 
+FLAG = re.compile(r"--?[A-Za-z][^ ]*")
+ADDED_BY_PYTHON_3_10 = " (default: %(default)s)"  # to the help of --[no-]flags
+WIDE_TERMINAL = 110  # columns from which a flag and its help stand on one line
+
 
 class Parser(argparse.ArgumentParser):
-    """Flags are typed in full. What is wrong is said in one line, with the flag or name that is nearest to a misspelt one, and
-    the exit status is 2. `description` is what --help begins with: prose, and examples that are indented."""
+    """An ArgumentParser for flags that are typed in full.
+
+    An error is one line, with exit status 2; a misspelled flag or name gets a suggestion.
+    `description` is the beginning of --help: prose, and indented examples.
+    """
 
     def __init__(self, description: str | None, epilog: str | None = None):
         super().__init__(
@@ -31,31 +38,36 @@ class Parser(argparse.ArgumentParser):
             formatter_class=Help,
         )
 
-    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[reportIncompatibleMethodOverride]
-        if "_ARGCOMPLETE" in os.environ:  # a shell asks how to go on
+    def parse_args(  # type: ignore[reportIncompatibleMethodOverride]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
+        if "_ARGCOMPLETE" in os.environ:  # a shell completes the line that is being typed
             import argcomplete
 
             argcomplete.autocomplete(self)
         words = list(sys.argv[1:] if args is None else args)
-        flags = words[: words.index("--")] if "--" in words else words
-        for (
-            word
-        ) in flags:  # before anything else: a flag that is missing may be the one that is misspelt
-            flag = word.partition("=")[0]
-            if re.fullmatch(r"--?[A-Za-z][^ ]*", flag) and flag not in self._option_string_actions:
-                self.refuse(f"unknown flag {flag}", flag)
-        found, rest = self.parse_known_args(words, namespace)
+        self.check_flags(words[: words.index("--")] if "--" in words else words)
+        parsed, rest = self.parse_known_args(words, namespace)
         if rest:
-            self.refuse(f"{rest[0]!r} belongs to no flag", rest[0])
-        return found
+            self.error_with_suggestion(f"{rest[0]!r} belongs to no flag", rest[0])
+        return parsed
 
-    def refuse(self, wrong: str, word: str) -> NoReturn:
-        close = nearest(
-            word, (flag for flag in self._option_string_actions if flag.startswith("--"))
-        )
-        self.error(
-            wrong + (f", did you mean {close}?" if close else f": see python {self.prog} --help")
-        )
+    def check_flags(self, words: list[str]) -> None:
+        """Report the first unknown flag.
+
+        This comes before all other checks, because a missing flag may be the misspelled one.
+        """
+        for word in words:
+            flag = word.partition("=")[0]
+            if FLAG.fullmatch(flag) and flag not in self._option_string_actions:
+                self.error_with_suggestion(f"unknown flag {flag}", flag)
+
+    def error_with_suggestion(self, message: str, word: str) -> NoReturn:
+        """Report an error, and the flag that is most similar to `word`."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        if similar := nearest(word, flags):
+            self.error(f"{message}, did you mean {similar}?")
+        self.error(f"{message}: see python {self.prog} --help")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -66,27 +78,25 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Prose is broken at the terminal's width, what is indented stays as it is; --[no-]flag stands for both. Where there is room, a
-    flag and its help stand on one line."""
+    """Help that wraps prose and leaves indented examples as they are.
+
+    --[no-]flag stands for both flags. In a wide terminal a flag and its help share a line.
+    """
 
     def __init__(self, prog: str, **options: Any):
-        super().__init__(
-            prog,
-            max_help_position=38 if shutil.get_terminal_size().columns >= 110 else 24,
-            **options,
-        )
+        is_wide = shutil.get_terminal_size().columns >= WIDE_TERMINAL
+        super().__init__(prog, max_help_position=38 if is_wide else 24, **options)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        parts = text.strip().split("\n\n")
-        return "\n\n".join(
-            part if part.startswith(" ") else textwrap.fill(part, width, break_on_hyphens=False)
-            for part in parts
-        )
+        paragraphs = []
+        for paragraph in text.strip().split("\n\n"):
+            if not paragraph.startswith(" "):
+                paragraph = textwrap.fill(paragraph, width, break_on_hyphens=False)
+            paragraphs.append(paragraph)
+        return "\n\n".join(paragraphs)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return (action.help or "").removesuffix(
-            " (default: %(default)s)"
-        )  # which Python 3.10 adds to --[no-]flags
+        return (action.help or "").removesuffix(ADDED_BY_PYTHON_3_10)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):
@@ -95,30 +105,33 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def expected(what: str, known: Any, text: str, wrong: str | None = None) -> str:
-    """One line: what was expected of the `text` that was typed, and which name the `wrong` one in it may stand for."""
-    close = nearest(text if wrong is None else wrong, map(str, known))
-    return (
-        f"did you mean {close}? " if close else ""
-    ) + f"expected {what} {', '.join(map(str, known))}, not {text!r}"
+    """Return the error message for `text`, which should have been one of `known`, in one line.
+
+    `wrong` is the unknown name within `text`, where that is not all of it.
+    """
+    names = [str(name) for name in known]
+    similar = nearest(text if wrong is None else wrong, names)
+    suggestion = f"did you mean {similar}? " if similar else ""
+    return f"{suggestion}expected {what} {', '.join(names)}, not {text!r}"
 
 
 def whole(low: int) -> Callable[[str], int]:
-    """A whole number of at least `low`."""
+    """Return a type: a whole number of at least `low`."""
 
-    def number(text: str) -> int:
+    def parse(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or int(text) < low:
             raise argparse.ArgumentTypeError(
                 f"expected a whole number of at least {low}, not {text!r}"
             )
         return int(text)
 
-    return number
+    return parse
 
 
 def real(low: float, high: float) -> Callable[[str], float]:
-    """A number from `low` to `high`."""
+    """Return a type: a number from `low` to `high`."""
 
-    def number(text: str) -> float:
+    def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
@@ -129,20 +142,34 @@ def real(low: float, high: float) -> Callable[[str], float]:
             )
         return value
 
-    return number
+    return parse
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas; none of them for nothing."""
+    """Parse whole numbers separated by commas; an empty text is none."""
     if not re.fullmatch(r"(\d+(,\d+)*)?", text):
         raise argparse.ArgumentTypeError(
             f"expected whole numbers separated by commas, as in 1,2,2, not {text!r}"
         )
-    return tuple(int(part) for part in text.split(",") if part)
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def some_numbers(low: int) -> Callable[[str], tuple[int, ...]]:
+    """Return a type: one or more whole numbers of at least `low`, repetitions removed."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        unique = tuple(dict.fromkeys(numbers(text)))
+        if not unique or min(unique) < low:
+            raise argparse.ArgumentTypeError(
+                f"expected whole numbers of at least {low}, separated by commas, not {text!r}"
+            )
+        return unique
+
+    return parse
 
 
 def interval(text: str) -> tuple[float, float]:
-    """LOW,HIGH."""
+    """Parse LOW,HIGH."""
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) > int(match[2]):
         raise argparse.ArgumentTypeError(
@@ -152,7 +179,7 @@ def interval(text: str) -> tuple[float, float]:
 
 
 def duration(text: str) -> float:
-    """Seconds of 90s, 10m, 8h or HH:MM:SS."""
+    """Parse 90s, 10m, 8h or HH:MM:SS into seconds."""
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text):
         return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
     if match := re.fullmatch(r"(\d+):(\d\d):(\d\d)", text):
@@ -161,28 +188,15 @@ def duration(text: str) -> float:
 
 
 def names(*known: str) -> Callable[[str], list[str]]:
-    """Some of `known`, separated by commas, each once."""
+    """Return a type: one or more of `known`, separated by commas, repetitions removed."""
 
-    def several(text: str) -> list[str]:
-        given = list(dict.fromkeys(part.strip() for part in text.split(",")))
-        if wrong := [name for name in given if name not in known]:
+    def parse(text: str) -> list[str]:
+        unique = list(dict.fromkeys(name.strip() for name in text.split(",")))
+        unknown = [name for name in unique if name not in known]
+        if unknown:
             raise argparse.ArgumentTypeError(
-                expected("some, separated by commas, of", known, text, wrong[0])
+                expected("some, separated by commas, of", known, text, unknown[0])
             )
-        return given
+        return unique
 
-    return several
-
-
-def some_numbers(low: int) -> Callable[[str], tuple[int, ...]]:
-    """Different whole numbers of at least `low`, at least one."""
-
-    def several(text: str) -> tuple[int, ...]:
-        found = tuple(dict.fromkeys(numbers(text)))
-        if not found or min(found) < low:
-            raise argparse.ArgumentTypeError(
-                f"expected whole numbers of at least {low}, separated by commas, not {text!r}"
-            )
-        return found
-
-    return several
+    return parse

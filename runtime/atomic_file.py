@@ -1,6 +1,7 @@
-"""A file that appears is complete.
+"""Files that appear complete or not at all.
 
-with complete_file("out/grid.png") as temporary: image.save(temporary)
+with complete_file("out/grid.png") as temporary:
+    image.save(temporary)
 """
 
 import contextlib
@@ -10,24 +11,22 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-HERE = platform.node().replace(".", "_") or "host"
+HOST = platform.node().replace(".", "_") or "host"
 
 
 @contextlib.contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
-    """Within the block: a temporary path beside `path`, with the same ending, its folder made. After it, that file is on
-    the disk and has been renamed to `path`; after an error, a signal's too, it is gone and an older `path` is as it was.
+    """Give a temporary path in the same folder; afterwards sync it and rename it to `path`.
 
-    What a process of this machine left behind when it was killed while it wrote the same file is removed first.
+    The folder is made, and the temporary path has the same suffix. After an error, or a signal, the
+    temporary file is removed, and an older `path` is as before. Temporary files of the same `path`
+    whose process was killed on this host are removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = f".{path.stem}.tmp.{HERE}."
-    for stale in path.parent.glob(f"{glob.escape(before)}*{glob.escape(path.suffix)}"):
-        process = stale.name[len(before) :].removesuffix(path.suffix)
-        if process.isdecimal() and not alive(int(process)):
-            stale.unlink(missing_ok=True)
-    temporary = path.with_name(f"{before}{os.getpid()}{path.suffix}")
+    prefix = f".{path.stem}.tmp.{HOST}."
+    remove_temporaries_of_killed_processes(path, prefix)
+    temporary = path.with_name(f"{prefix}{os.getpid()}{path.suffix}")
     try:
         yield temporary
         sync(temporary)
@@ -37,9 +36,18 @@ def complete_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries_of_killed_processes(path: Path, prefix: str) -> None:
+    """Remove files named `prefix`, process id, suffix of `path`, where no such process runs."""
+    for file in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
+        process = file.name[len(prefix) :].removesuffix(path.suffix)
+        if process.isdecimal() and not is_running(int(process)):
+            file.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk and not only in memory, where the file system can say so."""
-    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+    """Wait until a file or folder is on the disk; file systems that cannot sync folders may not."""
+    errors = contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext()
+    with errors:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -47,7 +55,8 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def alive(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Return whether a process with this id runs on this host."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -58,6 +67,6 @@ def alive(process: int) -> bool:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what was being written to `folder` when a process was killed; only where nobody else writes there now."""
-    for stale in folder.glob(".*.tmp.*"):
-        stale.unlink(missing_ok=True)
+    """Remove all temporary files in `folder`. No other process may be writing there."""
+    for file in folder.glob(".*.tmp.*"):
+        file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The hardware of a run: which device, in which precision, the network translated for it, and the most memory it took."""
+"""The hardware of a run: device, precision, torch.compile, peak memory."""
 
 import os
 import platform
@@ -15,44 +15,57 @@ Precision = Literal["bf16-mixed", "32-true"]  # Lightning's names
 
 
 def pick_device(name: str) -> str:
-    """ "cuda", "mps" or "cpu"; the first of them that is there for "auto". Raises ValueError where `name` is not there."""
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name != "auto" and not there[name]:
-        raise ValueError(
-            f"--device {name}: this machine has none; use {' or '.join(n for n, ok in there.items() if ok)}"
-        )
-    return next(n for n, ok in there.items() if ok and name in ("auto", n))
+    """Return "cuda", "mps" or "cpu": the device `name`, or the first available one for "auto".
+
+    Raises ValueError where `name` is not available.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if name == "auto":
+        return available[0]
+    if name not in available:
+        raise ValueError(f"--device {name}: this machine has none; use {' or '.join(available)}")
+    return name
 
 
 def pick_precision(device: str, name: str) -> Precision:
-    """Lightning's name of the precision; "auto" is bf16 autocast where `device` computes in it, and float32 elsewhere."""
-    if name == "auto":
-        flags = (
-            Path("/proc/cpuinfo").read_text()
-            if device == "cpu" and Path("/proc/cpuinfo").exists()
-            else ""
-        )
-        fast = (
-            device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        ) or bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
-        name = "bf16" if fast else "32"
-    return "bf16-mixed" if name == "bf16" else "32-true"
+    """Return Lightning's name of a precision.
+
+    "auto" is bf16 autocast where `device` has fast bf16 arithmetic, and float32 elsewhere.
+    """
+    is_bf16 = has_fast_bf16(device) if name == "auto" else name == "bf16"
+    return "bf16-mixed" if is_bf16 else "32-true"
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Return whether the hardware computes in bf16 instead of emulating it."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", read_cpuinfo()))
+
+
+def read_cpuinfo() -> str:
+    """Return what Linux knows of the processors, and "" on other systems."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.exists() else ""
 
 
 def hardware(device: str) -> str:
-    """What computes on `device`, by its own name, and the cores that this process may use: "AMD EPYC 7763, 2 cores"."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    named = re.search(
-        r"^model name\s*:\s*(.+)$", info, re.MULTILINE
-    )  # of x86; others are told by their architecture
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    processor = f"{named[1].strip() if named else platform.processor() or platform.machine()}, {cores} core{'s' * (cores > 1)}"
+    """Return the names of processor and GPU, and the number of cores that this process may use.
+
+    For example "NVIDIA H100; AMD EPYC 7763, 2 cores".
+    """
+    # x86 has a model name; other processors are named by their architecture
+    match = re.search(r"^model name\s*:\s*(.+)$", read_cpuinfo(), re.MULTILINE)
+    name = match[1].strip() if match else platform.processor() or platform.machine()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    processor = f"{name}, {cores} core{'s' if cores > 1 else ''}"
     return f"{torch.cuda.get_device_name()}; {processor}" if device == "cuda" else processor
 
 
@@ -122,17 +135,19 @@ def compile_network(
 
 
 def peak_memory(device: str, reset: bool = False) -> int:
-    """The most bytes that were held since the last `reset`, on a GPU by torch, else by this process, all of it (where the system cannot
-    forget: since the process began)."""
+    """Return the most bytes in use since the last `reset`: by torch on a GPU, else by this process.
+
+    Where the system cannot reset the peak, it is that since the process began.
+    """
     if device == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
     try:
         if reset:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is forgotten
-        return int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(r"VmHWM:\s*(\d+)", status)[0]) * 1024
     except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024
-        )  # macOS counts bytes
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

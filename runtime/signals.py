@@ -1,7 +1,7 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as one request to stop, and the exit status that answers it.
+"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as requests to stop, and the exit status after each.
 
-    stop = Stop().arm()                # before anything slow is imported: from now on a signal ends the program at once
-    stop.waits = True                  # from now on it only sets `stop.signal`, for a loop that looks at it, and saves
+    stop = Stop().arm()     # before slow imports: from now on a signal ends the program at once
+    stop.deferred = True    # from now on a signal only sets `stop.signal`, for a loop to look at
 
 Nothing slow is imported here.
 """
@@ -9,57 +9,69 @@ Nothing slow is imported here.
 import os
 import signal
 import sys
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped in good order, run it again; run.sh puts its job back into the queue on it
+
+# EX_TEMPFAIL of sysexits.h: stopped in good order, run it again. run.sh requeues its job on it.
+EXIT_RUN_AGAIN = 75
 
 
-def status(number: int) -> int:
-    """The exit status after a signal: `AGAIN` in a SLURM job and for SIGUSR1, else 128 + its number, as shells have it."""
-    return AGAIN if "SLURM_JOB_ID" in os.environ or number == signal.SIGUSR1 else 128 + number
+def exit_status(number: int) -> int:
+    """Return the exit status after a signal.
+
+    In a SLURM job and for SIGUSR1 it is `EXIT_RUN_AGAIN`, else 128 + its number, as in shells.
+    """
+    if "SLURM_JOB_ID" in os.environ or number == signal.SIGUSR1:
+        return EXIT_RUN_AGAIN
+    return 128 + number
 
 
 class Stop:
-    """The request to stop. `signal` is the first signal that came, None as long as none has.
+    """A request to stop: `signal` is the first signal that came, or None.
 
-    While `waits` is false, a signal raises SystemExit with its `status`, once: what is being written is cleaned up, and
-    a second signal does not disturb that. While it is true, a signal is remembered and nothing else.
+    While `deferred` is false, a signal raises SystemExit with its exit status, once, so that files
+    being written are removed; a second signal does not interrupt that. While `deferred` is true, a
+    signal is only recorded.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.waits = False
-        self.replaced: dict[signal.Signals, Any] = {}
+        self.deferred = False
+        self.previous_handlers: dict[signal.Signals, Any] = {}
 
     def arm(self, brief: bool = False) -> "Stop":
-        """From now on signals come here. A `brief` program is done before what SIGUSR1 warns of, and ignores that."""
+        """Handle signals from now on.
+
+        A `brief` program ignores SIGUSR1, the warning of a time limit: it ends before the limit.
+        """
         for name in SIGNALS:
-            before = signal.signal(
-                name, signal.SIG_IGN if brief and name == signal.SIGUSR1 else self.remember
-            )
-            self.replaced.setdefault(name, before)
+            is_ignored = brief and name == signal.SIGUSR1
+            previous = signal.signal(name, signal.SIG_IGN if is_ignored else self.handle)
+            self.previous_handlers.setdefault(name, previous)
         return self
 
     def disarm(self) -> None:
-        for name, handler in self.replaced.items():
+        """Restore the handlers of before."""
+        for name, handler in self.previous_handlers.items():
             signal.signal(name, handler)
-        self.replaced = {}
+        self.previous_handlers = {}
 
     def ignore(self) -> None:
-        """For the last moments of a program, in which Python would give every signal its fatal meaning again."""
+        """Ignore signals while Python exits, when it would restore their fatal defaults."""
         for name in SIGNALS:
             signal.signal(name, signal.SIG_IGN)
 
-    def remember(self, number: int, frame: Any) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Record a signal and, unless it is deferred, report it and exit."""
         self.signal = self.signal or signal.Signals(number)
-        if not self.waits:
-            self.waits = True
-            if (
-                os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")) == "0"
-            ):  # one process of many says it
-                os.write(
-                    2,
-                    f"\n{os.path.basename(sys.argv[0])}: stopped by {self.signal.name}\n".encode(),
-                )  # print may not re-enter
-            raise SystemExit(status(number))
+        if self.deferred:
+            return
+        self.deferred = True
+        rank = os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))
+        if rank == "0":  # one process reports it
+            script = os.path.basename(sys.argv[0])
+            # print is not reentrant
+            os.write(2, f"\n{script}: stopped by {self.signal.name}\n".encode())
+        raise SystemExit(exit_status(number))

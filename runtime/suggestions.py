@@ -1,4 +1,4 @@
-"""Names that nobody knows, and the known one that may have been meant.
+"""Suggestions for misspelled names.
 
 nearest("fashion-mnist", NAMES)                    # "fashionmnist"
 raise ValueError(unknown("dataset", "minst", NAMES, " or a folder"))
@@ -7,24 +7,30 @@ raise ValueError(unknown("dataset", "minst", NAMES, " or a folder"))
 import difflib
 from collections.abc import Iterable
 
+IGNORED = str.maketrans("", "", "-_ ")
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The one of `known` that is most like `name`, capitals, dashes, underscores and spaces aside, or "" where none is."""
-    plain = {plainly(other): other for other in known}
-    close = difflib.get_close_matches(plainly(name), plain, n=1)
-    return plain[close[0]] if close else ""
+    """Return the one of `known` that is most similar to `name`, or "" where none is similar.
+
+    Capitals, dashes, underscores and spaces make no difference.
+    """
+    by_plain_name = {plain(other): other for other in known}
+    similar = difflib.get_close_matches(plain(name), by_plain_name, n=1)
+    return by_plain_name[similar[0]] if similar else ""
 
 
-def plainly(name: str) -> str:
-    return name.lower().translate({ord(mark): None for mark in "-_ "})
+def plain(name: str) -> str:
+    """Return `name` in lower case, without dashes, underscores and spaces."""
+    return name.lower().translate(IGNORED)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], or_else: str = "") -> str:
-    """One line for an error: that the `name` of this kind is not known, which was perhaps meant, and which there are."""
+    """Return an error message, in one line: what is unknown, a suggestion, and all known names.
+
+    `or_else` ends the list: what may be given instead of a name.
+    """
     known = list(known)
-    close = nearest(name, known)
-    return (
-        f"unknown {kind} {name!r}"
-        + (f", did you mean {close}?" if close else ".")
-        + f" Give {', '.join(known)}{or_else}"
-    )
+    similar = nearest(name, known)
+    suggestion = f", did you mean {similar}?" if similar else "."
+    return f"unknown {kind} {name!r}{suggestion} Give {', '.join(known)}{or_else}"

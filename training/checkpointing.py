@@ -13,7 +13,7 @@ import torch
 from checkpoints.run_dir import keep_newest, last
 from DiffusionModel import SKIPS, DiffusionModel
 from runtime.processes import is_lost_process
-from runtime.signals import AGAIN, SIGNALS, Stop
+from runtime.signals import EXIT_RUN_AGAIN, SIGNALS, Stop
 from training.lightning_workarounds import exit_without_teardown
 
 TIME_IS_OVER = 1000  # a request to stop because of --max-time; larger than any signal's number
@@ -198,7 +198,7 @@ class Checkpointing(pl.Callback):
                 f"{last(self.run_dir)}; run the same command again to go on ({reason})",
                 file=sys.stderr,
             )
-            exit_without_teardown(AGAIN if "SLURM_JOB_ID" in os.environ else 1)
+            exit_without_teardown(EXIT_RUN_AGAIN if "SLURM_JOB_ID" in os.environ else 1)
 
 
 def has_finite_weights(model: torch.nn.Module) -> bool:

@@ -24,7 +24,7 @@ from image_data.grids import write_grid
 from runtime import devices
 from runtime.atomic_file import complete_file
 from runtime.processes import Processes, Refused, cluster_environment, own_exit_status
-from runtime.signals import Stop, status
+from runtime.signals import Stop, exit_status
 from training import loggers
 from training.checkpointing import Checkpointing
 from training.ema import Ema
@@ -108,7 +108,7 @@ def fit(
     )
     nodes = processes.num_nodes
     say = print if first else lambda *_, **__: None
-    elapsed, stop.waits = (
+    elapsed, stop.deferred = (
         0.0,
         True,
     )  # a signal that comes before the first step is answered after it
@@ -223,7 +223,7 @@ def fit(
                 f"stopped by {checkpoints.stopped_by.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on",
                 flush=True,
             )
-            return own_exit_status(status(checkpoints.stopped_by))
+            return own_exit_status(exit_status(checkpoints.stopped_by))
         if not checkpoints.diverged:
             say(
                 f"trained{'' if trainer.global_step == args.max_steps else ', --max-time is over'}, {at}; checkpoint {checkpoints.saved}"
@@ -234,7 +234,11 @@ def fit(
                 ),
                 flush=True,
             )
-            return own_exit_status(status(checkpoints.stopped_by)) if checkpoints.stopped_by else 0
+            return (
+                own_exit_status(exit_status(checkpoints.stopped_by))
+                if checkpoints.stopped_by
+                else 0
+            )
         if model.stream == GOING_BACK:
             say(
                 f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {RunFolder.last(run_dir)}; "

@@ -101,7 +101,7 @@ def test_an_image_is_the_same_in_any_batch_and_all_differ(out, tiny_run, tmp_pat
     ],
 )
 def test_the_precision_is_the_one_asked_for_or_suits(tiny_run, tmp_path, monkeypatch, flags, bf16):
-    from runtime import devices
+    from runtime import launcher
     from Unet import Unet
 
     seen, forward = [], Unet.forward
@@ -113,7 +113,7 @@ def test_the_precision_is_the_one_asked_for_or_suits(tiny_run, tmp_path, monkeyp
         ],
     )
     monkeypatch.setattr(
-        devices, "pick_precision", lambda device, name: "32-true" if name == "32" else "bf16-mixed"
+        launcher, "pick_precision", lambda device, name: "32-true" if name == "32" else "bf16-mixed"
     )  # hardware that has it
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     flags = [tmp_path / "photo.png" if flag == "PHOTO" else flag for flag in flags]
