@@ -3,19 +3,16 @@
 
     python report.py runs/cifar10                  # writes runs/cifar10/report.html
 
-It shows samples, the way from noise to them, losses, schedule, what evaluate.py measured, and how it was trained; of what is not
-there yet it says how to make it. It needs no network, and a browser only.
+It shows samples, the way from noise to them, losses, schedule, what evaluate.py measured, and how
+it was trained; of what is not there yet it says how to make it. It needs no network, and a browser
+only.
 """
 
-import base64
-import hashlib
 import sys
 from pathlib import Path
 
 from runtime.arguments import Parser
 from runtime.signals import Stop
-
-PAGE = Path(__file__).parent / "run_page" / "page.html"  # its template
 
 
 def build_parser() -> Parser:
@@ -32,22 +29,24 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or args.run_dir / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--out {out} must end in .html")
-    from run_page import page as RunPage
+
+    from run_page.page import TEMPLATE, build_page
     from runtime.atomic_file import complete_file
 
-    if not PAGE.is_file():
+    if not TEMPLATE.is_file():
         parser.error(
-            f"no {PAGE.name} beside {Path(__file__).name}: it is the page's template, take both from the project"
+            f"no {TEMPLATE.name} beside {Path(__file__).name}: "
+            "it is the page's template, take both from the project"
         )
     try:
-        run = RunPage.gather(args.run_dir)
+        page = build_page(args.run_dir)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
         parser.error(
-            f"cannot read {args.run_dir} ({error.strerror}): give a run directory that you may enter"
+            f"cannot read {args.run_dir} ({error.strerror}): "
+            "give a run directory that you may enter"
         )
-    page = render(run)
     try:
         with complete_file(out) as temporary:
             temporary.write_bytes(page)
@@ -57,27 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def render(run: dict) -> bytes:
-    """page.html with what `RunPage.gather` found. All of that is escaped, and the page lets a browser run no script but its own."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE.parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["sha256"] = lambda text: (
-        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    )
-    return (
-        environment.get_template(PAGE.name).render(run).encode("utf-8", "replace")
-    )  # a path may hold bytes that are no text
-
-
 if __name__ == "__main__":
-    Stop().arm(
-        brief=True
-    )  # SIGUSR1 aside, a signal ends it at once and leaves no half-written file
+    # any signal but SIGUSR1 ends it at once; no half-written file is left
+    Stop().arm(brief=True)
     sys.exit(main())

@@ -1,294 +1,190 @@
-"""What a run's page shows, gathered from the files of its run directory.
+"""A finished run as one HTML page, made from the files in its run directory.
 
-    gather(Path("runs/cifar10"))       # {"name": .., "samples": {..}, "losses": {..}, ..}, as page.html wants it
+    html = build_page(Path("runs/cifar10"))
 
-The files are data from anywhere: what cannot be read or has unexpected contents is left out, and its part of the page says why.
+The files may come from anywhere. A section whose file is missing, damaged or has unexpected
+contents says so, and which command makes it.
 """
 
+import base64
+import hashlib
 import json
-import math
-import re
 import reprlib
 import shlex
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jinja2
 
-from checkpoints import checkpoint as Checkpoint
 from checkpoints import run_dir as RunFolder
-from DiffusionModel import DiffusionModel
-from evaluation import doctor, results
-from run_page import pictures
-from run_page.charts import Series, chart, number
-
-POINTS = 300  # of a curve
-ROWS = 12  # of a table of losses
-SCHEDULE = (
-    "T",
-    "schedule",
-    "beta_small",
-    "beta_large",
-    "betas",
-    "zero_terminal_snr",
-    "parameterization",
+from run_page.checkpoint_summary import CheckpointSummary, read_checkpoint_summary
+from run_page.curves import Losses, Schedule, describe_schedule, read_losses
+from run_page.metric_tables import Metrics, describe_metrics
+from run_page.pictures import (
+    Neighbours,
+    NoisedImages,
+    Previews,
+    Samples,
+    TrajectorySprite,
+    noise_real_images,
+    read_neighbours,
+    read_previews,
+    read_samples,
+    read_sprite,
 )
+from run_page.sections import Missing, read_section
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MAX_ITEMS = 20  # of a long list that are shown
+MAX_CHARACTERS = 200  # of a setting
+CONFIG_ROWS = {
+    "preset": "preset",
+    "hardware": "hardware",
+    "device": "device",
+    "precision": "precision",
+    "torch": "torch",
+    "lightning": "PyTorch Lightning",
+    "python": "Python",
+}
 
 
-def gather(run_dir: Path) -> dict[str, Any]:
-    """All that page.html shows; a part that is not there is {"refusal": why}. Raises ValueError, in one line, where `run_dir` is no run."""
-    if not run_dir.is_dir() or not (
-        (run_dir / "config.json").is_file() or RunFolder.newest(run_dir)
-    ):
+@dataclass(frozen=True)
+class Page:
+    """What page.html shows."""
+
+    name: str
+    folder: str  # the run directory, quoted for a shell
+    command: str  # with which the run was trained; empty if that is not known
+    about: list[tuple[str, str]]
+    settings: dict[str, str]
+    checkpoint: CheckpointSummary | Missing
+    samples: Samples | Missing
+    trajectory: TrajectorySprite | Missing
+    forward: NoisedImages | Missing
+    schedule: Schedule | Missing
+    losses: Losses | Missing
+    previews: Previews | Missing
+    metrics: Metrics | Missing
+    neighbours: Neighbours | Missing
+
+
+def build_page(run_dir: Path) -> bytes:
+    """Make the page of a run. Raises ValueError in one line if `run_dir` is no run directory."""
+    return render(gather(run_dir))
+
+
+def gather(run_dir: Path) -> Page:
+    """Read all that the page shows."""
+    if not is_run_dir(run_dir):
         raise ValueError(
-            f"{run_dir} is no run directory: give one that train.py has written, such as runs/shapes"
+            f"{run_dir} is no run directory: give one that train.py has written, such as "
+            "runs/shapes"
         )
-    config, measured, saved = (
-        read_json(run_dir / "config.json"),
-        read_json(run_dir / "metrics.json"),
-        part(checkpoint, run_dir),
+    config = read_json(run_dir / "config.json")
+    measured = read_json(run_dir / "metrics.json")
+    checkpoint = read_section(read_checkpoint_summary, run_dir)
+    images, previews = run_dir / "images", run_dir / "samples"
+    if isinstance(checkpoint, Missing):
+        settings, step = {}, None
+        forward = schedule = checkpoint
+    else:
+        settings, step = checkpoint.settings, checkpoint.step
+        shape = settings["size"], settings["depth"]
+        forward = read_section(noise_real_images, previews / "real.png", checkpoint.process, *shape)
+        schedule = read_section(describe_schedule, checkpoint.process)
+    class_names = settings.get("class_names", ())
+    return Page(
+        name=run_dir.resolve().name,
+        folder=shlex.quote(str(run_dir)),
+        command=training_command(config),
+        about=describe_run(config, checkpoint),
+        settings={name: shorten(value) for name, value in settings.items()},
+        checkpoint=checkpoint,
+        samples=read_section(read_samples, images / "samples.npz", class_names),
+        trajectory=read_section(read_sprite, images / "trajectory.npz"),
+        forward=forward,
+        schedule=schedule,
+        losses=read_section(read_losses, run_dir),
+        previews=read_section(read_previews, previews),
+        metrics=read_section(describe_metrics, measured, step),
+        neighbours=read_section(read_neighbours, run_dir / "evaluation", measured),
     )
-    settings, typed, images = saved.get("settings", {}), config.get("command"), run_dir / "images"
-    words = (
-        typed if isinstance(typed, list) and all(isinstance(word, str) for word in typed) else []
-    )
-    found = {
-        "samples": part(pictures.samples, images / "samples.npz", settings.get("class_names", ())),
-        "trajectory": part(pictures.trajectory, images / "trajectory.npz"),
-        "forward": saved
-        if saved["refusal"]
-        else part(
-            pictures.noised,
-            run_dir / "samples" / "real.png",
-            saved["process"],
-            settings["size"],
-            settings["depth"],
-        ),
-        "schedule": saved if saved["refusal"] else part(schedule, saved["process"]),
-        "losses": part(losses, run_dir),
-        "previews": part(pictures.previews, run_dir / "samples"),
-        "metrics": part(metrics, measured, saved),
-        "neighbours": part(pictures.neighbours, run_dir / "evaluation", measured),
-    }
-    return found | {
-        "name": run_dir.resolve().name,
-        "folder": shlex.quote(str(run_dir)),
-        "checkpoint": saved,
-        "about": about(config, saved),
-        "settings": {name: told(value) for name, value in settings.items()},
-        "command": shlex.join(["python", *words]) if words else "",
-    }
 
 
-def part(make: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
-    """What `make` gives; its "refusal" is a line where it cannot, else empty."""
-    try:
-        return {"refusal": ""} | make(*given)
-    except (OSError, ValueError) as error:
-        return {"refusal": " ".join(str(error).split())}
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:  # of a structure from anywhere
-        return {"refusal": f"unexpected contents ({type(error).__name__})"}
+def is_run_dir(folder: Path) -> bool:
+    """Whether a folder holds the settings or a checkpoint of a training run."""
+    if not folder.is_dir():
+        return False
+    return (folder / "config.json").is_file() or RunFolder.newest(folder) is not None
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, an empty one where there is none."""
+    """Read the object in a JSON file; an empty one if there is none."""
     try:
-        found = json.loads(file.read_text())
+        contents = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return contents if isinstance(contents, dict) else {}
 
 
-def told(value: Any) -> str:
-    """A setting in a few words: of long lists the beginning."""
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(told, value[:20])) + (", .." if len(value) > 20 else "")
-    return (value if isinstance(value, str) else reprlib.repr(value))[:200]
+def training_command(config: dict[str, Any]) -> str:
+    """The command that trained the run, or an empty string if config.json does not hold it."""
+    words = config.get("command")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return ""
+    return shlex.join(["python", *words]) if words else ""
 
 
-def checkpoint(run_dir: Path) -> dict[str, Any]:
-    """Of the newest sound checkpoint: .path, .step, .seconds, .parameters, its .settings, and the .process from x_0 to x_t, which is its
-    schedule with the smallest network there is."""
-
-    def described(found: dict[str, Any]) -> dict[str, Any]:
-        schedule = {name: found["hyper_parameters"][name] for name in SCHEDULE}
-        return {
-            "path": str(found["path"]),
-            "step": found["global_step"],
-            "seconds": round(found["elapsed"]),
-            "parameters": sum(weight.numel() for weight in found["ema"]["weights"].values()),
-            "settings": found["course"] | found["hyper_parameters"],
-            "process": DiffusionModel(**schedule, width=4, mults=(1,), attention=(), blocks=1),
-        }
-
-    def check(found: dict[str, Any]) -> None:
-        described(found)
-
-    return described(Checkpoint.first_sound(run_dir, check))
-
-
-def about(config: dict[str, Any], saved: dict[str, Any]) -> list[tuple[str, str]]:
-    """What it is, in rows."""
+def describe_run(
+    config: dict[str, Any], checkpoint: CheckpointSummary | Missing
+) -> list[tuple[str, str]]:
+    """Titles and values: what was trained, how long, and with what."""
     rows = []
-    if not saved["refusal"]:
-        hours, seconds = divmod(saved["seconds"], 3600)
-        rows += [
-            ("dataset", saved["settings"]["dataset"]),
-            ("network", f"{saved['parameters']:,} parameters"),
-            (
-                "training",
-                f"{saved['step']:,} steps in {f'{hours} h ' if hours else ''}{seconds // 60} min {seconds % 60:02} s",
-            ),
-            ("checkpoint", saved["path"]),
-        ]
-    known = (
-        ("preset", "preset"),
-        ("hardware", "hardware"),
-        ("device", "device"),
-        ("precision", "precision"),
-        ("torch", "torch"),
-        ("lightning", "PyTorch Lightning"),
-        ("python", "Python"),
-    )
-    return rows + [
-        (title, config[name]) for name, title in known if isinstance(config.get(name), str)
-    ]
-
-
-def schedule(process: DiffusionModel) -> dict[str, Any]:
-    """alpha_bar and log-SNR against t: two .charts, and .rows at tenths of T."""
-    alpha_bar = process.schedule["alpha_bar"]  # (T+1,)
-    log_snr = [
-        math.log(a / (1 - a)) if 0 < a < 1 else math.inf if a else -math.inf for a in alpha_bar
-    ]
-    at, tenths = (
-        sorted({round(process.T * i / parts) for i in range(parts + 1)}) for parts in (POINTS, 10)
-    )
-    return {
-        "charts": [
-            chart(
-                "What remains of the image",
-                "t",
-                "alpha_bar",
-                [("alpha_bar", at, [alpha_bar[t] for t in at])],
-            ),
-            chart("Signal by noise", "t", "log-SNR", [("log-SNR", at, [log_snr[t] for t in at])]),
-        ],
-        "rows": [(t, number(alpha_bar[t]), number(log_snr[t])) for t in tenths],
-    }
-
-
-def losses(run_dir: Path) -> dict[str, Any]:
-    """The .charts of metrics.csv; the .rows of some validations; the .bins of t in the last one."""
-    if not (run_dir / "metrics.csv").is_file():
-        raise ValueError(f"there is no {run_dir / 'metrics.csv'}")
-    rows = [row for row in doctor.read_rows(run_dir) if math.isfinite(row.get("step", math.nan))]
-
-    def curve(name: str, title: str) -> Series:
-        """Many points become the means of some."""
-        points = np.array(
-            [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
-        ).reshape(-1, 2)
-        groups = np.array_split(points, min(POINTS, len(points))) if len(points) else []
-        return (
-            title,
-            [group[:, 0].mean() for group in groups],
-            [group[:, 1].mean() for group in groups],
-        )
-
-    validated = [row for row in rows if math.isfinite(row.get("val_loss", math.nan))]
-    last = validated[-1] if validated else {}
-    bins = {
-        name: (int(ends[1]), int(ends[2]))
-        for name in last
-        if (ends := re.fullmatch(r"val_loss_t(\d+)-(\d+)", name))
-    }
-    compared = [
-        (
-            f"step {row['step']:,.0f}",
-            [(low + high) / 2 for low, high in bins.values()],
-            [row.get(name, math.nan) for name in bins],
-        )
-        for row in (last, *validated[:-1][:1])
-        if bins
-    ]
-    charts = [
-        chart(
-            "Loss",
-            "steps",
-            "loss",
-            [curve("train_loss", "training"), curve("val_loss", "validation")],
-            log=True,
-        ),
-        chart("Validation loss by t", "t", "loss", compared, log=True),
-        chart("Bits/dim", "steps", "bits/dim", [curve("bits_per_dim", "bits/dim")]),
-        chart(
-            "Distance to real images",
-            "steps",
-            "distance",
-            [curve("classifier_distance", "distance")],
-        ),
-    ]
-    if not any(charts):
-        raise ValueError("no loss is logged yet")
-    few = [
-        validated[round(i)] for i in np.linspace(0, len(validated) - 1, min(ROWS, len(validated)))
-    ]
-    return {
-        "charts": [one for one in charts if one],
-        "rows": [(f"{row['step']:,.0f}", number(row["val_loss"])) for row in few],
-        "bins": [(f"{low} to {high}", number(last[name])) for name, (low, high) in bins.items()],
-    }
-
-
-def metrics(found: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """metrics.json of evaluate.py: .tables, each with its .title and .rows of name, value, lowest to highest, floor, ceiling; and
-    .note, where it is not of the checkpoint that is shown."""
-
-    def given(value: float | None) -> str:
-        return "not finite" if value is None else number(value)
-
-    tables = []
-    for name, title in (("bound", "variational bound"), ("flow", "probability flow")):
-        if one := found.get("bits_per_dim", {}).get(name):
-            value = f"{given(one['mean'])} ± {given(one['standard_error'])}"
-            tables.append(
-                {
-                    "title": f"Likelihood of {one['images']:,} unseen images",
-                    "rows": [(f"bits/dim, {title}", value, "", "", "")],
-                }
-            )
-    for features, one in found.get("distances", {}).items():
-        how = one["sampling"]
+    if not isinstance(checkpoint, Missing):
+        hours, seconds = divmod(checkpoint.seconds, 3600)
+        time = f"{seconds // 60} min {seconds % 60:02} s"
+        if hours:
+            time = f"{hours} h {time}"
         rows = [
-            (
-                title.strip(),
-                given(value["mean"]),
-                f"{given(value['lowest'])} to {given(value['highest'])}" if one["sets"] > 1 else "",
-                *(given(value[end]) if end in value else "" for end in ("floor", "ceiling")),
-            )
-            for title, value in results.distance_rows(one)
+            ("dataset", checkpoint.settings["dataset"]),
+            ("network", f"{checkpoint.parameters:,} parameters"),
+            ("training", f"{checkpoint.step:,} steps in {time}"),
+            ("checkpoint", checkpoint.path),
         ]
-        tables.append(
-            {
-                "title": f"{one['sets']} × {one['images']:,} samples by {how['sampler']}, {how['steps']} steps, in features of "
-                f"{features}",
-                "rows": rows,
-            }
-        )
-    if not tables:
-        raise ValueError("nothing is measured yet")
-    step = found.get("step")
-    return {
-        "tables": tables,
-        "note": f"Measured after step {step}, not {saved['step']}."
-        if step != saved.get("step", step)
-        else "",
-    }
+    for name, title in CONFIG_ROWS.items():
+        if isinstance(config.get(name), str):
+            rows.append((title, config[name]))
+    return rows
+
+
+def shorten(value: Any) -> str:
+    """A setting as text; the beginning of a long one."""
+    if isinstance(value, (tuple, list)):
+        items = ", ".join(map(shorten, value[:MAX_ITEMS]))
+        return f"{items}, .." if len(value) > MAX_ITEMS else items
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return text[:MAX_CHARACTERS]
+
+
+def render(page: Page) -> bytes:
+    """Fill in page.html.
+
+    All values are escaped, and the page's security policy lets a browser run only its own script.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["sha256"] = script_hash
+    environment.tests["missing"] = lambda section: isinstance(section, Missing)
+    html = environment.get_template(TEMPLATE.name).render(vars(page))
+    return html.encode("utf-8", "replace")  # a path may contain bytes that are not text
+
+
+def script_hash(script: str) -> str:
+    """The hash of a script as a Content-Security-Policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

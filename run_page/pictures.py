@@ -1,14 +1,13 @@
-"""The pictures of a run's page, from the files of its run directory, as data: URLs.
+"""The pictures of a run's page, each a PNG within the HTML.
 
-    samples(Path("runs/cifar10"), class_names)     # {"images": [{"src": "data:image/png;base64,..", ..}, ..], ..}
-
-Each function raises ValueError or OSError, in one line, where its files are not there or are not what they should be.
-Letters in the shape columns: F frames, K kinds of them, N images, H and W height and width, C channels.
+Letters in the shape comments: F frames, K kinds of images in a frame (x_t and the prediction of
+x_0), N images, H and W height and width, C channels.
 """
 
 import base64
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +24,102 @@ from image_data.npz_files import NpzError, is_image_array, read_npz
 from sampling import generate
 from sampling.trajectory import read_trajectory
 
-ROOM = 1_800_000  # bytes of pixels in a trajectory, of which half is noise that cannot be compressed: a page of less than 3 MB
-SIDE = (
-    128  # pixels of a picture's side in a trajectory; of larger ones every second, fourth, .. pixel
-)
-FRAMES = 64  # of a trajectory
-SHOWN = 36  # samples
-REAL = 3  # images that are noised
-PART = (0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1)  # of T: at which t
+# Bytes of pixels in a trajectory. Half of it is noise, which cannot be compressed; the page stays
+# below 3 MB.
+MAX_BYTES = 1_800_000
+MAX_SIDE = 128  # of an image in a trajectory; of larger ones every 2nd, 4th, .. pixel is shown
+MAX_FRAMES = 64
+SAMPLE_COUNTS = (16, 9, 4, 1)  # images of a trajectory, as many as fit
+MAX_SAMPLES = 36
+REAL_IMAGES = 3  # that are noised
+NOISE_LEVELS = (0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1)  # the t that are shown, relative to T
+NEIGHBOUR_SCALE = 3  # evaluate.py writes every pixel as 3x3
 
 
-def inlined(image: np.ndarray) -> dict[str, Any]:
-    """uint8 (H,W) or (H,W,C) as the PNG of an <img>: src, width, height. Gray where all channels are one."""
-    image = image[..., None] if image.ndim == 2 else image
-    image = image[..., 0] if (image == image[..., :1]).all() else image
+@dataclass(frozen=True)
+class Picture:
+    """An <img>."""
+
+    src: str  # a data URL
+    width: int
+    height: int
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The first images of samples.npz."""
+
+    images: list[Picture]
+    labelled: bool  # whether the captions are class names
+    count: int  # images in samples.npz
+
+
+@dataclass(frozen=True)
+class TrajectorySprite:
+    """All frames of a trajectory in one picture, for the page's player."""
+
+    sprite: Picture  # a row for every frame: n images x_t, then their n predictions of x_0
+    script: dict[str, Any]  # what the page's script needs: times, n, columns, width, height
+    predicted: bool  # whether there are predictions of x_0
+    skip: int  # every `skip`-th pixel is shown
+    count: int  # images in trajectory.npz
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Real images with noise at one t, one below the other."""
+
+    picture: Picture
+    t: int
+    alpha_bar: float
+
+
+@dataclass(frozen=True)
+class NoisedImages:
+    """Real images at several noise levels."""
+
+    steps: list[NoiseLevel]
+    count: int  # real images
+
+
+@dataclass(frozen=True)
+class Previews:
+    """Grids of samples from during the training, and of real images."""
+
+    images: list[Picture]
+
+
+@dataclass(frozen=True)
+class NeighbourPicture:
+    """Samples beside their nearest training images."""
+
+    picture: Picture
+    features: str  # name of the feature extractor
+    lines: list[str]  # what was measured, in words
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A picture for every feature extractor."""
+
+    images: list[NeighbourPicture]
+
+
+def embed(image: np.ndarray, caption: str = "") -> Picture:
+    """Encode uint8 (H,W) or (H,W,C); as a gray image if all channels are equal."""
+    if image.ndim == 2:
+        image = image[..., None]
+    if (image == image[..., :1]).all():
+        image = image[..., 0]
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG", optimize=True)
-    return {
-        "src": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
-        "width": image.shape[1],
-        "height": image.shape[0],
-    }
+    src = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return Picture(src, image.shape[1], image.shape[0], caption)
 
 
-def samples(file: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The first images of a samples.npz, and where they have labels their classes as .label: .images of .count."""
+def read_samples(file: Path, class_names: tuple[str, ...]) -> Samples:
+    """Read the first images of a samples.npz."""
     try:
         arrays = read_npz(file, ("arr_0",), ("arr_1",))
     except FileNotFoundError:
@@ -64,100 +134,108 @@ def samples(file: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
         )
     if labels and len(labels) != len(images):
         raise ValueError(f"{file} has {len(labels)} labels for {len(images)} images")
-    shown = [inlined(image) for image in images[: min(SHOWN, max(4, ROOM // 4 // images[0].size))]]
-    for one, label in zip(shown, labels):
-        one["label"] = class_names[label] if 0 <= label < len(class_names) else str(label)
-    return {"images": shown, "count": len(images)}
+    shown = min(MAX_SAMPLES, max(4, MAX_BYTES // 4 // images[0].size))
+    captions = [class_name(label, class_names) for label in labels[:shown]]
+    captions = captions or [""] * shown
+    pictures = [embed(image, caption) for image, caption in zip(images[:shown], captions)]
+    return Samples(pictures, labelled=bool(labels), count=len(images))
 
 
-def trajectory(file: Path) -> dict[str, Any]:
-    """A sprite with a row for each frame: n images x_t, then the n predictions of x_0; and what the page's script must know of it."""
-    found = read_trajectory(file)
-    kinds = [found.frames] if found.predicted is None else [found.frames, found.predicted]
-    both, times = np.stack(kinds, axis=1), found.times  # (F,K,N,H,W,C)
-    skip = 2 ** max(0, math.ceil(math.log2(max(both.shape[3:5]) / SIDE)))
-    both = both[..., ::skip, ::skip, :]  # not a mean of pixels, which would be less noise
-    F, K, N, H, W, C = both.shape
-    n = next(n for n in (16, 9, 4, 1) if n <= N and (n * both[:, :, 0].size <= ROOM or n == 1))
-    kept = (
-        np.linspace(0, F - 1, min(F, FRAMES, max(2, ROOM // both[0, :, 0].size)))
-        .round()
-        .astype(int)
-    )
-    chosen = np.linspace(0, N - 1, n).round().astype(int)
-    both = both[kept][:, :, chosen]
-    strip = image_grid(both.reshape(-1, H, W, C), columns=K * n, gap=0)
+def class_name(label: int, class_names: tuple[str, ...]) -> str:
+    """The name of a class, or its number if it has no name."""
+    return class_names[label] if 0 <= label < len(class_names) else str(label)
+
+
+def read_sprite(file: Path) -> TrajectorySprite:
+    """Read a trajectory, and thin it out to fit into the page."""
+    trajectory = read_trajectory(file)
+    kinds = [trajectory.frames]
+    if trajectory.predicted is not None:
+        kinds.append(trajectory.predicted)
+    frames = np.stack(kinds, axis=1)  # (F,K,N,H,W,C)
+
+    skip = 2 ** max(0, math.ceil(math.log2(max(frames.shape[3:5]) / MAX_SIDE)))
+    frames = frames[..., ::skip, ::skip, :]  # the mean of pixels would have less noise
+    F, K, N, H, W, C = frames.shape
+    n = number_of_images(frames)
+    rows = min(F, MAX_FRAMES, max(2, MAX_BYTES // (n * frames[0, :, 0].size)))
+    shown_frames = evenly_spaced(F, rows)
+    frames = frames[shown_frames][:, :, evenly_spaced(N, n)]
+    sprite = image_grid(frames.reshape(-1, H, W, C), columns=K * n, gap=0)
     script = {
-        "times": times[kept].tolist(),
+        "times": trajectory.times[shown_frames].tolist(),
         "n": n,
         "columns": round(n**0.5),
         "width": W,
         "height": H,
     }
-    return {"sprite": inlined(strip), "script": script, "predicted": K == 2, "skip": skip, "of": N}
+    return TrajectorySprite(embed(sprite), script, K == 2, skip, N)
 
 
-def noised(file: Path, process: DiffusionModel, size: int, depth: int) -> dict[str, Any]:
-    """x_t of the first real images in samples/real.png, whose tiles are `size` wide, at several t, by the model's own q_sample:
-    .steps, each with .t, .alpha_bar and all of them below each other; how many, .count."""
-    picture = open_image(file)
-    pixels = np.asarray(picture.convert("L" if depth == 1 else "RGB")).reshape(
-        picture.height, picture.width, -1
-    )
-    images = first_images(pixels, size, REAL)
+def number_of_images(frames: np.ndarray) -> int:
+    """How many images (F,K,N,H,W,C) fit into the page with all their frames; at least one."""
+    size = frames[:, :, 0].size
+    fitting = [n for n in SAMPLE_COUNTS if n <= frames.shape[2] and n * size <= MAX_BYTES]
+    return max(fitting, default=1)
+
+
+def evenly_spaced(count: int, number: int) -> np.ndarray:
+    """`number` indices from 0 to count - 1, both included."""
+    return np.linspace(0, count - 1, number).round().astype(int)
+
+
+def noise_real_images(file: Path, process: DiffusionModel, size: int, depth: int) -> NoisedImages:
+    """Noise the first real images in samples/real.png by the model's forward process.
+
+    size: height and width of an image in that grid; depth: its channels.
+    """
+    picture = open_image(file).convert("L" if depth == 1 else "RGB")
+    grid = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    images = first_images(grid, size, REAL_IMAGES)
     if not images:
         raise ValueError(f"{file} is no grid of images {size} pixels wide")
-    tiles = [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images]  # (C,H,W)
-    times = sorted({round(share * process.T) for share in PART})
-    walks = [
-        generate.forward(process, to_float(tile), times, seed) for seed, tile in enumerate(tiles)
-    ]
-    return {
-        "steps": [
-            inlined(np.concatenate([walk[t][0] for walk in walks]))
-            | {"t": t, "alpha_bar": process.alpha_bar(t)}
-            for t in times
-        ],
-        "count": len(tiles),
-    }
+    times = sorted({round(level * process.T) for level in NOISE_LEVELS})
+    noised = []
+    for seed, image in enumerate(images):
+        x_0 = to_float(torch.from_numpy(image.transpose(2, 0, 1).copy()))  # (C,H,W)
+        noised.append(generate.forward(process, x_0, times, seed))
+    steps = []
+    for t in times:
+        column = np.concatenate([images_at[t][0] for images_at in noised])
+        steps.append(NoiseLevel(embed(column), t, process.alpha_bar(t)))
+    return NoisedImages(steps, len(images))
 
 
-def previews(folder: Path) -> dict[str, Any]:
-    """The first, the middle and the last of the samples that were drawn while it was trained, and the real images: .images."""
+def read_previews(folder: Path) -> Previews:
+    """Read the first, the middle and the last preview of a training, and the real images."""
     files = sorted(folder.glob("step_*.png"))
-    files = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})] if files else []
-    found = [
-        (file, "after step " + f"{int(file.stem[5:]):,}")
-        for file in files
-        if file.stem[5:].isdecimal()
-    ]
-    found += [(folder / "real.png", "real images")] if (folder / "real.png").is_file() else []
-    if not found:
+    if files:
+        files = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})]
+    captions = {}
+    for file in files:
+        step = file.stem.removeprefix("step_")
+        if step.isdecimal():
+            captions[file] = f"after step {int(step):,}"
+    if (folder / "real.png").is_file():
+        captions[folder / "real.png"] = "real images"
+    if not captions:
         raise ValueError(f"there is no {folder / 'step_*.png'}")
-    return {
-        "images": [
-            inlined(np.asarray(open_image(file))) | {"title": title} for file, title in found
-        ]
-    }
+    return Previews(
+        [embed(np.asarray(open_image(file)), caption) for file, caption in captions.items()]
+    )
 
 
-def neighbours(folder: Path, measured: dict[str, Any]) -> dict[str, Any]:
-    """The pictures of the samples most like a training image, and how alike they are: .images, each with its .features and .lines."""
+def read_neighbours(folder: Path, measured: dict[str, Any]) -> Neighbours:
+    """Read the pictures of the samples most like a training image, and what was measured."""
     files = sorted(folder.glob("nearest-*.png"))
     if not files:
         raise ValueError(f"there is no {folder / 'nearest-*.png'}")
-    found = []
+    pictures = []
     for file in files:
         features = file.stem.removeprefix("nearest-")
-        one = measured.get("memorization", {}).get(features)
-        picture = np.asarray(open_image(file))[
-            1::3, 1::3
-        ]  # evaluate.py writes it three times as large
-        found.append(
-            inlined(picture)
-            | {
-                "features": features,
-                "lines": results.of_memorization({features: one})[:-1] if one else [],
-            }
-        )
-    return {"images": found}
+        audit = measured.get("memorization", {}).get(features)
+        lines = results.of_memorization({features: audit})[:-1] if audit else []
+        middle = slice(NEIGHBOUR_SCALE // 2, None, NEIGHBOUR_SCALE)
+        image = np.asarray(open_image(file))[middle, middle]
+        pictures.append(NeighbourPicture(embed(image), features, lines))
+    return Neighbours(pictures)

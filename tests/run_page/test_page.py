@@ -18,9 +18,12 @@ import Inference
 import report
 import train
 from checkpoints import checkpoint
-from evaluation import results
-from run_page import charts, pictures
-from run_page import page as RunPage
+from evaluation import doctor, results
+from run_page import charts
+from run_page.charts import Series
+from run_page.checkpoint_summary import read_checkpoint_summary
+from run_page.curves import read_losses
+from run_page.pictures import noise_real_images, read_sprite
 
 EVIL = "<script>document.title = 'run'</script>"
 BROWSER = next(
@@ -212,14 +215,14 @@ def test_the_sprite_has_every_frame_of_some_images_and_fits(tmp_path, N, H, C, F
     random = np.random.default_rng(0)
     frames, predicted = (random.integers(0, 256, (F, N, H, H, C), np.uint8) for _ in "ab")
     np.savez(tmp_path / "x.npz", frames=frames, predicted=predicted, times=np.arange(F)[::-1])
-    found = pictures.trajectory(tmp_path / "x.npz")
-    n, times, skip = found["script"]["n"], found["script"]["times"], found["skip"]
+    found = read_sprite(tmp_path / "x.npz")
+    n, times, skip = found.script["n"], found.script["times"], found.skip
     assert (n, len(times), skip) == {16: (16, 51, 1), 5: (4, 4, 1), 64: (4, 51, 1), 1: (1, 19, 2)}[
         N
     ]
-    assert len(found["sprite"]["src"]) < 2_600_000
+    assert len(found.sprite.src) < 2_600_000
     chosen = np.linspace(0, N - 1, n).round().astype(int)
-    sprite = image_of(found["sprite"]["src"]).reshape(len(times), H // skip, 2, n, H // skip, C)
+    sprite = image_of(found.sprite.src).reshape(len(times), H // skip, 2, n, H // skip, C)
     for row, t in ((0, times[0]), (2, times[2]), (-1, 0)):
         for kind, images in enumerate((frames, predicted)):
             assert np.array_equal(
@@ -230,11 +233,11 @@ def test_the_sprite_has_every_frame_of_some_images_and_fits(tmp_path, N, H, C, F
 
 def test_real_images_are_noised_by_the_models_schedule(run):
     """t = 0 is the image; at two other t the noise, solved for, is the same."""
-    saved = RunPage.checkpoint(run)
-    found = pictures.noised(run / "samples" / "real.png", saved["process"], 8, 3)
+    process = read_checkpoint_summary(run).process
+    found = noise_real_images(run / "samples" / "real.png", process, 8, 3)
     real = np.asarray(Image.open(run / "samples" / "real.png"))
-    x = {step["t"]: image_of(step["src"]).astype(float) / 127.5 - 1 for step in found["steps"]}
-    assert found["count"] == 3
+    x = {step.t: image_of(step.picture.src).astype(float) / 127.5 - 1 for step in found.steps}
+    assert found.count == 3
     assert list(x) == [0, 1, 2, 4, 7, 10, 15, 20]
     for i in range(3):
         assert np.allclose(
@@ -254,13 +257,13 @@ def test_real_images_are_noised_by_the_models_schedule(run):
 
 
 def test_losses_are_those_of_metrics_csv(run):
-    found = RunPage.losses(run)
-    rows = [row for row in RunPage.Doctor.read_rows(run) if "val_loss" in row]
-    assert found["rows"] == [(f"{row['step']:.0f}", charts.number(row["val_loss"])) for row in rows]
-    assert found["bins"][0] == ("1 to 2", charts.number(rows[-1]["val_loss_t1-2"]))
-    assert "validation: from" in found["charts"][0]
-    assert "step 12: from" in found["charts"][1]
-    assert "step 6: from" in found["charts"][1]
+    found = read_losses(run)
+    rows = [row for row in doctor.read_rows(run) if "val_loss" in row]
+    assert found.rows == [(f"{row['step']:.0f}", charts.number(row["val_loss"])) for row in rows]
+    assert found.bins[0] == ("1 to 2", charts.number(rows[-1]["val_loss_t1-2"]))
+    assert "validation: from" in found.charts[0]
+    assert "step 12: from" in found.charts[1]
+    assert "step 6: from" in found.charts[1]
 
 
 def test_a_chart_is_to_scale():
@@ -268,7 +271,7 @@ def test_a_chart_is_to_scale():
         "a <b>",
         "x",
         "y",
-        [("one", [0, 5, 10], [1, 10, 100]), ("two", [0, 10], [float("nan"), 1])],
+        [Series("one", [0, 5, 10], [1, 10, 100]), Series("two", [0, 10], [float("nan"), 1])],
         log=True,
     )
     (x0, y0), (x1, y1), (x2, y2) = (
@@ -279,7 +282,7 @@ def test_a_chart_is_to_scale():
     assert y0 > y1 > y2
     assert drawn.count("<circle") == 4
     assert "a &lt;b&gt;" in drawn
-    assert not charts.chart("a", "x", "y", [("one", [1], [float("inf")])])
+    assert not charts.chart("a", "x", "y", [Series("one", [1], [float("inf")])])
     assert charts.ticks(0, 1000) == [0, 200, 400, 600, 800, 1000]
     assert charts.ticks(0.05, 0.9, log=True) == pytest.approx([0.05, 0.1, 0.2, 0.5])
     assert charts.ticks(3, 3) == [3]
@@ -389,7 +392,7 @@ def test_no_run_is_refused_in_one_line(refused, run, tmp_path):
 
 
 def test_a_copy_without_the_template_says_what_is_missing(refused, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "PAGE", tmp_path / "page.html")
+    monkeypatch.setattr("run_page.page.TEMPLATE", tmp_path / "page.html")
     assert "no page.html beside report.py" in refused(report.main, run)
 
 

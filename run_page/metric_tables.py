@@ -1,0 +1,78 @@
+"""What evaluate.py measured, as tables."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation import results
+from run_page.charts import number
+
+Row = tuple[str, str, str, str, str]  # measure, value, lowest to highest, floor, ceiling
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of metrics."""
+
+    title: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All tables."""
+
+    tables: list[Table]
+    note: str  # if the metrics are of another checkpoint than the page
+
+
+def describe_metrics(measured: dict[str, Any], step: int | None) -> Metrics:
+    """Make tables of metrics.json. step: of the checkpoint on the page, if it could be read."""
+    tables = []
+    likelihood = measured.get("bits_per_dim", {})
+    for name, title in (("bound", "variational bound"), ("flow", "probability flow")):
+        if bits := likelihood.get(name):
+            tables.append(likelihood_table(bits, title))
+    for features, distances in measured.get("distances", {}).items():
+        tables.append(distance_table(distances, features))
+    if not tables:
+        raise ValueError("nothing is measured yet")
+    measured_step = measured.get("step")
+    if step is None or measured_step == step:
+        return Metrics(tables, note="")
+    return Metrics(tables, f"Measured after step {measured_step}, not {step}.")
+
+
+def likelihood_table(bits: dict[str, Any], title: str) -> Table:
+    value = f"{format_value(bits['mean'])} ± {format_value(bits['standard_error'])}"
+    row = (f"bits/dim, {title}", value, "", "", "")
+    return Table(f"Likelihood of {bits['images']:,} unseen images", [row])
+
+
+def distance_table(distances: dict[str, Any], features: str) -> Table:
+    sampling, sets = distances["sampling"], distances["sets"]
+    rows = [
+        distance_row(title.strip(), value, sets)
+        for title, value in results.distance_rows(distances)
+    ]
+    title = (
+        f"{sets} × {distances['images']:,} samples by {sampling['sampler']}, "
+        f"{sampling['steps']} steps, in features of {features}"
+    )
+    return Table(title, rows)
+
+
+def distance_row(title: str, value: dict[str, float], sets: int) -> Row:
+    """A row of a distance: its mean and its range over all sets, and those of real images."""
+    mean = format_value(value["mean"])
+    spread = ""
+    if sets > 1:
+        spread = f"{format_value(value['lowest'])} to {format_value(value['highest'])}"
+    floor, ceiling = (
+        format_value(value[end]) if end in value else "" for end in ("floor", "ceiling")
+    )
+    return title, mean, spread, floor, ceiling
+
+
+def format_value(value: float | None) -> str:
+    """A number; None stands for one that is not finite."""
+    return "not finite" if value is None else number(value)

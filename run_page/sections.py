@@ -1,0 +1,27 @@
+"""A section of a run's page, or why it is missing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A section that cannot be shown."""
+
+    reason: str  # one line
+
+
+def read_section(read: Callable[..., Section], *arguments: object) -> Section | Missing:
+    """Call `read`; return `Missing` if it raises an error.
+
+    The files may come from anywhere, so any structure of their contents is expected.
+    """
+    try:
+        return read(*arguments)
+    except (OSError, ValueError) as error:
+        return Missing(" ".join(str(error).split()))
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        return Missing(f"unexpected contents ({type(error).__name__})")
