@@ -17,7 +17,7 @@ from conftest import ROOT, TINY
 import train
 from checkpoints import run_dir as RunFolder
 
-STEPS = 400
+STEPS = 200
 
 
 # Those of this process: a test of several processes sets others.

@@ -66,24 +66,26 @@ def assert_same(run_dir, whole):
 # ---- killed -----------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_random_steps_again_and_again(start, tmp_path, whole):
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_killed_at_random_steps_again_and_again(start, tmp_path, whole, times):
     seed = random.randrange(10**6)
     print("seed", seed)
     run_dir, dice, reached = tmp_path / "run", random.Random(seed), []
-    for _ in range(4):
+    for _ in range(times):
         goal = steps(run_dir) + dice.randint(30, STEPS // 5)
         process = (
             start(run_dir).until(lambda goal=goal: steps(run_dir) >= goal).kill(signal.SIGKILL)
         )
         assert process.ends() == -signal.SIGKILL
         reached.append(steps(run_dir))
-    assert len(set(reached)) == 4
+    assert len(set(reached)) == times
     last = start(run_dir)
     assert last.ends() == 0
     assert "going on at step" in last.out
     assert_same(run_dir, whole)
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_with_tmpdir_elsewhere(start, tmp_path, tiny_data):
     """A wide network makes the file take a while; it is killed as soon as the temporary is there."""
     wide = ["--width", "64", "--max-steps", "12", "--save-every", "1", "--val-every", "100"]
@@ -174,6 +176,7 @@ def test_in_a_job_every_signal_is_75(start, tmp_path):
     assert process.ends(10) == 75
 
 
+@pytest.mark.slow
 def test_more_signals_do_not_spoil_the_save(start, tmp_path, whole):
     run_dir = tmp_path / "run"
     process = start(run_dir).until(lambda: steps(run_dir) > 40)
@@ -232,7 +235,9 @@ def test_a_signal_during_validation(tiny_data, start, tmp_path, whole):
     assert_same(run_dir, whole)
 
 
-@pytest.mark.parametrize("script", ["train.py", "Inference.py"])
+@pytest.mark.parametrize(
+    "script", ["train.py", pytest.param("Inference.py", marks=pytest.mark.slow)]
+)
 def test_a_signal_while_torch_is_imported(tiny_data, tiny_run, tmp_path, script):
     arguments = {
         "train.py": ["--dataset", tiny_data, "--run-dir"],
@@ -248,7 +253,11 @@ def test_a_signal_while_torch_is_imported(tiny_data, tiny_run, tmp_path, script)
 
 
 @pytest.mark.parametrize(
-    ("script", "out"), [("make_gif.py", "denoise.gif"), ("report.py", "report.html")]
+    ("script", "out"),
+    [
+        ("make_gif.py", "denoise.gif"),
+        pytest.param("report.py", "report.html", marks=pytest.mark.slow),
+    ],
 )
 def test_what_takes_seconds_is_finished_before_what_sigusr1_warns_of(
     tiny_run, tmp_path, script, out
@@ -322,7 +331,7 @@ def nearly_equal(one, other, until=STEPS, tolerance=1e-6):
     )
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_train_what_one_does(start, tiny_data, tmp_path, parts):
     """Without dropout, whose masks differ from process to process. Adam makes noise of size 1e-7 in a gradient of size 0
     (a bias before a normalization) into steps of size lr, so not the weights are compared, but what they do: the losses."""
@@ -335,6 +344,7 @@ def test_two_processes_train_what_one_does(start, tiny_data, tmp_path, parts):
     assert len(validation_losses(one)) == 1
 
 
+@pytest.mark.slow
 def test_fewer_validation_batches_than_processes(start, tiny_data, tmp_path):
     options = ["--max-steps", 12, "--val-every", 6, "--val-images", 8, "--dropout", 0]
     process = start(tmp_path / "two", *options, "--devices", 2)
@@ -345,6 +355,7 @@ def test_fewer_validation_batches_than_processes(start, tiny_data, tmp_path):
     assert one == pytest.approx(two, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_them_too(tmp_path, tiny_data):
     launcher = [
         "-m",
@@ -371,6 +382,7 @@ def test_torchrun_starts_them_too(tmp_path, tiny_data):
     assert len(losses(tmp_path / "run")) == 20
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_other_process_during_validation(tiny_data, start, tmp_path):
     long = long_validation(tiny_data, tmp_path)
     process = start(tmp_path / "run", *long, "--devices", 2).until(
@@ -398,6 +410,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path)
     assert "is already trained" in again.out
 
 
+@pytest.mark.slow
 def test_two_processes_resumed_as_one(start, tiny_data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert fit(tiny_data, one, "--dropout", 0, "--max-steps", 120) == 0
@@ -406,7 +419,14 @@ def test_two_processes_resumed_as_one(start, tiny_data, tmp_path):
     assert nearly_equal(losses(one), losses(two), 120)
 
 
-@pytest.mark.parametrize("victim", ["first", "other", "all"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("first", marks=pytest.mark.slow),
+        "other",
+        pytest.param("all", marks=pytest.mark.slow),
+    ],
+)
 def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, whole_of_two, victim):
     run_dir = tmp_path / "run"
     process = start(run_dir, "--devices", 2).until(lambda: steps(run_dir) > 30)
@@ -424,7 +444,7 @@ def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, whole_of_two, victim)
         assert_same(run_dir, whole_of_two)
 
 
-@pytest.mark.parametrize("victim", ["first", "other"])
+@pytest.mark.parametrize("victim", [pytest.param("first", marks=pytest.mark.slow), "other"])
 def test_one_of_two_is_killed(start, tmp_path, whole_of_two, victim):
     run_dir = tmp_path / "run"
     process = start(run_dir, "--devices", 2).until(
@@ -492,9 +512,10 @@ def test_a_second_process_in_the_same_folder_is_refused(start, tmp_path, tiny_da
 
 
 @pytest.fixture(scope="module")
-def half(tiny_data, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("half") / "run"
-    assert fit(tiny_data, run_dir, "--max-steps", 200) == 0
+def stopped(tiny_data, tmp_path_factory):
+    """A run that was stopped ten steps before its end: what goes on from it is soon there."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    assert fit(tiny_data, run_dir, "--max-steps", STEPS - 10) == 0
     return run_dir
 
 
@@ -523,9 +544,11 @@ class Bomb:
         ("loops", "stands where a number should"),
     ],
 )
-def test_a_bad_newest_checkpoint_is_skipped(half, tiny_data, tmp_path, whole, capsys, kind, said):
+def test_a_bad_newest_checkpoint_is_skipped(
+    stopped, tiny_data, tmp_path, whole, capsys, kind, said
+):
     run_dir, marker = tmp_path / "run", tmp_path / "marker"
-    shutil.copytree(half, run_dir)
+    shutil.copytree(stopped, run_dir)
     newest, content = RunFolder.newest(run_dir), RunFolder.contents(RunFolder.newest(run_dir))
     data = bytearray(newest.read_bytes())
     if kind.startswith("truncated"):
@@ -536,7 +559,7 @@ def test_a_bad_newest_checkpoint_is_skipped(half, tiny_data, tmp_path, whole, ca
     elif kind == "empty":
         newest.write_bytes(b"")
     else:
-        later = newest.with_name("step_00000210.ckpt")
+        later = newest.with_name(f"step_{STEPS - 5:08d}.ckpt")
         settings, course = content["hyper_parameters"], content["course"]
         change = {
             "malicious": {"course": course | {"x": Bomb(marker)}},
@@ -558,10 +581,8 @@ def test_a_bad_newest_checkpoint_is_skipped(half, tiny_data, tmp_path, whole, ca
     told = capsys.readouterr()
     assert told.err.startswith("skipped: ")
     assert said in told.err.splitlines()[0]
-    assert (
-        f"going on at step {175 if newest.with_name(newest.name + '.skipped').exists() else 200} of"
-        in told.out
-    )
+    set_aside = newest.with_name(newest.name + ".skipped").exists()
+    assert f"going on at step {STEPS - (25 if set_aside else 10)} of" in told.out
     assert not marker.exists()
     assert [p.suffix for p in (run_dir / "checkpoints").iterdir() if "skipped" in p.name] == [
         ".skipped"
@@ -570,9 +591,9 @@ def test_a_bad_newest_checkpoint_is_skipped(half, tiny_data, tmp_path, whole, ca
     assert_same(run_dir, whole)
 
 
-def test_where_no_checkpoint_is_sound_nothing_is_touched(half, tiny_data, tmp_path, refused):
+def test_where_no_checkpoint_is_sound_nothing_is_touched(stopped, tiny_data, tmp_path, refused):
     run_dir = tmp_path / "run"
-    shutil.copytree(half, run_dir)
+    shutil.copytree(stopped, run_dir)
     for file in RunFolder.newest_first(run_dir):
         file.write_bytes(b"")
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
@@ -581,8 +602,8 @@ def test_where_no_checkpoint_is_sound_nothing_is_touched(half, tiny_data, tmp_pa
     assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
 
 
-def test_hostile_numbers_are_refused_in_milliseconds(half, tmp_path):
-    content = RunFolder.contents(RunFolder.newest(half))
+def test_hostile_numbers_are_refused_in_milliseconds(stopped, tmp_path):
+    content = RunFolder.contents(RunFolder.newest(stopped))
     for change in (
         {"width": 10**9},
         {"size": 10**9},
@@ -601,10 +622,10 @@ def test_hostile_numbers_are_refused_in_milliseconds(half, tmp_path):
         assert time.process_time() - began < 0.5
 
 
-def test_few_bytes_that_claim_to_be_many_are_refused_at_once(half, tmp_path):
+def test_few_bytes_that_claim_to_be_many_are_refused_at_once(stopped, tmp_path):
     """A compressed archive, which could unpack to anything, and a few lists that, walked through, are 10**60."""
     with (
-        zipfile.ZipFile(RunFolder.newest(half)) as source,
+        zipfile.ZipFile(RunFolder.newest(stopped)) as source,
         zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
     ):
         for name in source.namelist():
@@ -623,13 +644,13 @@ def test_few_bytes_that_claim_to_be_many_are_refused_at_once(half, tmp_path):
 
 
 def test_what_lightning_left_in_the_folder_is_not_loaded(
-    half, tiny_data, tmp_path, monkeypatch, whole
+    stopped, tiny_data, tmp_path, monkeypatch, whole
 ):
     """Lightning takes hpc_ckpt_*.ckpt from its root directory in place of everything else when it believes to be in a job."""
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
     for folder in (run_dir, run_dir / "checkpoints"):
-        shutil.copy(RunFolder.newest(half), folder / "hpc_ckpt_3.ckpt")
+        shutil.copy(RunFolder.newest(stopped), folder / "hpc_ckpt_3.ckpt")
     for name, value in {
         "SLURM_NTASKS": "1",
         "SLURM_JOB_ID": "1",
@@ -778,20 +799,23 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
     )
 
 
-def test_five_bad_steps_go_back_and_on_with_other_noise(tiny_data, tmp_path, bad_steps, capsys):
-    """Bad with the first noise only; where it is interrupted before, in and after the trouble, it is the same run."""
+@pytest.mark.parametrize("interrupted", [(33,), pytest.param((28, 36, 45), marks=pytest.mark.slow)])
+def test_five_bad_steps_go_back_and_on_with_other_noise(
+    tiny_data, tmp_path, bad_steps, capsys, interrupted
+):
+    """Bad with the first noise only. Interrupted before, in or after the trouble, it is the same run."""
     bad_steps(lambda model, i: 31 <= i < 40 and model.stream == 0)
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 60) == 0
     assert "the loss is not finite at step 40" in (told := capsys.readouterr().err)
     assert "step_00000025.ckpt with other noise, 1 of 3 times" in told
     assert losses(tmp_path / "run").keys() == set(range(1, 61))
     assert "nan" not in losses(tmp_path / "run").values()
-    for at in (28, 33, 36, 45):
+    for at in interrupted:
         assert fit(tiny_data, tmp_path / str(at), "--max-steps", at) == 0
     capsys.readouterr()
-    for at in (28, 33, 36, 45):
+    for at in interrupted:
         assert fit(tiny_data, tmp_path / str(at), "--max-steps", 60) == 0
-    for at in (28, 33, 36, 45):
+    for at in interrupted:
         assert weights_hash(tmp_path / str(at)) == weights_hash(tmp_path / "run")
         assert losses(tmp_path / str(at)) == losses(tmp_path / "run")
 
