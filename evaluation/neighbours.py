@@ -1,108 +1,125 @@
-"""Are samples copies? The training images nearest to them, and how near, measured by what real images have.
+"""Whether samples are copies: their nearest training images, and how near those are.
 
-    audit(samples, train, unseen)       # pixels or features: {"ratio": .., "copies": .., "duplicates": ..}, and of each sample
-    nearest(samples, train, 3)          # distances and numbers (N,3) of the nearest
-    picture(...)                        # samples beside their neighbours
+    audit(samples, train, test)      # of pixels or features: ({"ratio": .., ..}, quotients (N,))
+    nearest(samples, train, 3)       # distances and indices (N,3) of the nearest images
+    draw_neighbours(...)             # an image of samples beside their neighbours
 
-Letters in the shape columns: N and M images, C channels, H and W height and width, F features or pixels.
+Letters in the shape columns: N, M and L images, C channels, H and W height and width, F features
+or pixels.
 """
 
 import torch
 from torch import Tensor
 
-PART = 10_000  # images that are compared at once
-SHARE = 0.01  # of the real images: those that are nearest to others
-SAME = 0.001  # of an image's distance from the mean image, which rounding can make: as good as none
+QUERY_CHUNK = 1000  # images whose neighbours are searched at once
+SEARCH_CHUNK = 10_000  # images that are searched at once
+REAL_IMAGES = 1000  # held-out images, and samples, that tell what is usual
+SHARE = 0.01  # of the real images: those nearest to others define what counts as a copy
+ROUNDING = 0.001  # of the distance from the mean image: distances below count as zero
+TINY = 1e-9  # avoids a division by zero
 
 
 def nearest(
-    images: Tensor, others: Tensor, count: int = 1, itself: bool = False
+    images: Tensor, others: Tensor, count: int = 1, exclude_self: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Euclidean distances (N,count), rising, of images (N,F) to the nearest of others (M,F), and the numbers of those (N,count).
-    itself: `others` begin with the same images, and none is its own neighbour. Both may be uint8; a part at a time is compared in
-    double precision, without which near images are mistaken for each other (cdist subtracts squares)."""
-    found = []
-    for start in range(0, len(images), 1000):
-        part = images[start : start + 1000].double()
-        values, numbers = (
-            torch.zeros(len(part), 0).double(),
-            torch.zeros(len(part), 0, dtype=torch.long),
-        )
-        for first in range(0, len(others), PART):
-            distances = torch.cdist(part, others[first : first + PART].double())  # (n,m)
-            if itself:
-                here = torch.arange(len(part)) + start
-                here = here[(here >= first) & (here < first + distances.shape[1])]
-                distances[here - start, here - first] = torch.inf
-            near = distances.topk(min(count, distances.shape[1]), largest=False)
-            values, numbers = (
-                torch.cat([values, near.values], 1),
-                torch.cat([numbers, near.indices + first], 1),
-            )
-            order = values.argsort(dim=1)[:, :count]
-            values, numbers = values.gather(1, order), numbers.gather(1, order)
-        found.append((values.float(), numbers))
-    values, numbers = zip(*found)
-    return torch.cat(values), torch.cat(numbers)
+    """Euclidean distances (N,count), rising, to the nearest of others, and their indices.
 
-
-def audit(samples: Tensor, train: Tensor, unseen: Tensor) -> tuple[dict[str, float], Tensor]:
-    """How near samples (N,F) are to the images of the training (M,F) and to unseen ones (L,F), all in an order without meaning; and
-    each sample's distance to the nearest of the training by that to the nearest unseen one (N,).
-
-    ratio: the mean distance to the nearest training image by that to the nearest unseen one, among equally many of both (the
-    training images taken in parts); 1 for a model that knows no training image better than what it stands for, in the manner of
-    the three-sample test of Meehan et al. 2020, "A non-parametric test to detect data-copying". copies: the share of samples
-    whose own quotient of these distances is as small as that of the lowest `SHARE` of the unseen images. duplicates: the share
-    of samples that another one is nearer to than half of what is usual for the nearest `SHARE` of as many unseen images, in
-    parts of the median distance within the set. Quotients, because smooth and pale images are near to everything.
+    images (N,F) and others (M,F) may be uint8. exclude_self: `others` begin with the same images,
+    and none is its own neighbour. Computed in double precision: cdist subtracts squares, and
+    rounding would confuse images that are near each other.
     """
-    parts = train.split(min(len(train), len(unseen)))  # the last one may be smaller
-    unseen = unseen[: len(parts[0])]
-    real, drawn = unseen[:1000].double(), samples[:1000].double()
-    same = max(float((real - real.mean(0)).norm(dim=1).mean()) * SAME, 1e-9)
-    to_parts = torch.cat(
-        [nearest(samples, part)[0] for part in parts], dim=1
-    )  # (N, number of parts)
-    to_unseen = nearest(samples, unseen)[0][:, 0].clamp(min=same)  # (N,)
-    quotient = to_parts.min(1).values / to_unseen
-    usual = nearest(real, train)[0][:, 0] / nearest(real, unseen, itself=True)[0][:, 0].clamp(
-        min=same
-    )
-    few = min(len(real), len(drawn))  # the nearest of more is nearer
-    real, drawn = real[:few], drawn[:few]
-    spread, usual_spread = (float(torch.pdist(images).median()) for images in (drawn, real))
-    apart = nearest(drawn, drawn, itself=True)[0] / max(
-        spread, usual_spread / 2, 1e-9
-    )  # the same image over and over has no spread
-    usually = nearest(real, real, itself=True)[0] / max(usual_spread, 1e-9)
-    whole = to_parts[:, : len(train) // len(parts[0])]
+    all_distances, all_indices = [], []
+    for start in range(0, len(images), QUERY_CHUNK):
+        queries = images[start : start + QUERY_CHUNK].double()
+        values = torch.zeros(len(queries), 0).double()
+        indices = torch.zeros(len(queries), 0, dtype=torch.long)
+        for first in range(0, len(others), SEARCH_CHUNK):
+            distances = torch.cdist(queries, others[first : first + SEARCH_CHUNK].double())  # (n,m)
+            if exclude_self:
+                own = torch.arange(len(queries)) + start
+                own = own[(own >= first) & (own < first + distances.shape[1])]
+                distances[own - start, own - first] = torch.inf
+            found = distances.topk(min(count, distances.shape[1]), largest=False)
+            values = torch.cat([values, found.values], 1)
+            indices = torch.cat([indices, found.indices + first], 1)
+            order = values.argsort(dim=1)[:, :count]
+            values, indices = values.gather(1, order), indices.gather(1, order)
+        all_distances.append(values.float())
+        all_indices.append(indices)
+    return torch.cat(all_distances), torch.cat(all_indices)
+
+
+def audit(samples: Tensor, train: Tensor, test: Tensor) -> tuple[dict[str, float], Tensor]:
+    """Compare the distances of samples to training images with those to held-out images.
+
+    samples (N,F), train (M,F) and test (L,F), each in random order. Also returns, for each
+    sample, its distance to the nearest training image divided by that to the nearest held-out
+    one (N,). Quotients, because smooth and pale images are near to every image.
+
+    ratio: the mean distance to the nearest training image divided by that to the nearest held-out
+    image, among equally many of both (the training images are taken in chunks). It is 1 for a
+    model that knows the training images no better than their distribution, in the manner of the
+    three-sample test of Meehan et al. 2020, "A non-parametric test to detect data-copying".
+
+    copies: the share of samples whose quotient is as small as that of the lowest `SHARE` of the
+    held-out images. duplicates: see `duplicate_share`.
+    """
+    chunks = train.split(min(len(train), len(test)))  # the last one may be smaller
+    test = test[: len(chunks[0])]
+    real, own = test[:REAL_IMAGES].double(), samples[:REAL_IMAGES].double()
+    deviation = float((real - real.mean(0)).norm(dim=1).mean())
+    zero = max(deviation * ROUNDING, TINY)
+    to_chunks = torch.cat([nearest(samples, chunk)[0] for chunk in chunks], dim=1)  # (N, chunks)
+    to_test = nearest(samples, test)[0][:, 0].clamp(min=zero)  # (N,)
+    quotients = to_chunks.min(1).values / to_test
+
+    real_to_train = nearest(real, train)[0][:, 0]
+    real_to_test = nearest(real, test, exclude_self=True)[0][:, 0].clamp(min=zero)
+    usual = float((real_to_train / real_to_test).quantile(SHARE))
+    count = min(len(real), len(own))  # with more images, the nearest one is nearer
+    full_chunks = to_chunks[:, : len(train) // len(chunks[0])]
     return {
-        "ratio": float(whole.mean() / to_unseen.mean()),
-        "copies": share(quotient <= max(float(usual.quantile(SHARE)), SAME)),
-        "duplicates": share(apart <= max(float(usually.quantile(SHARE)) / 2, SAME)),
-    }, quotient
+        "ratio": float(full_chunks.mean() / to_test.mean()),
+        "copies": share(quotients <= max(usual, ROUNDING)),
+        "duplicates": duplicate_share(own[:count], real[:count]),
+    }, quotients
+
+
+def duplicate_share(samples: Tensor, real: Tensor) -> float:
+    """Share of samples (N,F) that are unusually near to another sample.
+
+    Distances are relative to the median distance within the set. Unusually near is half of what
+    the nearest `SHARE` of as many real images (N,F) have.
+    """
+    spread = float(torch.pdist(samples).median())
+    real_spread = float(torch.pdist(real).median())
+    spread = max(spread, real_spread / 2, TINY)  # equal samples have no spread
+    apart = nearest(samples, samples, exclude_self=True)[0] / spread
+    real_apart = nearest(real, real, exclude_self=True)[0] / max(real_spread, TINY)
+    return share(apart <= max(float(real_apart.quantile(SHARE)) / 2, ROUNDING))
 
 
 def share(true: Tensor) -> float:
+    """Share of the values that are true."""
     return float(true.float().mean())
 
 
-def picture(
-    samples: Tensor, train: Tensor, by_pixel: Tensor, by_feature: Tensor, columns: int = 4
+def draw_neighbours(
+    samples: Tensor, train: Tensor, by_pixels: Tensor, by_features: Tensor, columns: int = 4
 ) -> Tensor:
-    """uint8 (C,H,W): a row for each sample (N,C,H,W): itself, its neighbours of train (M,C,H,W) by their numbers (N,>=columns) in
-    pixels, and those in features, with gray between."""
+    """Draw each sample in a row with its nearest training images: uint8 (C,H',W').
+
+    samples (N,C,H,W), train (M,C,H,W). by_pixels, by_features: indices (N,>=columns) of the
+    neighbours, which stand in two groups with a gray gap before each.
+    """
     N, C, H, _ = samples.shape
     gap = torch.full((N, C, H + 2, 6), 128, dtype=torch.uint8)
 
     def framed(images: Tensor) -> Tensor:
         return torch.nn.functional.pad(images, (1, 1, 1, 1), value=128)
 
-    def row_of(numbers: Tensor) -> list[Tensor]:
-        return [framed(train[numbers[:, i]]) for i in range(min(columns, numbers.shape[1]))]
+    def neighbours(indices: Tensor) -> list[Tensor]:
+        return [framed(train[column]) for column in indices.T[:columns]]
 
-    tiles = torch.cat(
-        [framed(samples), gap, *row_of(by_pixel), gap, *row_of(by_feature)], dim=3
-    )  # (N,C,H+2,..)
-    return torch.cat(list(tiles), dim=1)
+    rows = [framed(samples), gap, *neighbours(by_pixels), gap, *neighbours(by_features)]
+    return torch.cat(list(torch.cat(rows, dim=3)), dim=1)

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from DiffusionModel import DiffusionModel
-from evaluation import doctor
+from evaluation.metrics_csv import read_rows
 from run_page.charts import Series, chart, number
 
 MAX_POINTS = 300  # of a curve
@@ -66,7 +66,7 @@ def read_losses(run_dir: Path) -> Losses:
     """Read metrics.csv."""
     if not (run_dir / "metrics.csv").is_file():
         raise ValueError(f"there is no {run_dir / 'metrics.csv'}")
-    rows = [row for row in doctor.read_rows(run_dir) if has(row, "step")]
+    rows = [row for row in read_rows(run_dir) if has(row, "step")]
     validations = [row for row in rows if has(row, "val_loss")]
     bins = loss_bins(validations[-1]) if validations else {}
     losses = [

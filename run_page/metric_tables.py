@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation import results
+from evaluation.tables import distance_rows
 from run_page.charts import number
 
 Row = tuple[str, str, str, str, str]  # measure, value, lowest to highest, floor, ceiling
@@ -50,10 +50,7 @@ def likelihood_table(bits: dict[str, Any], title: str) -> Table:
 
 def distance_table(distances: dict[str, Any], features: str) -> Table:
     sampling, sets = distances["sampling"], distances["sets"]
-    rows = [
-        distance_row(title.strip(), value, sets)
-        for title, value in results.distance_rows(distances)
-    ]
+    rows = [distance_row(title.strip(), value, sets) for title, value in distance_rows(distances)]
     title = (
         f"{sets} × {distances['images']:,} samples by {sampling['sampler']}, "
         f"{sampling['steps']} steps, in features of {features}"

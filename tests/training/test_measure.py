@@ -13,14 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from checkpoints import run_dir as RunFolder
-from evaluation import classifier
+from evaluation import bits_per_dim, classifier
 from runtime import signals
 from training import measure as Measuring
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(classifier, "LEAST", 5)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 5)
 
 
 def trained(data, run_dir, *more):
@@ -130,14 +130,14 @@ def test_a_resumed_run_goes_on_with_it_and_may_begin_with_it(tiny_data, tmp_path
 
 def test_what_a_stop_left_out_is_measured_when_the_run_goes_on(tiny_data, tmp_path, monkeypatch):
     whole = trained(tiny_data, tmp_path / "whole", *MEASURE)
-    stop, measure = signals.Stop(), Measuring.metrics.bound
+    stop, measure = signals.Stop(), bits_per_dim.variational_bound
 
     def interrupted(*args, **more):
         stop.signal = signal.SIGTERM
         return measure(*args, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Measuring.metrics, "bound", interrupted)
+        patched.setattr(bits_per_dim, "variational_bound", interrupted)
         assert (
             train.main(
                 [
@@ -164,9 +164,11 @@ def test_what_a_stop_left_out_is_measured_when_the_run_goes_on(tiny_data, tmp_pa
 
 
 def test_the_time_it_takes_is_not_the_trainings(tiny_data, tmp_path, monkeypatch):
-    measure = Measuring.metrics.bound
+    measure = bits_per_dim.variational_bound
     monkeypatch.setattr(
-        Measuring.metrics, "bound", lambda *args, **more: (time.sleep(3), measure(*args, **more))[1]
+        bits_per_dim,
+        "variational_bound",
+        lambda *args, **more: (time.sleep(3), measure(*args, **more))[1],
     )
     trained(tiny_data, tmp_path / "run", *MEASURE, "--max-time", "6s")
     assert (

@@ -12,7 +12,7 @@ import evaluate
 import Inference
 import train
 from DiffusionModel import DiffusionModel
-from evaluation import evaluation, features
+from evaluation import evaluation
 from runtime import devices
 from sampling import sample_sets
 from Unet import Unet, attend
@@ -253,7 +253,7 @@ def test_guidance_doubles_the_batch_that_is_compiled(conditional_run, tmp_path, 
 def test_samples_to_measure_are_compiled_where_some_are_wanted(
     tiny_run, tiny_data, tmp_path, translations, monkeypatch
 ):
-    monkeypatch.setattr(features, "judge", lambda *_: None)
+    monkeypatch.setattr(evaluation, "load_feature_extractor", lambda *_: None)
     measured = []
     monkeypatch.setattr(
         evaluation, "measure", lambda args, prepared: measured.append(dict(prepared.model.compiled))
@@ -303,7 +303,7 @@ def test_samples_that_were_not_compiled_are_not_said_to_be(
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
-    monkeypatch.setattr(features, "judge", lambda *_: None)
+    monkeypatch.setattr(evaluation, "load_feature_extractor", lambda *_: None)
     monkeypatch.setattr(evaluation, "measure", lambda *_: None)
     run = shutil.copytree(tiny_run, tmp_path / "run")
     words = [

@@ -1,0 +1,115 @@
+"""The likelihood of held-out images in bits/dim, as dictionaries for metrics.json.
+
+    variational_bound(model, test_set, 1000)    # {"mean": .., "standard_error": .., "images": ..}
+    probability_flow(model, test_set, 50)
+
+Letters in the shape columns: N images, B batch, C channels, H and W height and width, T the number
+of steps.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from Dataset import DiffSet, to_float
+from diffusion import likelihood
+from DiffusionModel import DiffusionModel
+from runtime.randomness import Purpose
+from sampling.samplers import Noise
+
+
+def batches(
+    data: DiffSet, count: int, batch_size: int, device: str | torch.device, title: str
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Indices, x_0 (B,C,H,W) and labels (B,) of `data.some(count)`.
+
+    title: of a progress bar; none is shown without one.
+    """
+    for indices in tqdm(
+        data.some(count).split(batch_size),
+        desc=title,
+        unit=" batches",
+        disable=not title,
+        mininterval=0.5 if sys.stderr.isatty() else 60,
+    ):
+        x_0 = to_float(data.images[indices].to(device))
+        yield indices.tolist(), x_0, data.labels[indices].to(device)
+
+
+def summarize(bits: Tensor, data: DiffSet) -> dict[str, float]:
+    """Mean of bits/dim (N,) and its standard error.
+
+    Where 28x28 images were padded to 32x32, also the mean over their own values alone, since a
+    black border carries no information.
+    """
+    summary = {
+        "mean": bits.mean().item(),
+        "standard_error": bits.std().item() / len(bits) ** 0.5,
+    }
+    if data.padded:
+        summary["mean_28x28"] = bits.mean().item() * 32**2 / 28**2
+    return summary | {"images": len(bits)}
+
+
+def variational_bound(
+    model: DiffusionModel,
+    data: DiffSet,
+    count: int,
+    terms: int | None = 16,
+    seed: int = 0,
+    batch_size: int = 100,
+    title: str = "the variational bound",
+    stopped: Callable[[], object] = lambda: False,
+) -> dict[str, Any]:
+    """The variational bound in bits/dim of `count` images.
+
+    terms: how many terms besides L_0 and L_T are sampled for each image; None for all of them,
+    whose means are then returned as "terms". stopped: called before each batch; where it is true,
+    the result is empty.
+    """
+    bounds = []
+    for indices, x_0, y in batches(data, count, batch_size, model.device, title):
+        if stopped():
+            return {}
+        shape = tuple(x_0.shape[1:])
+        noise = Noise(seed, indices, shape, model.device, Purpose.LIKELIHOOD_NOISE)
+        labels = y if model.unet.classes else None
+        if terms is None:
+            bounds.append(likelihood.bound(model, x_0, noise, labels))  # (T+1,B)
+        else:
+            uniform = uniform_noise(seed, indices, (terms,), model.device)
+            estimate = likelihood.estimate(model, x_0, noise, uniform, labels)  # (B,)
+            bounds.append(estimate[None])
+    bits = torch.cat(bounds, dim=1).cpu().double()  # (T+1,N) or (1,N)
+    summary = summarize(bits.sum(0), data)
+    if terms is None:
+        return summary | {"terms": bits.mean(1).tolist()}
+    return summary | {"drawn_terms": terms}
+
+
+def probability_flow(
+    model: DiffusionModel, data: DiffSet, count: int, seed: int = 0, batch_size: int = 100
+) -> dict[str, Any]:
+    """The likelihood of the probability flow (Song et al. 2021) in bits/dim of `count` images.
+
+    Raises ValueError where it cannot be integrated.
+    """
+    title, bits = "the probability flow", []
+    for indices, x_0, y in batches(data, count, batch_size, model.device, title):
+        shape = tuple(x_0.shape[1:])
+        uniform = uniform_noise(seed, indices, shape, model.device)
+        noise = Noise(seed, indices, shape, model.device, Purpose.LIKELIHOOD_NOISE)
+        labels = y if model.unet.classes else None
+        bits.append(likelihood.flow(model, x_0, uniform, noise, labels))
+    return summarize(torch.cat(bits).cpu().double(), data)
+
+
+def uniform_noise(
+    seed: int, indices: list[int], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Uniform random numbers in [0, 1], (B, *shape)."""
+    return torch.special.ndtr(Noise(seed, indices, shape, device, Purpose.LIKELIHOOD_TIME)())

@@ -1,0 +1,150 @@
+"""Checks of images/samples.npz: by itself, and compared with the training images.
+
+Letters in the shape columns: N images, H and W height and width, C channels.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from checkpoints import run_dir as run_directory
+from Dataset import NAMES, DiffSet
+from evaluation.finding import Finding
+from image_data.npz_files import NpzError, is_image_array, read_npz
+
+MIN_SPREAD = 2.0  # gray levels: an image whose channels vary less is called constant
+MAX_SHIFT = 12.0  # gray levels by which a channel's mean may be off, besides three standard errors
+MAX_SATURATION = 0.15  # share of values 0 or 255, beyond that of the data
+CONTRAST = (0.6, 1.6)  # relative to that of the data
+REAL_IMAGES = 5000  # that samples are compared with
+
+
+def check_samples(run_dir: Path, dataset: str | None, root: str) -> list[Finding]:
+    """Findings about images/samples.npz. dataset: None where it is not known."""
+    file = run_dir / "images" / "samples.npz"
+    command = f"python Inference.py --ckpt {run_dir} --out {run_dir / 'images'}"
+    samples = read_samples(file)
+    if samples is None:
+        return [Finding("samples", None, f"there are none at {file}: {command}")]
+    newest = run_directory.newest(run_dir)
+    if newest and newest.stat().st_mtime > file.stat().st_mtime:
+        observation = f"{file} is older than the newest checkpoint: {command}"
+        return [Finding("samples", None, observation)]
+    findings = [check_constant(samples), check_equal(samples)]
+    try:
+        real = read_real(dataset, root, samples)
+    except (OSError, ValueError) as error:
+        observation = f"the dataset is not at hand ({error})"
+        return [*findings, Finding("colours", None, observation)]
+    return [
+        *findings,
+        check_colours(samples, real),
+        check_saturation(samples, real),
+        check_contrast(samples, real),
+    ]
+
+
+def read_samples(file: Path) -> np.ndarray | None:
+    """uint8 (N,H,W,C); None where the file is missing or damaged."""
+    try:
+        samples = read_npz(file, ("arr_0",))["arr_0"]
+    except (FileNotFoundError, NpzError):
+        return None
+    return samples if is_image_array(samples) else None
+
+
+def read_real(dataset: str | None, root: str, samples: np.ndarray) -> np.ndarray:
+    """Training images like the samples, uint8 (N,H,W,C). Nothing is downloaded for this.
+
+    Raises ValueError or OSError, in one line.
+    """
+    if not dataset:
+        raise ValueError("config.json names none")
+    name = dataset.lower()
+    downloadable = name in NAMES and name != "shapes"
+    if downloadable and not (Path(root) / f"{name}.npz").is_file():
+        raise ValueError(f"no {name}.npz in {root}")
+    data = DiffSet(True, dataset, root, samples.shape[1])
+    real = data.images[data.some(REAL_IMAGES)].permute(0, 2, 3, 1).numpy()
+    if real.shape[1:] != samples.shape[1:]:
+        raise ValueError(f"{dataset} has other channels")
+    return real
+
+
+def spread(images: np.ndarray) -> np.ndarray:
+    """Standard deviation of the channel that varies most, of each image (N,)."""
+    return images.reshape(len(images), -1, images.shape[3]).std(1).max(1)
+
+
+def check_constant(samples: np.ndarray) -> Finding:
+    """Whether any sample has one colour all over."""
+    constant = int((spread(samples) < MIN_SPREAD).sum())
+    return Finding(
+        "constant samples",
+        not constant,
+        f"{constant} of {len(samples)} samples have one colour all over",
+        "the network has not learned, or sampling has diverged: look at samples/step_*.png",
+    )
+
+
+def check_equal(samples: np.ndarray) -> Finding:
+    """Whether any two samples are equal."""
+    equal = len(samples) - len(np.unique(samples.reshape(len(samples), -1), axis=0))
+    return Finding(
+        "equal samples",
+        not equal,
+        f"{equal} of {len(samples)} samples are the same as another",
+        "the sampling begins from the same noise, or the model has collapsed",
+    )
+
+
+def check_colours(samples: np.ndarray, real: np.ndarray) -> Finding:
+    """Whether the mean of each channel is that of the real images."""
+    means, expected = samples.mean((0, 1, 2)), real.mean((0, 1, 2))  # (C,)
+    standard_error = real.mean((1, 2)).std(0) / len(samples) ** 0.5
+    allowed = MAX_SHIFT + 3 * standard_error
+    shift = means - expected
+    colours = ("red", "green", "blue") if len(shift) == 3 else ("gray",)
+    channels = []
+    for colour, mean, real_mean in zip(colours, means, expected):
+        channels.append(f"{colour} {mean:.0f} ({real_mean:.0f})")
+    kind = "tinted"
+    if (shift < -allowed).all():
+        kind = "too dark"
+    elif (shift > allowed).all():
+        kind = "too bright"
+    return Finding(
+        "colours",
+        bool((abs(shift) <= allowed).all()),
+        f"means of the samples (of the data): {', '.join(channels)}",
+        f"the samples are {kind}: train longer; for whole images that are too gray "
+        "see --zero-terminal-snr",
+    )
+
+
+def check_saturation(samples: np.ndarray, real: np.ndarray) -> Finding:
+    """Whether more values than usual are 0 or 255."""
+    saturated, usual = saturation(samples), saturation(real)
+    return Finding(
+        "saturation",
+        saturated <= usual + MAX_SATURATION,
+        f"{100 * saturated:.0f}% of the values are 0 or 255 ({100 * usual:.0f}% of the data)",
+        "too many: a smaller --guidance, more --steps, or a longer training",
+    )
+
+
+def saturation(images: np.ndarray) -> float:
+    """Share of the values that are 0 or 255."""
+    return float(((images == 0) | (images == 255)).mean())
+
+
+def check_contrast(samples: np.ndarray, real: np.ndarray) -> Finding:
+    """Whether values vary within an image as much as in real ones."""
+    contrast, usual = float(spread(samples).mean()), float(spread(real).mean())
+    low, high = CONTRAST
+    return Finding(
+        "contrast",
+        low < contrast / max(usual, 1) < high,
+        f"{contrast:.0f} gray levels within an image ({usual:.0f} in the data)",
+        "gray, washed out images need a longer training; too much contrast, a smaller --guidance",
+    )

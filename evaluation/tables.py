@@ -1,0 +1,199 @@
+"""Results of an evaluation as lines of a table.
+
+    print("\\n".join(table(measured)))
+
+`measured` has "bits_per_dim", "distances", "memorization" and "sweep", as far as they were
+measured, as in metrics.json.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+
+def table(measured: dict[str, Any]) -> list[str]:
+    """All lines of the table."""
+    lines = []
+    for name, lines_of in TABLES.items():
+        if name in measured:
+            lines += lines_of(measured[name])
+    return lines
+
+
+# ---- bits/dim ------------------------------------------------------------------------------------
+
+
+def bits_per_dim_lines(bits_per_dim: dict[str, Any]) -> list[str]:
+    """Lines of "bits_per_dim"."""
+    lines = []
+    for name, title in (("bound", "variational bound"), ("flow", "probability flow")):
+        if one := bits_per_dim.get(name):
+            unpadded = ""
+            if "mean_28x28" in one:
+                unpadded = f"   {one['mean_28x28']:.3f} for each of 28x28"
+            lines.append(
+                f"bits/dim, {title:18} {one['mean']:.3f} +- {one['standard_error']:.3f}   "
+                f"{one['images']} unseen images{unpadded}"
+            )
+    return lines + term_lines(bits_per_dim.get("bound", {}).get("terms", []))
+
+
+def term_lines(terms: list[float]) -> list[str]:
+    """Lines of the terms L_0 .. L_T of the bound, summed over ten ranges of t."""
+    if not terms:
+        return []
+    T = len(terms) - 1
+    ends = sorted({0, 1, *(round(T * i / 10) for i in range(1, 11)), T + 1})
+    lines = []
+    for low, high in pairwise(ends):
+        title = f"L_{low}" if high == low + 1 else f"L_{low} .. L_{high - 1}"
+        lines.append(f"    {title:18} {sum(terms[low:high]):.4f}")
+    return lines
+
+
+# ---- distances -----------------------------------------------------------------------------------
+
+
+def distances_lines(distances: dict[str, Any]) -> list[str]:
+    """Lines of "distances"."""
+    lines = []
+    for features, one in distances.items():
+        lines += [
+            distances_title(features, one),
+            f"  {'':42} {'samples':>10}   {'lowest .. highest':>22}   "
+            f"{'real images':>11}   {'noise':>10}",
+        ]
+        lines += [distance_line(title, value, one["sets"]) for title, value in distance_rows(one)]
+        lines.append(
+            "  real images are those of the other split: "
+            f"{one['to_train']['floor_images']} unseen, "
+            f"{one['to_test']['floor_images']} training images"
+        )
+        if "shares" in one:
+            lines.append(class_line(one))
+    return lines
+
+
+def distances_title(features: str, one: dict[str, Any]) -> str:
+    """How the samples were generated, and the features in which they are compared."""
+    sampling = one["sampling"]
+    guidance = f", guidance {sampling['guidance']:g}" if sampling["guidance"] != 1 else ""
+    accuracy = ""
+    if "accuracy" in one:
+        accuracy = f" (right on {100 * one['accuracy']:.1f}% of the unseen images)"
+    return (
+        f"{one['sets']} x {one['images']} samples by {sampling['sampler']}, "
+        f"{sampling['steps']} steps{guidance}; features of {features}{accuracy}"
+    )
+
+
+def distance_line(title: str, value: dict[str, float], sets: int) -> str:
+    """One distance: its mean, its range where there are several sets, its floor and ceiling."""
+    between = f"{value['lowest']:.4f} .. {value['highest']:.4f}" if sets > 1 else ""
+    line = f"  {title:42} {value['mean']:>10.4f}   {between:>22}"
+    for end, width in (("floor", 11), ("ceiling", 10)):
+        if end in value:
+            line += f"   {value[end]:>{width}.4f}"
+    return line
+
+
+def class_line(one: dict[str, Any]) -> str:
+    """How often a classifier recognizes each class among samples and among real images."""
+    shares = []
+    for name, share, real in zip(one["class_names"], one["shares"], one["real_shares"]):
+        shares.append(f"{name} {100 * share:.0f}% ({100 * real:.0f})")
+    more = ", .." if len(shares) > 20 else ""
+    return f"  classes (among real images): {', '.join(shares[:20])}{more}"
+
+
+def distance_rows(one: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Title and value of everything measured with one feature extractor.
+
+    A value has "mean", "lowest" and "highest" of the sets of samples; and "floor", that of real
+    images, and "ceiling", that of noise, where they are known.
+    """
+    titles = {
+        "frechet": "FID" if one["published_weights"] else "Frechet distance",
+        "kernel": "KID" if one["published_weights"] else "kernel distance",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    rows = []
+    for split, images_of in (("to_train", "training images"), ("to_test", "unseen images")):
+        for name, title in titles.items():
+            manifold = name in ("precision", "recall")
+            count = one[split]["manifold_images" if manifold else "images"]
+            rows.append((f"{title} to {count} {images_of}", one[split][name]))
+        if fewer := one[split].get("fewer"):
+            title = f"  {titles['frechet']} of {fewer['images']} samples to them"
+            rows.append((title, fewer["frechet"] | {"floor": one[split]["frechet"]["floor"]}))
+    if "inception_score" in one:
+        rows.append(("Inception score", one["inception_score"]))
+    if "as_asked" in one:
+        rows.append(("share of the class asked for", one["as_asked"]))
+    return rows
+
+
+# ---- memorization and sweeps ---------------------------------------------------------------------
+
+
+def memorization_lines(memorization: dict[str, Any]) -> list[str]:
+    """Lines of "memorization"."""
+    lines = []
+    for features, one in memorization.items():
+        lines += [
+            f"memorization, {one['images']} samples against {one['train_images']} training images",
+            audit_line("pixels", one["pixels"]),
+            audit_line(f"features of {features}", one["features"]),
+            f"  the eight most like a training image, and those it is like: {one['picture']}",
+        ]
+    return lines
+
+
+def audit_line(title: str, audit: dict[str, float]) -> str:
+    """One audit, in pixels or in features."""
+    return (
+        f"  in {title:31} distance to training / to unseen images {audit['ratio']:.3f}; "
+        f"copies {100 * audit['copies']:.1f}%, near-duplicates {100 * audit['duplicates']:.1f}% "
+        "(of real images: 1% and 0%)"
+    )
+
+
+def sweep_lines(sweep: dict[str, Any]) -> list[str]:
+    """Lines of "sweep": a table in Markdown."""
+    sets = len(sweep["seeds"])
+    heading = "| sampler | steps | evaluations | batch | ms an image | distance |"
+    rule = "|---|---|---|---|---|---|"
+    if sets > 1:
+        heading += " lowest .. highest |"
+        rule += "---|"
+    return [
+        f"Frechet distance in features of {sweep['features']}, {sets} x {sweep['images']} samples "
+        f"to {sweep['train_images']} training images",
+        heading,
+        rule,
+        *(sweep_line(row, sets) for row in sweep["rows"]),
+        f"{sweep['floor_images']} unseen images have {sweep['floor']:.2f}, "
+        f"noise {sweep['ceiling']:.2f}",
+        f"  the plot is {sweep['plot']}",
+    ]
+
+
+def sweep_line(row: dict[str, Any], sets: int) -> str:
+    """Distance and cost of one sampling plan."""
+    title = row["sampler"] + (f", {row['variance']} variance" if row["variance"] else "")
+    distance = row["frechet"]
+    line = (
+        f"| {title} | {row['steps']} | {row['evaluations']:g} | {row['batch_size']} | "
+        f"{1000 * row['seconds']:.1f} | {distance['mean']:.2f} |"
+    )
+    if sets > 1:
+        line += f" {distance['lowest']:.2f} .. {distance['highest']:.2f} |"
+    return line
+
+
+TABLES = {
+    "bits_per_dim": bits_per_dim_lines,
+    "distances": distances_lines,
+    "memorization": memorization_lines,
+    "sweep": sweep_lines,
+}
