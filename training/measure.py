@@ -14,7 +14,7 @@ from torch import Tensor
 from Dataset import DiffSet
 from DiffusionModel import DiffusionModel
 from evaluation import bits_per_dim, distances
-from evaluation.features import FeatureExtractor, extract_features
+from evaluation.features import extract_features
 from runtime.signals import Stop
 from sampling import sample_sets
 from training.ema import Ema
@@ -43,7 +43,7 @@ class Measure(pl.Callback):
         every: int,
         count: int,
         unseen: DiffSet,
-        extractor: FeatureExtractor | None,
+        extractor: Any,
         real_features: Tensor | None,
         ema: Ema,
         progress: Progress,
