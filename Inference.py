@@ -1,17 +1,25 @@
 # PYTHON_ARGCOMPLETE_OK
 """Sample images from a checkpoint, step by step; edit an image; or noise one.
 
-    python Inference.py --ckpt runs/cifar10 --save-steps 0,50,500,1000         # noise -> images
-    python Inference.py --ckpt runs/cifar10 --sampler ddpm                     # Algorithm 2 of the paper, all T steps
-    python Inference.py --ckpt runs/mnist --class 7 --guidance 2               # after train.py --class-conditional
-    python Inference.py --ckpt runs/cifar10 --input-image a.png --start-step 500   # image -> half noise -> image
-    python Inference.py --ckpt runs/cifar10 --input-image a.png --mask mask.png    # paint anew where the mask is white
-    python Inference.py --ckpt runs/cifar10 --interpolate a.png b.png          # from one image to another
-    python Inference.py --input-image a.png --save-steps 0,50,500,1000         # image -> noise, no checkpoint needed
+    # noise -> images
+    python Inference.py --ckpt runs/cifar10 --save-steps 0,50,500,1000
+    # Algorithm 2 of the paper, all T steps
+    python Inference.py --ckpt runs/cifar10 --sampler ddpm
+    # after train.py --class-conditional
+    python Inference.py --ckpt runs/mnist --class 7 --guidance 2
+    # image -> half noise -> image
+    python Inference.py --ckpt runs/cifar10 --input-image a.png --start-step 500
+    # paint anew where the mask is white
+    python Inference.py --ckpt runs/cifar10 --input-image a.png --mask mask.png
+    # from one image to another
+    python Inference.py --ckpt runs/cifar10 --interpolate a.png b.png
+    # image -> noise, no checkpoint needed
+    python Inference.py --input-image a.png --save-steps 0,50,500,1000
 
-Writes into --out, for every saved step t: t0500.png (a grid of x_t) and x0_t0500.png (of the prediction of x_0 made from
-it); trajectory.npz (`frames` uint8 (F,N,H,W,C), x_t; `predicted`, x_0 as predicted from each, the same shape; `times` (F,)) for
-make_gif.py and report.py; samples.npz (`arr_0` uint8 (N,H,W,C), and with --class `arr_1`, the labels (N,)).
+Writes into --out, for every saved step t: t0500.png (a grid of x_t) and x0_t0500.png (of the
+prediction of x_0 made from it); trajectory.npz (`frames` uint8 (F,N,H,W,C), x_t; `predicted`, x_0
+as predicted from each, the same shape; `times` (F,)) for make_gif.py and report.py; samples.npz
+(`arr_0` uint8 (N,H,W,C), and with --class `arr_1`, the labels (N,)).
 """
 
 import argparse
@@ -23,14 +31,16 @@ from typing import Any
 from runtime import flags
 from runtime.arguments import Parser, interval, whole
 from runtime.signals import Stop
+from sampling.image_request import ImageRequest
 
 
-def steps(text: str) -> list[int]:
+def steps(text: str) -> tuple[int, ...]:
+    """Steps separated by commas."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(
             f"expected steps separated by commas, as in 0,50,500,1000, not {text!r}"
         )
-    return [int(part) for part in text.split(",")]
+    return tuple(int(number) for number in text.split(","))
 
 
 def build_parser() -> Parser:
@@ -157,172 +167,162 @@ def main(argv: list[str] | None = None) -> int:
     if wrong := contradiction(args):
         parser.error(wrong)
 
-    import numpy as np
-    import torch
-
-    from image_data.grids import write_grid
-    from image_data.npz_files import write_npz
-    from runtime import devices, launcher, terminal
-    from sampling import generate
+    from runtime import launcher, terminal
+    from sampling.generate import NoisingJob, generate_images
+    from sampling.output_files import summary, write_images
+    from sampling.prepare import prepare_to_write
 
     # interpolation also walks from images to noise, which takes float32
     precision = "32" if args.interpolate else args.precision
     machine = launcher.launch(parser.prog, args.device, precision, args.devices, args.num_nodes)
-    processes = machine.processes
-
-    def prepare(_: None) -> tuple[Any, None]:
-        try:
-            prepared = generate.plan(args, processes.device)
-            if processes.is_first:  # fail now, not after the sampling
-                args.out.mkdir(parents=True, exist_ok=True)
-                (args.out / ".writable").touch()
-                (args.out / ".writable").unlink()
-        except OSError as error:
-            if not error.filename:
-                raise
-            message = f"{error.filename}: {error.strerror}; choose a place that can be used"
-            raise ValueError(message) from None
-        return prepared, None
-
-    prepared = machine.prepare(prepare)
-    model, image, saved, frames, total = (
-        prepared.model,
-        prepared.image,
-        prepared.saved,
-        prepared.frames,
-        prepared.total,
+    request = image_request(args, machine.precision)
+    job = machine.prepare(
+        lambda _: (prepare_to_write(request, machine.device, machine.is_first), None)
     )
-    rank, world = processes.global_rank, processes.world_size
-    share = range(total * rank // world, total * (rank + 1) // world)
     try:
-        if args.ckpt and len(share):
-            devices.compile_network(
-                model,
-                args.compile,
-                min(args.batch_size, len(share)) * (1 if args.guidance == 1 else 2),
-                machine.precision,
-                processes.print,
-            )
-        with torch.autocast(
-            processes.device.type, torch.bfloat16, enabled=machine.precision != "32-true"
-        ):
-            parts = (
-                processes.gather(generate.reverse(prepared, share, args.seed, args.batch_size))
-                if args.ckpt
-                else []
-            )
-        processes.leave()
-        if not machine.is_first:
+        images = generate_images(job, machine.processes, args.compile)
+        if images is None:
             return 0
-        if args.ckpt:
-            kept, predicted, x_0 = generate.joined(parts, prepared.order)
-            write_npz(
-                args.out / "samples.npz",
-                arr_0=x_0,
-                **({"arr_1": prepared.labels} if prepared.labels else {}),
-            )
-        else:
-            assert image is not None
-            kept, predicted = (
-                generate.forward(
-                    model,
-                    image,
-                    frames if image.numel() <= 3 * 512**2 else sorted(saved),
-                    args.seed,
-                ),
-                {},
-            )
-            x_0 = np.concatenate([kept[t] for t in sorted(saved)])
-            print(
-                "the image is large: the trajectory has the saved steps only"
-                if len(kept) < len(frames)
-                else "",
-                end="",
-            )
-        times = sorted(kept, reverse=True)
-        write_npz(
-            args.out / "trajectory.npz",
-            frames=[kept[t] for t in times],
-            times=times,
-            **(
-                {"predicted": [predicted[t] for t in times]} if predicted else {}
-            ),  # at t = 0 the image itself
-            **({"columns": prepared.columns} if prepared.columns else {}),
-        )
-        for t in saved:
-            write_grid(args.out / f"t{t:04d}.png", kept[t], prepared.columns)
-            if t in predicted:
-                write_grid(args.out / f"x0_t{t:04d}.png", predicted[t], prepared.columns)
-        written = {
-            f"{kind}{t:04d}" for t in saved for kind in ("t", *(["x0_t"] if t in predicted else []))
-        }
-        for old in args.out.glob(
-            "*.png"
-        ):  # of an earlier run: its pictures are not to stand beside these
-            if re.fullmatch(r"(x0_)?t\d{4,6}", old.stem) and old.stem not in written:
-                old.unlink()
+        if isinstance(job, NoisingJob) and job.saved_only:
+            print("the image is large: the trajectory has the saved steps only", end="")
+        write_images(args.out, job, images)
     except launcher.OUT_OF_MEMORY:
         return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     if args.preview:
-        terminal.show(x_0)
-    print(
-        f"{args.out}: {', '.join(f't{t:04d}.png' for t in sorted(saved))}, trajectory.npz ({len(times)} frames)"
-        + (f", samples.npz ({total} images)" if args.ckpt else "")
-        + (
-            f"; grids and trajectory show the first {prepared.shown}"
-            if args.ckpt and total > prepared.shown
-            else ""
-        )
-    )
+        terminal.show(images.images)
+    print(summary(args.out, job, images))
     return 0
 
 
+def image_request(args: argparse.Namespace, precision: str) -> ImageRequest:
+    """The images that these flags ask for, in the precision of this machine."""
+    return ImageRequest(
+        checkpoint=args.ckpt,
+        ema=args.weights == "ema",
+        ema_length=args.ema_length,
+        num=args.num,
+        seed=args.seed,
+        sampler=args.sampler,
+        steps=args.steps,
+        grid=args.grid or "uniform",
+        eta=args.eta or 0.0,
+        variance=args.variance,
+        label=args.label,
+        guidance=args.guidance,
+        guidance_interval=args.guidance_interval,
+        input_image=args.input_image,
+        start_step=args.start_step,
+        mask=args.mask,
+        interpolate=tuple(args.interpolate) if args.interpolate else None,
+        out=args.out,
+        save_steps=args.save_steps,
+        frames=args.frames,
+        batch_size=args.batch_size,
+        precision=precision,
+    )
+
+
+# ---- flags that do not go together: each function returns what is wrong, in one line, or "" ----
+
+
 def contradiction(args: argparse.Namespace) -> str:
-    """What is wrong with flags that do not go together, in one line, or nothing."""
-    ways = {"--start-step": args.start_step, "--mask": args.mask, "--interpolate": args.interpolate}
-    editing = [flag for flag, value in ways.items() if value]
-    if args.ckpt is None:
-        if args.input_image is None:
-            return "give --ckpt (a checkpoint or a run directory) to sample, or --input-image to noise an image"
-        others = {
-            "--class": args.label,
-            "--sampler": args.sampler,
-            "--steps": args.steps,
-            "--grid": args.grid,
-            "--num": args.num,
-            "--ema-length": args.ema_length,
-            "--compile": args.compile != "off",
-        }
-        for flag, value in (ways | others).items():
-            if value:
-                return f"{flag} needs a model: add --ckpt"
+    return (
+        without_checkpoint(args)
+        or of_weights(args)
+        or of_editing(args)
+        or of_sampler(args)
+        or of_interpolation(args)
+        or of_guidance(args)
+    )
+
+
+def edits(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that are ways to edit an image, with their values."""
+    return {
+        "--start-step": args.start_step,
+        "--mask": args.mask,
+        "--interpolate": args.interpolate,
+    }
+
+
+def without_checkpoint(args: argparse.Namespace) -> str:
+    if args.ckpt is not None:
+        return ""
+    if args.input_image is None:
+        return (
+            "give --ckpt (a checkpoint or a run directory) to sample, "
+            "or --input-image to noise an image"
+        )
+    need_a_model = {
+        **edits(args),
+        "--class": args.label,
+        "--sampler": args.sampler,
+        "--steps": args.steps,
+        "--grid": args.grid,
+        "--num": args.num,
+        "--ema-length": args.ema_length,
+        "--compile": args.compile != "off",
+    }
+    for flag, value in need_a_model.items():
+        if value:
+            return f"{flag} needs a model: add --ckpt"
+    return ""
+
+
+def of_weights(args: argparse.Namespace) -> str:
     if args.ema_length is not None and args.weights == "raw":
         return "--ema-length averages the weights: leave out --weights raw"
-    if len(editing) > 1:
-        return f"{' and '.join(editing)} are different ways to edit: choose one"
-    if args.ckpt is not None and (args.input_image is None) != (
-        not editing or args.interpolate is not None
-    ):
+    return ""
+
+
+def of_editing(args: argparse.Namespace) -> str:
+    given = [flag for flag, value in edits(args).items() if value]
+    if len(given) > 1:
+        return f"{' and '.join(given)} are different ways to edit: choose one"
+    if args.ckpt is None:
+        return ""
+    takes_input_image = args.start_step is not None or args.mask is not None
+    if args.input_image and not takes_input_image:
         return (
-            "--input-image goes with --start-step (noise the image to that step, then denoise it) or --mask (paint it anew in part)"
-            if args.input_image
-            else f"{editing[0]} needs the image: add --input-image"
+            "--input-image goes with --start-step (noise the image to that step, then denoise it) "
+            "or --mask (paint it anew in part)"
         )
-    only = "ddpm" if args.mask else "ddim" if args.interpolate else args.sampler
-    if args.sampler not in (None, only):
-        return f"{editing[0]} works with --sampler {only} alone"
-    if args.eta is not None and only != "ddim":
+    if takes_input_image and args.input_image is None:
+        return f"{given[0]} needs the image: add --input-image"
+    return ""
+
+
+def of_sampler(args: argparse.Namespace) -> str:
+    edit, sampler = "", args.sampler
+    if args.mask:
+        edit, sampler = "--mask", "ddpm"
+    elif args.interpolate:
+        edit, sampler = "--interpolate", "ddim"
+    if args.sampler not in (None, sampler):
+        return f"{edit} works with --sampler {sampler} alone"
+    if args.eta is not None and sampler != "ddim":
         return "--eta is the noise of ddim: add --sampler ddim"
     if args.eta and args.interpolate:
         return "--interpolate needs the ddim without noise: leave out --eta"
-    if args.variance and only != "ddpm":
+    if args.variance and sampler != "ddpm":
         return "--variance is that of ddpm: add --sampler ddpm"
+    return ""
+
+
+def of_interpolation(args: argparse.Namespace) -> str:
     if args.interpolate and args.precision == "bf16":
-        return "--interpolate goes from the images to their latents and back, which takes float32: leave out --precision bf16"
+        return (
+            "--interpolate goes from the images to their latents and back, which takes float32: "
+            "leave out --precision bf16"
+        )
     if args.interpolate and (args.label or "").lower() == "all":
         return "--interpolate asks for one class or none: leave out --class all"
+    return ""
+
+
+def of_guidance(args: argparse.Namespace) -> str:
     if args.guidance_interval and args.guidance == 1:
         return "--guidance-interval needs a strength: add --guidance"
     if args.label is None and (args.guidance != 1 or args.guidance_interval):
@@ -331,5 +331,6 @@ def contradiction(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    Stop().arm()  # a signal ends it at once and leaves no half-written file; run again, it writes the same bytes
+    # a signal ends it at once and leaves no half-written file; run again, it writes the same bytes
+    Stop().arm()
     sys.exit(main())

@@ -31,7 +31,8 @@ from turns import Contender, has_bf16, images, still
 import train
 from DiffusionModel import DiffusionModel
 from runtime import devices
-from sampling import sample_sets
+from sampling.plan import plan_sampling
+from sampling.sample_sets import sample_batch
 from training import fit
 from training.ema import Ema
 from training.progress import Progress
@@ -66,12 +67,8 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
                             devices.compile_network(
                                 pl_module, "reduce-overhead", args.batch, precise
                             )
-                        sample_sets.drawn(
-                            pl_module,
-                            sample_sets.plan(pl_module, sampler, steps, precision=precise),
-                            range(args.batch),
-                            0,
-                        )
+                        plan = plan_sampling(pl_module, sampler, steps, precision=precise)
+                        sample_batch(pl_module, plan, range(args.batch), seed=0)
 
                 self.contender = Contender(
                     args,

@@ -25,7 +25,8 @@ import train
 from evaluation.distances import frechet, statistics
 from evaluation.features import extract_features, load_feature_extractor, reference_features
 from runtime import devices
-from sampling import sample_sets
+from sampling.plan import plan_sampling
+from sampling.sample_sets import sample_batch
 from training.ema import Ema
 
 RECIPES = {  # what each changes in the laptop preset
@@ -77,10 +78,10 @@ def trial(
         warmup.step()
         ema.on_train_batch_end(None, model, None, None, step)  # type: ignore[arg-type]
         step += 1
-    how = sample_sets.plan(model, precision=devices.pick_precision("cpu", "auto"))
+    plan = plan_sampling(model, precision=devices.pick_precision("cpu", "auto"))
     with ema.applied(model):
         images = [
-            sample_sets.drawn(model, how, range(first, first + 100), seed)
+            sample_batch(model, plan, range(first, first + 100), seed)
             for first in range(0, count, 100)
         ]
     judge = load_feature_extractor("classifier", run.data, run.unseen, root)

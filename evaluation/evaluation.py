@@ -8,6 +8,7 @@ measure(args, prepared)                                     # the rest, by the f
 import json
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from runtime import devices
 from runtime.processes import Processes
 from sampling import sample_sets
 from sampling import samplers as Sampler
+from sampling.plan import SamplingPlan, plan_sampling
 
 AUDITED = 1000  # samples that are compared with every training image
 STEPS = (5, 10, 20, 50)  # of a sweep
@@ -40,16 +42,16 @@ def prepare(args: Namespace, path: Path, processes: Processes) -> tuple[Namespac
         [count for count in STEPS if count <= model.T] if "steps" in swept else [None]
     )
     hows = [
-        sample_sets.plan(
+        plan_sampling(
             model,
-            **({"sampler": sampler} if sampler else {}),
+            sampler,
             steps=count,
             grid=args.grid,
             variance=args.variance,
             eta=args.eta or 0.0,
             guidance=args.guidance,
             precision=args.precision,
-            compiled="" if args.compile == "off" else args.compile,
+            compile_mode="" if args.compile == "off" else args.compile,
         )
         for sampler in samplers
         for count in steps
@@ -121,13 +123,13 @@ def prepare(args: Namespace, path: Path, processes: Processes) -> tuple[Namespac
     return prepared, loaded.path
 
 
-def folder(args: Namespace, prepared: Namespace, how: Namespace) -> Path:
+def folder(args: Namespace, prepared: Namespace, how: SamplingPlan) -> Path:
     """Of the samples drawn in this way from these weights."""
     model = prepared.model
     return (
         prepared.home
         / "evaluation"
-        / sample_sets.key(how, prepared.loaded.sha256, prepared.weights, model.device.type)
+        / sample_sets.folder_name(how, prepared.loaded.sha256, prepared.weights, model.device.type)
     )
 
 
@@ -138,7 +140,7 @@ def draw(args: Namespace, prepared: Namespace, processes: Processes) -> None:
         compile_network(args, prepared, processes)
     for how in prepared.hows if args.num else ():
         for seed in args.seeds:
-            sample_sets.generate(
+            sample_sets.write_samples(
                 prepared.model,
                 how,
                 folder(args, prepared, how),
@@ -155,11 +157,13 @@ def compile_network(args: Namespace, prepared: Namespace, processes: Processes) 
     """Compile the network where some samples are wanted. Where one of the processes cannot, none does, and no sample is said to be."""
     model, worked = prepared.model, True
     if any(
-        sample_sets.wanted(model, folder(args, prepared, how), args.num, seed)
+        sample_sets.missing_files(model, folder(args, prepared, how), args.num, seed)
         for how in prepared.hows
         for seed in args.seeds
     ):
-        batch = min(args.batch_size, args.num, sample_sets.CHUNK) * (1 if args.guidance == 1 else 2)
+        batch = min(args.batch_size, args.num, sample_sets.IMAGES_PER_FILE) * (
+            1 if args.guidance == 1 else 2
+        )
         worked = devices.compile_network(
             model,
             args.compile,
@@ -169,8 +173,7 @@ def compile_network(args: Namespace, prepared: Namespace, processes: Processes) 
         )
     if not processes.broadcast(all(processes.gather(worked))):
         model.compiled.clear()
-        for how in prepared.hows:
-            del how.compiled
+        prepared.hows = [replace(how, compile_mode="") for how in prepared.hows]
 
 
 def measure(args: Namespace, prepared: Namespace) -> None:
@@ -233,17 +236,17 @@ def measurements(args: Namespace, prepared: Namespace) -> Iterator[dict[str, Any
     if args.num:
         how = prepared.hows[0]
         drawn = [
-            sample_sets.read(model, folder(args, prepared, how), args.num, seed)
+            sample_sets.read_samples(model, folder(args, prepared, how), args.num, seed)
             for seed in args.seeds
         ]
         asked = torch.arange(args.num) % model.unet.classes if model.unet.classes else None
         cost = drawn[0][1]
-        about = vars(how) | {
+        about = sample_sets.plan_settings(how) | {
             "seeds": args.seeds,
             "device": model.device.type,
-            "evaluations_each": cost["evaluations"],
-            "seconds_each": sum(each["seconds"] for _, each in drawn) / len(drawn),
-            "batch_size": cost["batch_size"],
+            "evaluations_each": cost.evaluations,
+            "seconds_each": sum(each.seconds for _, each in drawn) / len(drawn),
+            "batch_size": cost.batch_size,
         }
         for judge in prepared.judges:
             yield {
@@ -274,9 +277,11 @@ def sweep(args: Namespace, prepared: Namespace) -> Iterator[dict[str, Any]]:
     judge, file = prepared.judges[0], prepared.home / "evaluation" / "sweep.png"
     drawn = (
         (
-            vars(how),
+            sample_sets.plan_settings(how),
             [
-                sample_sets.read(prepared.model, folder(args, prepared, how), args.num, seed)
+                sample_sets.read_samples(
+                    prepared.model, folder(args, prepared, how), args.num, seed
+                )
                 for seed in args.seeds
             ],
         )

@@ -14,7 +14,7 @@ K classes.
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from evaluation.distances import (
 from evaluation.features import FeatureExtractor, extract_features, reference_features
 from evaluation.neighbours import audit, draw_neighbours, nearest
 from runtime.randomness import Purpose
+from sampling.sample_sets import SampleCost
 from sampling.samplers import Noise
 
 Split = Literal["train", "test"]
@@ -272,7 +273,7 @@ def memorization(
 
 def sweep(
     extractor: FeatureExtractor,
-    results: Iterable[tuple[dict[str, Any], list[tuple[Tensor, dict[str, float]]]]],
+    results: Iterable[tuple[dict[str, Any], list[tuple[Tensor, SampleCost]]]],
     real: RealImages,
 ) -> dict[str, Any]:
     """The Frechet distance to the training images, and the cost, of several sampling plans.
@@ -290,8 +291,8 @@ def sweep(
 
     for settings, sets in results:
         of_sets, shape = [distance(images) for images, _ in sets], sets[0][0].shape
-        seconds = sum(cost["seconds"] for _, cost in sets) / len(sets)
-        row = settings | sets[0][1] | {"seconds": seconds, "frechet": spread(of_sets)}
+        seconds = sum(cost.seconds for _, cost in sets) / len(sets)
+        row = settings | asdict(sets[0][1]) | {"seconds": seconds, "frechet": spread(of_sets)}
         rows.append(row)
     held_out = real.features(extractor, "test")[: shape[0]]
     return {

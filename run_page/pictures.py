@@ -21,7 +21,7 @@ from evaluation.tables import memorization_lines
 from image_data.grids import first_images, image_grid
 from image_data.image_files import open_image
 from image_data.npz_files import NpzError, is_image_array, read_npz
-from sampling import generate
+from sampling.generate import noise_image
 from sampling.trajectory import read_trajectory
 
 # Bytes of pixels in a trajectory. Half of it is noise, which cannot be compressed; the page stays
@@ -198,7 +198,7 @@ def noise_real_images(file: Path, process: DiffusionModel, size: int, depth: int
     noised = []
     for seed, image in enumerate(images):
         x_0 = to_float(torch.from_numpy(image.transpose(2, 0, 1).copy()))  # (C,H,W)
-        noised.append(generate.forward(process, x_0, times, seed))
+        noised.append(noise_image(process, x_0, times, seed))
     steps = []
     for t in times:
         column = np.concatenate([images_at[t][0] for images_at in noised])

@@ -1,22 +1,25 @@
-"""Many samples of a model, in files that a later call goes on from and several processes share.
+"""Sets of samples in files, which later calls complete and several processes share.
 
-    how = plan(model, sampler="unipc", steps=20)
-    folder = Path("runs/mnist/evaluation") / key(how, checkpoint)
-    for rank in range(world): generate(model, how, folder, count=50_000, seed=0, rank=rank, world=world)
-    images, cost = read(model, folder, 50_000, seed=0)              # uint8 (N,C,H,W), and what one of them took
+    plan = plan_sampling(model, sampler="unipc", steps=20)
+    folder = Path("runs/mnist/evaluation") / folder_name(plan, checkpoint_sha256)
+    write_samples(model, plan, folder, count=50_000, seed=0)     # in every process, with its rank
+    images, cost = read_samples(model, folder, count=50_000, seed=0)   # uint8 (N,C,H,W)
 
-Image i depends on (seed, i) alone, whoever draws it, and on the number of steps; where the model has classes it is of class
-i mod K. A file `seed0-00000500.npz` holds the `CHUNK` images from number 500 on, as `arr_0` uint8 (n,H,W,C), and their `cost`.
+Image i is a function of the plan and (seed, i), whichever process samples it. With K classes it
+is of class i mod K. The file `seed0-00000500.npz` holds the images from number 500 on as `arr_0`,
+uint8 (n,H,W,C), and as `cost` the seconds and evaluations of the network for one image and the
+batch size.
 
-Letters in the shape columns: N images, C channels, H and W height and width, K classes.
+Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,180 +29,215 @@ from torch import Tensor
 from tqdm import tqdm
 
 from Dataset import to_uint8
+from DiffusionModel import DiffusionModel
 from image_data.npz_files import NpzError, read_npz, write_npz
-from sampling import generate as Generation
-from sampling import samplers
-from sampling.guidance import Guided
+from sampling.plan import SamplingPlan, labels_in_turn, sample_steps
 
-CHUNK = 500
+IMAGES_PER_FILE = 500
 
 
-def plan(
-    model: Any,
-    sampler: str = Generation.SAMPLER,
-    steps: int | None = None,
-    grid: str = "uniform",
-    variance: str | None = None,
-    eta: float = 0.0,
-    guidance: float = 1.0,
-    precision: str = "32-true",
-    compiled: str = "",
-) -> Namespace:
-    """How the samples are to be drawn; steps: as many as `Generation` takes where nothing is said; compiled: in which mode of
-    torch.compile, which rounds otherwise. Raises ValueError."""
-    usual = (
-        model.T
-        if sampler == "ddpm"
-        else min(model.T, Generation.STEPS.get(sampler, Generation.USUAL))
-    )
-    variance = variance or model.variance
-    if variance == "learned" and model.variance != "learned":
-        raise ValueError("--variance learned needs a model trained with it: choose large or small")
-    if guidance != 1 and not (model.unet.classes and model.hparams["label_dropout"]):
-        raise ValueError(
-            "--guidance needs a model trained with --class-conditional and without --label-dropout 0: leave it out"
-        )
-    times = samplers.time_grid(model, steps or usual, model.T, grid)
-    return Namespace(
-        sampler=sampler,
-        steps=len(times) - 1,
-        grid=grid,
-        variance=variance if sampler == "ddpm" else "",
-        eta=eta if sampler == "ddim" else 0.0,
-        guidance=guidance,
-        precision=precision,
-        **({"compiled": compiled} if compiled else {}),
-    )
+@dataclass(frozen=True)
+class SampleCost:
+    """What one image took: seconds, evaluations of the network, and the batch size."""
+
+    seconds: float
+    evaluations: float
+    batch_size: int
 
 
-def drawn(model: Any, how: Namespace, indices: range, seed: int) -> Tensor:
-    """The images with these numbers: uint8 (n,C,H,W), on the CPU."""
-    net, device = model.unet, model.device
-    noise = samplers.Noise(seed, indices, (net.depth, net.size, net.size), device)
-    y = torch.tensor(indices, device=device) % net.classes if net.classes else None
-    times = samplers.time_grid(model, how.steps, model.T, how.grid)
-    with torch.autocast(device.type, torch.bfloat16, enabled=how.precision != "32-true"):
-        *_, (_, x, _) = samplers.sample(
-            how.sampler,
-            Guided(model, y, how.guidance),
-            noise(),
-            times,
-            noise,
-            how.variance,
-            how.eta,
-        )
-    return to_uint8(x).cpu()
+@dataclass
+class EvaluationCounter:
+    """The number of images that the network was evaluated on."""
+
+    images: int = 0
 
 
-def key(how: Namespace, *of: Any) -> str:
-    """A name for the folder: the sampler, its steps, and a fingerprint of all that makes the images, `of` what else it is."""
-    known = json.dumps([vars(how), *of], sort_keys=True)
-    return f"{how.sampler}-{how.steps}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
+# ---- names -------------------------------------------------------------------------------------
 
 
-def file_of(folder: Path, seed: int, first: int) -> Path:
+def plan_settings(plan: SamplingPlan) -> dict[str, Any]:
+    """The settings of the samples of a set, as they are hashed for its folder and reported.
+
+    The names and values make the names of folders that exist already: never change them.
+    """
+    settings: dict[str, Any] = {
+        "sampler": plan.sampler,
+        "steps": plan.steps,
+        "grid": plan.grid,
+        "variance": plan.variance,
+        "eta": plan.eta,
+        "guidance": plan.guidance,
+        "precision": plan.precision,
+    }
+    if plan.compile_mode:
+        settings["compiled"] = plan.compile_mode
+    return settings
+
+
+def folder_name(plan: SamplingPlan, *identity: str) -> str:
+    """The name of the folder of a set: sampler, steps, and a hash of the plan and the model.
+
+    identity: all else that determines the images, such as the checkpoint's sha256.
+    """
+    hashed = json.dumps([plan_settings(plan), *identity], sort_keys=True)
+    digest = hashlib.sha256(hashed.encode()).hexdigest()
+    return f"{plan.sampler}-{plan.steps}-{digest[:8]}"
+
+
+def sample_file(folder: Path, seed: int, first: int) -> Path:
     """The file of the images from number `first` on."""
     return folder / f"seed{seed}-{first:08d}.npz"
 
 
-def chunk(model: Any, file: Path, count: int) -> tuple[Tensor, np.ndarray] | None:
-    """The first `count` images of a file, and the seconds and the evaluations of the network that one of them took, in batches of how
-    many; None where it is not there, is damaged, or has fewer."""
+def file_ranges(count: int, rank: int = 0, world_size: int = 1) -> list[range]:
+    """The numbers of the images in each of this process's files, of a set of `count` images."""
+    ranges = [
+        range(first, min(first + IMAGES_PER_FILE, count))
+        for first in range(0, count, IMAGES_PER_FILE)
+    ]
+    return ranges[rank::world_size]
+
+
+# ---- sampling ----------------------------------------------------------------------------------
+
+
+def sample_batch(model: DiffusionModel, plan: SamplingPlan, indices: range, seed: int) -> Tensor:
+    """Sample the images with these numbers in one batch: uint8 (N,C,H,W), on the CPU."""
+    labels = labels_in_turn(model, indices)
+    *_, (_, x, _) = sample_steps(model, plan, indices, seed, labels)
+    return to_uint8(x).cpu()
+
+
+def missing_files(
+    model: DiffusionModel,
+    folder: Path,
+    count: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[range]:
+    """The numbers of the images in each of this process's files that is still to be written."""
+    return [
+        indices
+        for indices in file_ranges(count, rank, world_size)
+        if read_file(model, folder, indices, seed) is None
+    ]
+
+
+def write_samples(
+    model: DiffusionModel,
+    plan: SamplingPlan,
+    folder: Path,
+    count: int,
+    seed: int,
+    batch_size: int = 100,
+    rank: int = 0,
+    world_size: int = 1,
+    title: str = "sampling",
+) -> None:
+    """Write this process's missing files of a set of `count` images. Raises OSError."""
+    missing = missing_files(model, folder, count, seed, rank, world_size)
+    if missing:
+        # what a device does once, at its first batch, does not count as the cost of an image
+        one_step = replace(plan, sampler="ddim", times=(model.T, 0))
+        sample_batch(model, one_step, range(min(batch_size, len(missing[0]))), seed)
+    total = sum(len(indices) for indices in file_ranges(count, rank, world_size))
+    bar = tqdm(
+        total=total,
+        initial=total - sum(len(indices) for indices in missing),
+        desc=title,
+        unit=" images",
+        disable=rank > 0 or not missing,
+        mininterval=0.5 if sys.stderr.isatty() else 60,
+    )
+    with bar, count_evaluations(model) as counter:
+        for indices in missing:
+            write_file(model, plan, folder, indices, seed, batch_size, counter, bar)
+
+
+def write_file(
+    model: DiffusionModel,
+    plan: SamplingPlan,
+    folder: Path,
+    indices: range,
+    seed: int,
+    batch_size: int,
+    counter: EvaluationCounter,
+    bar: tqdm,
+) -> None:
+    """Sample the images of one file in batches and write it. Raises OSError."""
+    start_time = time.monotonic()
+    counter.images = 0
+    batches = []
+    for first in range(0, len(indices), batch_size):
+        images = sample_batch(model, plan, indices[first : first + batch_size], seed)
+        batches.append(images)
+        bar.update(len(images))
+    seconds = time.monotonic() - start_time
+    size = len(indices)
+    cost = [seconds / size, counter.images / size, min(batch_size, size)]
+    arr_0 = torch.cat(batches).permute(0, 2, 3, 1).numpy()
+    write_npz(sample_file(folder, seed, indices[0]), arr_0=arr_0, cost=cost)
+
+
+@contextlib.contextmanager
+def count_evaluations(model: DiffusionModel) -> Iterator[EvaluationCounter]:
+    """Count the images that the network is evaluated on within the block."""
+    counter = EvaluationCounter()
+
+    def count(_: Any, inputs: Any) -> None:
+        counter.images += len(inputs[0])
+
+    hook = model.register_forward_pre_hook(count)
+    try:
+        yield counter
+    finally:
+        hook.remove()
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read_file(
+    model: DiffusionModel, folder: Path, indices: range, seed: int
+) -> tuple[Tensor, np.ndarray] | None:
+    """The images uint8 (N,C,H,W) of one file, and their cost (3,); None if it is not complete.
+
+    A file with more images than `indices` is complete: only its first ones are returned.
+    """
     net = model.unet
     try:
-        arrays = read_npz(file, ("arr_0", "cost"))
+        arrays = read_npz(sample_file(folder, seed, indices[0]), ("arr_0", "cost"))
     except (FileNotFoundError, NpzError):
         return None
     images, cost = arrays["arr_0"], arrays["cost"]
     if (
         images.dtype != np.uint8
         or images.shape[1:] != (net.size, net.size, net.depth)
-        or len(images) < count
+        or len(images) < len(indices)
         or cost.shape != (3,)
     ):
         return None
-    return torch.from_numpy(images[:count]).permute(0, 3, 1, 2), cost
+    return torch.from_numpy(images[: len(indices)]).permute(0, 3, 1, 2), cost
 
 
-def parts(count: int) -> Iterator[tuple[int, int]]:
-    """First number and number of images of every file."""
-    return ((first, min(CHUNK, count - first)) for first in range(0, count, CHUNK))
+def read_samples(
+    model: DiffusionModel, folder: Path, count: int, seed: int
+) -> tuple[Tensor, SampleCost]:
+    """The first `count` images of a set, uint8 (N,C,H,W), and the mean cost of one.
 
-
-def wanted(
-    model: Any, folder: Path, count: int, seed: int, rank: int = 0, world: int = 1
-) -> list[tuple[int, int]]:
-    """First number and number of images of every file that is not there yet, of several processes every `world`-th."""
-    return [
-        (first, size)
-        for first, size in list(parts(count))[rank::world]
-        if chunk(model, file_of(folder, seed, first), size) is None
-    ]
-
-
-def generate(
-    model: Any,
-    how: Namespace,
-    folder: Path,
-    count: int,
-    seed: int,
-    batch_size: int = 100,
-    rank: int = 0,
-    world: int = 1,
-    title: str = "sampling",
-) -> None:
-    """Write every file of `count` images that is not there yet, of several processes every `world`-th. Raises OSError."""
-    mine, missing = list(parts(count))[rank::world], wanted(model, folder, count, seed, rank, world)
-    if missing:  # what a device does once, at its first batch, is no cost of an image
-        drawn(
-            model,
-            Namespace(**{**vars(how), "sampler": "ddim", "steps": 1}),
-            range(min(batch_size, missing[0][1])),
-            seed,
-        )
-    calls = [0]
-
-    def count_images(_: Any, inputs: Any) -> None:
-        calls[0] += len(inputs[0])
-
-    with tqdm(
-        total=sum(size for _, size in mine),
-        initial=sum(size for _, size in mine) - sum(size for _, size in missing),
-        desc=title,
-        unit=" images",
-        disable=rank > 0 or not missing,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
-    ) as bar:
-        hook = model.register_forward_pre_hook(count_images)
-        try:
-            for first, size in missing:
-                began, calls[0], images = time.monotonic(), 0, []
-                for start in range(first, first + size, batch_size):
-                    images.append(
-                        drawn(model, how, range(start, min(start + batch_size, first + size)), seed)
-                    )
-                    bar.update(len(images[-1]))
-                cost = [(time.monotonic() - began) / size, calls[0] / size, min(batch_size, size)]
-                arr_0 = torch.cat(images).permute(0, 2, 3, 1).numpy()
-                write_npz(file_of(folder, seed, first), arr_0=arr_0, cost=cost)
-        finally:
-            hook.remove()
-
-
-def read(model: Any, folder: Path, count: int, seed: int) -> tuple[Tensor, dict[str, float]]:
-    """`count` images that are there, uint8 (N,C,H,W), and the seconds and evaluations that one took, in batches of at most how many
-    (they may have been drawn by several calls). Raises OSError where a file is missing."""
-    found = []
-    for first, size in parts(count):
-        if (part := chunk(model, file_of(folder, seed, first), size)) is None:
-            raise OSError(
-                f"{file_of(folder, seed, first)} is missing or damaged: run the same command again"
-            )
-        found.append(part)
-    images, costs = zip(*found)
-    seconds, evaluations, _ = np.average(costs, axis=0, weights=[len(part) for part in images])
-    return torch.cat(images), {
-        "seconds": float(seconds),
-        "evaluations": float(evaluations),
-        "batch_size": int(max(c[2] for c in costs)),
-    }
+    Several calls may have written them: the batch size is the largest. Raises OSError if a file
+    is missing.
+    """
+    sets, costs = [], []
+    for indices in file_ranges(count):
+        contents = read_file(model, folder, indices, seed)
+        if contents is None:
+            file = sample_file(folder, seed, indices[0])
+            raise OSError(f"{file} is missing or damaged: run the same command again")
+        sets.append(contents[0])
+        costs.append(contents[1])
+    sizes = [len(images) for images in sets]
+    seconds, evaluations, _ = np.average(costs, axis=0, weights=sizes)
+    batch_size = max(cost[2] for cost in costs)
+    return torch.cat(sets), SampleCost(float(seconds), float(evaluations), int(batch_size))

@@ -6,7 +6,7 @@ import torch
 import Inference
 from Dataset import Batches, DiffSet
 from DiffusionModel import DiffusionModel
-from sampling import generate
+from sampling import plan
 from sampling.samplers import Noise, sample, time_grid
 
 STEPS, COUNT = 1000, 2000
@@ -69,17 +69,17 @@ def test_the_default_sampler_is_no_worse_in_20_steps_than_1000_ancestral_ones(tr
     m, real = trained
     assert (
         Inference.build_parser().parse_args(["--ckpt", "x"]).sampler is None
-    )  # Generation's default
-    assert generate.SAMPLER not in generate.STEPS
-    found = distance(samples(m, generate.SAMPLER, generate.USUAL), real)
+    )  # the default of plan_sampling
+    assert plan.DEFAULT_SAMPLER not in plan.DEFAULT_STEPS_OF
+    found = distance(samples(m, plan.DEFAULT_SAMPLER, plan.DEFAULT_STEPS), real)
     ancestral = distance(samples(m, "ddpm", 1000), real)
     floor, noise = (
         distance(real[:COUNT], real),
         distance(torch.randn(COUNT, 1, 8, 8).clamp(-1, 1), real),
     )
     print(
-        f"{generate.SAMPLER} in {generate.USUAL}: {found:.3f}; ddpm in 1000: {ancestral:.3f}; real {floor:.3f}, noise {noise:.3f}"
+        f"{plan.DEFAULT_SAMPLER} in {plan.DEFAULT_STEPS}: {found:.3f}; ddpm in 1000: {ancestral:.3f}; real {floor:.3f}, noise {noise:.3f}"
     )
-    assert generate.USUAL == 20
+    assert plan.DEFAULT_STEPS == 20
     assert found <= 1.05 * ancestral
     assert ancestral < noise / 5  # it has learned something: both are not just bad

@@ -16,7 +16,8 @@ from DiffusionModel import DiffusionModel
 from evaluation import bits_per_dim, distances
 from evaluation.features import extract_features
 from runtime.signals import Stop
-from sampling import sample_sets
+from sampling.plan import plan_sampling
+from sampling.sample_sets import sample_batch
 from training.ema import Ema
 from training.lightning_workarounds import log_now
 from training.loggers import MEASURED, MetricsCsv
@@ -121,12 +122,12 @@ class Measure(pl.Callback):
     def samples(self, model: DiffusionModel) -> list[Tensor]:
         """Sample `count` images in batches; fewer after a signal."""
         images = []
+        plan = plan_sampling(model)
         for first in range(0, self.count, self.batch_size):
             if self.stop.signal:
                 break
             indices = range(first, min(first + self.batch_size, self.count))
-            plan = sample_sets.plan(model)
-            images.append(sample_sets.drawn(model, plan, indices, model.seed))
+            images.append(sample_batch(model, plan, indices, model.seed))
         return images
 
     def distance(self, images: Tensor) -> float:

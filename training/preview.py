@@ -9,8 +9,7 @@ from torch import Tensor
 from DiffusionModel import DiffusionModel
 from image_data.grids import pixels_of, write_grid
 from runtime.signals import Stop
-from sampling.guidance import Guided
-from sampling.samplers import Noise, time_grid, unipc
+from sampling.plan import labels_in_turn, plan_sampling, sample_steps
 from training.ema import Ema
 from training.loggers import Curves
 
@@ -47,18 +46,13 @@ class Preview(pl.Callback):
 
     def sample(self, model: DiffusionModel) -> Tensor | None:
         """Samples (count,C,H,W) of the averaged weights, or None if a signal arrived."""
-        unet = model.unet
-        shape = (unet.depth, unet.size, unet.size)
-        times = time_grid(model, min(self.steps, model.T), model.T)
+        plan = plan_sampling(model, "unipc", min(self.steps, model.T))
         images = []
         with self.ema.applied(model):
             for first in range(0, self.count, self.batch_size):
                 indices = range(first, min(first + self.batch_size, self.count))
-                noise = Noise(model.seed, indices, shape, model.device)
-                y = None
-                if unet.classes:
-                    y = torch.tensor(indices, device=model.device) % unet.classes
-                for t, x_t, _ in unipc(Guided(model, y), noise(), times):
+                labels = labels_in_turn(model, indices)
+                for t, x_t, _ in sample_steps(model, plan, indices, model.seed, labels):
                     if self.stop.signal:
                         return None
                     if t == 0:

@@ -304,9 +304,9 @@ def test_samples_of_other_weights_are_other_samples(conditional_run, tiny_data, 
 
 def test_stopped_and_run_again_it_goes_on(run, tiny_data, capsys, monkeypatch):
     """A signal between two files of samples: those that are there are not drawn again, and the results are the same."""
-    monkeypatch.setattr(sample_sets, "CHUNK", 8)
+    monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 8)
     ask = ("--bound", "0", "--num", "24", "--seeds", "11")
-    write, calls = sample_sets.drawn, []
+    write, calls = sample_sets.sample_batch, []
 
     def stops(model, how, indices, seed):
         calls.append(indices)
@@ -314,7 +314,7 @@ def test_stopped_and_run_again_it_goes_on(run, tiny_data, capsys, monkeypatch):
             raise KeyboardInterrupt
         return write(model, how, indices, seed)
 
-    monkeypatch.setattr(sample_sets, "drawn", stops)
+    monkeypatch.setattr(sample_sets, "sample_batch", stops)
     with pytest.raises(KeyboardInterrupt):
         measure(capsys, run, tiny_data, *ask)
     calls.extend([range(0)] * 6)

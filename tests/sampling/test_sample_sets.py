@@ -1,11 +1,14 @@
-"""Many samples in files: the same whoever draws them, gone on from, and counted."""
+"""Sets of samples in files: the same in any batch and process, completed later, counted."""
 
 import numpy as np
 import pytest
 import torch
+from models import conditional
 
 from checkpoints import checkpoint
+from sampling import plan as sampling_plan
 from sampling import sample_sets
+from sampling.plan import plan_sampling
 
 
 @pytest.fixture
@@ -14,25 +17,25 @@ def model(conditional_run):
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(sample_sets, "CHUNK", 8)
+def small_files(monkeypatch):
+    monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 8)
 
 
 def test_image_i_is_image_i_however_it_is_drawn(model, tmp_path):
-    how = sample_sets.plan(model, steps=4)
-    sample_sets.generate(model, how, tmp_path / "one", 21, seed=3)
+    plan = plan_sampling(model, steps=4)
+    sample_sets.write_samples(model, plan, tmp_path / "one", 21, seed=3)
     for rank in range(2):
-        sample_sets.generate(
-            model, how, tmp_path / "two", 21, seed=3, batch_size=5, rank=rank, world=2
+        sample_sets.write_samples(
+            model, plan, tmp_path / "two", 21, seed=3, batch_size=5, rank=rank, world_size=2
         )
     (one, _), (two, _) = (
-        sample_sets.read(model, tmp_path / folder, 21, 3) for folder in ("one", "two")
+        sample_sets.read_samples(model, tmp_path / folder, 21, 3) for folder in ("one", "two")
     )
     assert one.shape == (21, 3, 8, 8)
     assert one.dtype == torch.uint8
     assert torch.equal(one, two)
-    assert torch.equal(one[17:19], sample_sets.drawn(model, how, range(17, 19), 3))
-    assert not torch.equal(one, sample_sets.drawn(model, how, range(21), 4))
+    assert torch.equal(one[17:19], sample_sets.sample_batch(model, plan, range(17, 19), 3))
+    assert not torch.equal(one, sample_sets.sample_batch(model, plan, range(21), 4))
     assert sorted(file.name for file in (tmp_path / "one").iterdir()) == [
         "seed3-00000000.npz",
         "seed3-00000008.npz",
@@ -41,31 +44,33 @@ def test_image_i_is_image_i_however_it_is_drawn(model, tmp_path):
 
 
 def test_it_goes_on_where_it_stopped_and_mends_what_is_damaged(model, tmp_path, monkeypatch):
-    how, drawn = sample_sets.plan(model, steps=3), sample_sets.drawn
-    sample_sets.generate(model, how, tmp_path, 24, seed=0)
-    whole, _ = sample_sets.read(model, tmp_path, 24, 0)
+    plan, sample_batch = plan_sampling(model, steps=3), sample_sets.sample_batch
+    sample_sets.write_samples(model, plan, tmp_path, 24, seed=0)
+    whole, _ = sample_sets.read_samples(model, tmp_path, 24, 0)
     (tmp_path / "seed0-00000000.npz").unlink()
     damaged = tmp_path / "seed0-00000016.npz"
     damaged.write_bytes(damaged.read_bytes()[:-30])
     with pytest.raises(OSError, match="run the same command again"):
-        sample_sets.read(model, tmp_path, 24, 0)
+        sample_sets.read_samples(model, tmp_path, 24, 0)
     asked = []
     monkeypatch.setattr(
         sample_sets,
-        "drawn",
-        lambda m, h, indices, seed: (
-            (h is how and asked.append(indices)) or drawn(m, h, indices, seed)
+        "sample_batch",
+        lambda m, p, indices, seed: (
+            (p is plan and asked.append(indices)) or sample_batch(m, p, indices, seed)
         ),
     )
-    sample_sets.generate(
-        model, how, tmp_path, 24, seed=0
-    )  # (what is drawn in another way is to warm up)
+    sample_sets.write_samples(
+        model, plan, tmp_path, 24, seed=0
+    )  # (a batch of another plan is to warm up)
     assert asked == [range(8), range(16, 24)]
-    assert torch.equal(sample_sets.read(model, tmp_path, 24, 0)[0], whole)
-    sample_sets.generate(model, how, tmp_path, 20, seed=0)  # fewer are a part of what is there
+    assert torch.equal(sample_sets.read_samples(model, tmp_path, 24, 0)[0], whole)
+    sample_sets.write_samples(
+        model, plan, tmp_path, 20, seed=0
+    )  # fewer are a part of what is there
     assert len(asked) == 2
-    assert torch.equal(sample_sets.read(model, tmp_path, 20, 0)[0], whole[:20])
-    sample_sets.generate(model, how, tmp_path, 30, seed=0)  # and more go on from it
+    assert torch.equal(sample_sets.read_samples(model, tmp_path, 20, 0)[0], whole[:20])
+    sample_sets.write_samples(model, plan, tmp_path, 30, seed=0)  # and more go on from it
     assert asked[2:] == [range(24, 30)]
 
 
@@ -78,17 +83,17 @@ def test_it_goes_on_where_it_stopped_and_mends_what_is_damaged(model, tmp_path, 
     ],
 )
 def test_what_an_image_costs_is_counted(model, tmp_path, settings, evaluations):
-    how = sample_sets.plan(model, **settings)
-    sample_sets.generate(model, how, tmp_path, 10, seed=0)
-    _, cost = sample_sets.read(model, tmp_path, 10, 0)
-    assert cost["evaluations"] == evaluations
-    assert cost["seconds"] > 0
+    plan = plan_sampling(model, **settings)
+    sample_sets.write_samples(model, plan, tmp_path, 10, seed=0)
+    _, cost = sample_sets.read_samples(model, tmp_path, 10, 0)
+    assert cost.evaluations == evaluations
+    assert cost.seconds > 0
 
 
 def test_image_i_is_of_class_i_mod_k_and_guidance_pulls_it_there(model):
     """The model knows dark (0) and bright (1) images."""
     strong = (
-        sample_sets.drawn(model, sample_sets.plan(model, guidance=4.0), range(40), 0)
+        sample_sets.sample_batch(model, plan_sampling(model, guidance=4.0), range(40), 0)
         .float()
         .mean(dim=(1, 2, 3))
     )
@@ -97,7 +102,7 @@ def test_image_i_is_of_class_i_mod_k_and_guidance_pulls_it_there(model):
 
 def test_another_model_or_another_way_is_another_folder(model):
     names = {
-        sample_sets.key(sample_sets.plan(model, **settings), of)
+        sample_sets.folder_name(plan_sampling(model, **settings), of)
         for settings in (
             {},
             {"steps": 7},
@@ -110,9 +115,33 @@ def test_another_model_or_another_way_is_another_folder(model):
         for of in ("a", "b")
     }
     assert len(names) == 14
-    assert sample_sets.key(sample_sets.plan(model, variance="small"), "a") == sample_sets.key(
-        sample_sets.plan(model), "a"
-    )  # unipc has none
+    assert sample_sets.folder_name(
+        plan_sampling(model, variance="small"), "a"
+    ) == sample_sets.folder_name(plan_sampling(model), "a")  # unipc has none
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "unipc-20-41434c35"),
+        ({"steps": 7}, "unipc-7-bc7b8086"),
+        (
+            {
+                "sampler": "ddim",
+                "eta": 0.5,
+                "guidance": 2.0,
+                "grid": "edm",
+                "precision": "bf16-mixed",
+            },
+            "ddim-20-539f8c12",
+        ),
+        ({"sampler": "ddpm", "compile_mode": "default"}, "ddpm-20-fd0970b2"),
+        ({"sampler": "ddpm", "variance": "small"}, "ddpm-20-5cd016e5"),
+    ],
+)
+def test_the_folders_of_earlier_versions_are_found_again(settings, name):
+    plan = plan_sampling(conditional(T=20), **settings)
+    assert sample_sets.folder_name(plan, "0" * 64, "ema", "cpu") == name
 
 
 def test_what_cannot_be_drawn_is_refused(tiny_run, model):
@@ -123,15 +152,15 @@ def test_what_cannot_be_drawn_is_refused(tiny_run, model):
         ({"steps": 21}, "choose from 1"),
     ):
         with pytest.raises(ValueError, match=said):
-            sample_sets.plan(plain, **wrong)
+            plan_sampling(plain, **wrong)
 
 
 def test_values_are_rounded_and_not_truncated(model, monkeypatch):
     """-1 .. 1 to 0 .. 255: all 256 levels come back, and what lies beyond is cut off."""
     levels = torch.arange(256) / 127.5 - 1
     x = torch.cat([levels, torch.tensor([-1.3, 1.2]), torch.zeros(192 * 2 - 258)]).view(2, 3, 8, 8)
-    monkeypatch.setattr(sample_sets.samplers, "sample", lambda *_: iter([(0, x, x)]))
-    found = sample_sets.drawn(model, sample_sets.plan(model), range(2), 0).flatten()
+    monkeypatch.setattr(sampling_plan, "sample", lambda *_: iter([(0, x, x)]))
+    found = sample_sets.sample_batch(model, plan_sampling(model), range(2), 0).flatten()
     assert found[:256].tolist() == list(range(256))
     assert found[256:258].tolist() == [0, 255]
     assert np.dtype(found.numpy().dtype) == np.uint8

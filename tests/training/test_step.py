@@ -258,7 +258,7 @@ def test_samples_to_measure_are_compiled_where_some_are_wanted(
     monkeypatch.setattr(
         evaluation, "measure", lambda args, prepared: measured.append(dict(prepared.model.compiled))
     )
-    monkeypatch.setattr(sample_sets, "CHUNK", 4)  # a file's, and so the most in a batch
+    monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 4)  # a file's, and so the most in a batch
     run = shutil.copytree(tiny_run, tmp_path / "run")
     words = [
         str(word)

@@ -1,0 +1,32 @@
+"""The settings of Inference.py. This module does not import torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """The images to make, as the flags of Inference.py say; None where a flag is not given."""
+
+    checkpoint: Path | None = None
+    ema: bool = True
+    ema_length: float | None = None
+    num: int | None = None
+    seed: int = 0
+    sampler: str | None = None
+    steps: int | None = None
+    grid: str = "uniform"
+    eta: float = 0.0
+    variance: str | None = None
+    label: str | None = None
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    input_image: Path | None = None
+    start_step: int | None = None
+    mask: Path | None = None
+    interpolate: tuple[Path, Path] | None = None
+    out: Path = Path("samples")
+    save_steps: tuple[int, ...] | None = None
+    frames: int = 50
+    batch_size: int = 64
+    precision: str = "32-true"  # Lightning's name

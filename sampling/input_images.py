@@ -1,0 +1,78 @@
+"""Images and masks from files, for editing: in the size and the channels of a model.
+
+Letters in the shape columns: C channels, H and W height and width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from Dataset import to_float
+from DiffusionModel import DiffusionModel
+from image_data.image_files import open_image
+
+
+@dataclass(frozen=True)
+class EditInputs:
+    """The images that sampling begins with, instead of noise alone.
+
+    start_image (C,H,W): of --input-image. mask (H,W): of --mask, true where it is repainted.
+    endpoints (C,H,W) each: the two images of --interpolate.
+    """
+
+    start_image: Tensor | None = None
+    mask: Tensor | None = None
+    endpoints: tuple[Tensor, Tensor] | None = None
+
+
+def read_edit_inputs(
+    model: DiffusionModel,
+    input_image: Path | None,
+    mask: Path | None,
+    interpolate: tuple[Path, Path] | None,
+) -> EditInputs:
+    """Read the files of these flags, onto the model's device. Raises ValueError or OSError."""
+    device = model.device
+    start_image = None if input_image is None else read_image(input_image, model).to(device)
+    mask_values = None if mask is None else read_mask(mask, model).to(device)
+    endpoints = None
+    if interpolate:
+        first, last = (read_image(path, model).to(device) for path in interpolate)
+        endpoints = (first, last)
+    if mask and input_image and aspect_ratio(mask) != aspect_ratio(input_image):
+        raise ValueError(
+            f"{mask} has not the proportions of {input_image}: "
+            "give a mask of the same width and height"
+        )
+    return EditInputs(start_image, mask_values, endpoints)
+
+
+def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
+    """An image file as (C,H,W) in [-1,1], resized and cropped for the model if there is one."""
+    picture = open_image(path)
+    if model is not None:
+        net = model.unet
+        if picture.size == (28, 28) and net.size == 32:
+            picture = ImageOps.expand(picture, 2)  # black, as the datasets are padded
+        picture = picture.convert("L" if net.depth == 1 else "RGB")
+        picture = ImageOps.fit(picture, (net.size, net.size), Image.Resampling.LANCZOS)
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return to_float(pixels.view(picture.height, picture.width, -1).permute(2, 0, 1))
+
+
+def read_mask(path: Path, model: DiffusionModel) -> Tensor:
+    """A mask image as bool (H,W), true where it is brighter than half. Raises ValueError."""
+    mask = read_image(path, model).mean(dim=0) > 0
+    if mask.all() or not mask.any():
+        colour = "white" if mask.all() else "black"
+        raise ValueError(f"{path} is {colour} all over: white is painted anew, black is kept")
+    return mask
+
+
+def aspect_ratio(path: Path) -> float:
+    """The width of an image file divided by its height."""
+    picture = open_image(path)
+    return picture.width / picture.height

@@ -1,0 +1,183 @@
+"""The settings of sampling, checked once, and the one loop from x_T to x_0.
+
+    plan = plan_sampling(model, sampler="unipc", steps=20)
+    for t, x_t, x0_hat in sample_steps(model, plan, range(8, 16), seed=0): ...
+
+Image i is a function of the plan, its label and (seed, i), so it is the same in any batch and in
+any process.
+
+Letters in the shape columns: N images, C channels, H and W height and width.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from DiffusionModel import DiffusionModel
+from sampling.editing import repaint
+from sampling.guidance import Guided
+from sampling.samplers import Noise, Step, sample, time_grid
+
+# the defaults of --sampler and --steps: see the table in the README
+DEFAULT_SAMPLER = "unipc"
+DEFAULT_STEPS = 20
+DEFAULT_STEPS_OF = {"heun": 10}  # two evaluations a step
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How images are sampled. Make it with `plan_sampling`, which checks it.
+
+    times: the steps t, from the first down to 0.
+    variance: of ddpm, "" for every other sampler. eta: of ddim, 0 for every other sampler.
+    guidance_interval: the t, both ends included, at which guidance applies.
+    clip: whether x0_hat is clipped to [-1, 1].
+    precision: Lightning's name, "32-true" or "bf16-mixed".
+    compile_mode: the mode of torch.compile that the network runs in, "" for none.
+    """
+
+    sampler: str
+    times: tuple[int, ...]
+    grid: str
+    variance: str
+    eta: float
+    guidance: float
+    guidance_interval: tuple[float, float]
+    clip: bool
+    precision: str
+    compile_mode: str
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+
+def plan_sampling(
+    model: DiffusionModel,
+    sampler: str | None = None,
+    steps: int | None = None,
+    grid: str = "uniform",
+    variance: str | None = None,
+    eta: float = 0.0,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    start: int | None = None,
+    keep: Iterable[int] = (),
+    clip: bool = True,
+    precision: str = "32-true",
+    compile_mode: str = "",
+) -> SamplingPlan:
+    """Return the plan for this model; raise ValueError, in one line, if the model cannot follow it.
+
+    sampler, steps, variance: None for the default. start: the first t, None for T.
+    keep: values of t that must be among the times, besides the `steps` steps.
+    """
+    sampler = sampler or DEFAULT_SAMPLER
+    variance = variance or model.variance
+    start = start or model.T
+    check_start(model, start)
+    if variance == "learned" and model.variance != "learned":
+        raise ValueError("--variance learned needs a model trained with it: choose large or small")
+    check_guidance(model, guidance, guidance_interval)
+    times = time_grid(model, steps or default_steps(sampler, start), start, grid, keep)
+    return SamplingPlan(
+        sampler=sampler,
+        times=tuple(times),
+        grid=grid,
+        variance=variance if sampler == "ddpm" else "",
+        eta=eta if sampler == "ddim" else 0.0,
+        guidance=guidance,
+        guidance_interval=guidance_interval or (0, math.inf),
+        clip=clip,
+        precision=precision,
+        compile_mode=compile_mode,
+    )
+
+
+def default_steps(sampler: str, start: int) -> int:
+    """The number of steps from t = `start` where none is given: all of them for ddpm."""
+    if sampler == "ddpm":
+        return start
+    return min(start, DEFAULT_STEPS_OF.get(sampler, DEFAULT_STEPS))
+
+
+def check_start(model: DiffusionModel, start: int) -> None:
+    """Raise ValueError if `start` is no step of this model."""
+    if start > model.T:
+        raise ValueError(
+            f"--start-step {start} is past T = {model.T} of this model: choose 1 to {model.T}"
+        )
+
+
+def check_guidance(
+    model: DiffusionModel, guidance: float, interval: tuple[float, float] | None
+) -> None:
+    """Raise ValueError if the model cannot be guided, or not in this interval of t."""
+    if interval and interval[1] > model.T:
+        raise ValueError(
+            f"--guidance-interval ends past T = {model.T} of this model: "
+            f"choose steps from 0 to {model.T}"
+        )
+    if guidance != 1 and not (model.unet.classes and model.hparams["label_dropout"]):
+        raise ValueError(
+            "--guidance needs a model trained with --class-conditional and "
+            "without --label-dropout 0: leave it out"
+        )
+
+
+def labels_in_turn(model: DiffusionModel, indices: range) -> list[int] | None:
+    """The label i mod K of every image i, for a model with K classes; None for one without."""
+    classes = model.unet.classes
+    return [i % classes for i in indices] if classes else None
+
+
+def guided_model(model: DiffusionModel, plan: SamplingPlan, labels: Sequence[int] | None) -> Guided:
+    """The model under this plan's guidance; labels: one for each image of a batch, or None."""
+    y = None if labels is None else torch.tensor(labels, device=model.device)
+    return Guided(model, y, plan.guidance, plan.guidance_interval, plan.clip)
+
+
+def sample_steps(
+    model: DiffusionModel,
+    plan: SamplingPlan,
+    indices: range,
+    seed: int,
+    labels: Sequence[int] | None = None,
+    start_image: Tensor | None = None,
+    mask: Tensor | None = None,
+    latents: Tensor | None = None,
+) -> Iterator[Step]:
+    """Yield t, x_t and x0_hat (N,C,H,W) of the images with these numbers at every t of the plan.
+
+    labels: one for each image, None for images of any class.
+    start_image (C,H,W): begin with this image, noised to the first t (SDEdit); together with
+    mask (H,W): begin with noise, and keep this image where the mask is false (RePaint).
+    latents (N,C,H,W): begin with these instead of noise.
+    """
+    net, device = model.unet, model.device
+    noise = Noise(seed, indices, (net.depth, net.size, net.size), device)
+    guided = guided_model(model, plan, labels)
+    x = noise()  # (N,C,H,W)
+    if start_image is not None and mask is not None:
+        steps = repaint(guided, x, plan.times, noise, start_image, mask, plan.variance)
+    else:
+        if latents is not None:
+            x = latents
+        elif start_image is not None:
+            t = torch.full((len(x),), plan.times[0], device=device)
+            x = model.q_sample(start_image.expand_as(x), t, x)
+        steps = sample(plan.sampler, guided, x, plan.times, noise, plan.variance, plan.eta)
+    return autocast_each(steps, device.type, plan.precision)
+
+
+def autocast_each(steps: Iterator[Step], device: str, precision: str) -> Iterator[Step]:
+    """Compute every step in this precision. Between the steps the caller has its own."""
+    while True:
+        with torch.autocast(device, torch.bfloat16, enabled=precision != "32-true"):
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step

@@ -1,0 +1,206 @@
+"""From the settings of Inference.py to a job: model loaded, images read, everything checked.
+
+request = ImageRequest(checkpoint=Path("runs/cifar10"), num=8)
+job = prepare(request, "cpu")           # a SamplingJob, or without a checkpoint a NoisingJob
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from checkpoints.checkpoint import load_model
+from DiffusionModel import DiffusionModel
+from runtime.suggestions import nearest
+from sampling.generate import ImageSet, NoisingJob, SamplingJob
+from sampling.image_request import ImageRequest
+from sampling.input_images import read_edit_inputs, read_image
+from sampling.output_files import check_writable
+from sampling.plan import SamplingPlan, plan_sampling
+
+DEFAULT_NUM = 16
+DEFAULT_NUM_OF_EACH_CLASS = 8
+DEFAULT_STEPS_WITH_MASK = 100
+DEFAULT_STEPS_TO_INTERPOLATE = 50
+
+# most images in the grids and in the trajectory; samples.npz has all
+SHOWN = 64
+SHOWN_OF_EACH_CLASS = 8
+SHOWN_OF_ALL_CLASSES = 1024
+
+# most values of an image without a model for which every frame is kept: 512 x 512 pixels in RGB
+LARGE_IMAGE = 3 * 512**2
+
+
+def prepare(request: ImageRequest, device: str | torch.device) -> SamplingJob | NoisingJob:
+    """Load the model, read the images and check everything. Raises ValueError or OSError."""
+    if request.checkpoint is None:
+        return prepare_noising(request)
+    loaded = load_model(request.checkpoint, device, request.ema, request.ema_length)
+    model = loaded.model
+    start = request.start_step or model.T
+    saved = saved_steps(request, model.T, start)
+    image_set = arrange_images(request, model)
+    plan = plan_request(request, model, saved)
+    edit = read_edit_inputs(model, request.input_image, request.mask, request.interpolate)
+    return SamplingJob(
+        model=model,
+        plan=plan,
+        image_set=image_set,
+        edit=edit,
+        saved=saved,
+        frames=frame_times(plan.times, request.frames, saved),
+        seed=request.seed,
+        batch_size=request.batch_size,
+    )
+
+
+def prepare_to_write(
+    request: ImageRequest, device: str | torch.device, writes: bool
+) -> SamplingJob | NoisingJob:
+    """`prepare`, and on the process that writes the files check the folder. Raises ValueError."""
+    try:
+        job = prepare(request, device)
+        if writes:
+            check_writable(request.out)
+    except OSError as error:
+        if not error.filename:
+            raise
+        message = f"{error.filename}: {error.strerror}; choose a place that can be used"
+        raise ValueError(message) from None
+    return job
+
+
+def prepare_noising(request: ImageRequest) -> NoisingJob:
+    """Read the image to be noised, at its own size."""
+    # only the schedule is used, so the network is the smallest there is
+    model = DiffusionModel(width=4, mults=(1,), attention=(), blocks=1)
+    saved = saved_steps(request, model.T, model.T)
+    evenly = torch.linspace(0, model.T, request.frames).tolist()
+    times = sorted({round(t) for t in evenly} | set(saved))
+    frames = frame_times(times, request.frames, saved)
+    assert request.input_image is not None
+    image = read_image(request.input_image)
+    large = image.numel() > LARGE_IMAGE
+    saved_only = large and len(frames) > len(set(saved))
+    return NoisingJob(
+        model=model,
+        image=image,
+        saved=saved,
+        frames=sorted(set(saved)) if saved_only else frames,
+        seed=request.seed,
+        saved_only=saved_only,
+    )
+
+
+def saved_steps(request: ImageRequest, T: int, start: int) -> list[int]:
+    """The t at which grids are saved: those of the request, or 0, T/20, T/2 and the start."""
+    if request.save_steps is None:
+        defaults = {0, T // 20, T // 2, T}
+        if request.start_step is None:
+            return sorted(defaults)
+        return sorted({0, start, *(t for t in defaults if t < start)})
+    last = max(request.save_steps)
+    if last > start:
+        raise ValueError(
+            f"--save-steps {last} is past t = {start}, where it starts: choose from 0 to {start}"
+        )
+    return sorted(request.save_steps)
+
+
+def frame_times(times: Sequence[int], most: int, saved: list[int]) -> list[int]:
+    """At most `most` of the times, evenly spread, and the saved ones: rising."""
+    if len(times) > most:
+        evenly = torch.linspace(0, len(times) - 1, most).tolist()
+        times = [times[round(i)] for i in evenly]
+    return sorted({*times, *saved})
+
+
+def plan_request(request: ImageRequest, model: DiffusionModel, saved: list[int]) -> SamplingPlan:
+    """The plan of a request, with the defaults of its way to edit. Raises ValueError."""
+    start = request.start_step or model.T
+    sampler, steps, variance = request.sampler, request.steps, request.variance
+    if request.mask:
+        sampler = "ddpm"
+        steps = steps or min(DEFAULT_STEPS_WITH_MASK, start)
+        variance = variance or "small"
+    elif request.interpolate:
+        sampler = "ddim"
+        steps = steps or min(DEFAULT_STEPS_TO_INTERPOLATE, start)
+    plan = plan_sampling(
+        model,
+        sampler=sampler,
+        steps=steps,
+        grid=request.grid,
+        variance=variance,
+        eta=request.eta,
+        guidance=request.guidance,
+        guidance_interval=request.guidance_interval,
+        start=start,
+        keep=saved,
+        clip=not request.interpolate,
+        precision=request.precision,
+    )
+    if request.interpolate and plan.steps < 2:
+        raise ValueError("--interpolate needs at least 2 steps")
+    return plan
+
+
+# ---- classes and grids -------------------------------------------------------------------------
+
+
+def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
+    """The number of images, their labels and their order in a grid. Raises ValueError."""
+    label, num, classes = request.label, request.num, model.unet.classes
+    always_labelled = model.hparams["label_dropout"] == 0
+    if request.guidance != 1 and always_labelled:
+        raise ValueError(
+            "this model was trained with --label-dropout 0, and guidance needs what that hides: "
+            "leave out --guidance"
+        )
+    if label is None and classes and always_labelled:  # it knows no images of any class
+        label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
+    labels = [] if label is None else find_labels(label, model)
+    if len(labels) > 1:
+        return one_row_each(labels, num or DEFAULT_NUM_OF_EACH_CLASS)
+    total = num or DEFAULT_NUM
+    return ImageSet(
+        total=total,
+        labels=(labels[0],) * total if labels else None,
+        columns=0,
+        order=tuple(range(min(SHOWN, total))),
+    )
+
+
+def one_row_each(labels: list[int], num: int) -> ImageSet:
+    """`num` images of every label. Image i has label i mod K; a grid has a row for each label."""
+    K = len(labels)
+    columns = max(1, min(num, SHOWN_OF_EACH_CLASS, SHOWN_OF_ALL_CLASSES // K))
+    return ImageSet(
+        total=num * K,
+        labels=tuple(labels * num),
+        columns=columns,
+        order=tuple(column * K + row for row in range(K) for column in range(columns)),
+    )
+
+
+def find_labels(text: str, model: DiffusionModel) -> list[int]:
+    """The labels of --class: one by its name or number, or all. Raises ValueError."""
+    names = [name.lower() for name in model.hparams["class_names"]]
+    count = model.unet.classes
+    if not count:
+        raise ValueError(
+            "this model knows no classes: train one with --class-conditional, or leave out --class"
+        )
+    if text.lower() == "all":
+        return list(range(count))
+    if text.lower() in names:
+        return [names.index(text.lower())]
+    if text.isdecimal() and int(text) < count:
+        return [int(text)]
+    close = "" if text.isdecimal() else nearest(text, names)
+    suggestion = f", did you mean {close}?" if close else "."
+    raise ValueError(
+        f"unknown class {text!r}{suggestion} "
+        f"Give all, a number from 0 to {count - 1}, or one of {', '.join(names[:20])}"
+    )

@@ -1,0 +1,103 @@
+"""One plan, checked once, and one loop: the settings, the refusals, and image i in any batch."""
+
+import dataclasses
+
+import pytest
+import torch
+from models import conditional, model
+
+from sampling.guidance import Guided
+from sampling.plan import labels_in_turn, plan_sampling, sample_steps
+from sampling.samplers import Noise, sample, time_grid
+
+
+def test_the_defaults_are_those_of_the_help():
+    m = model(T=100)
+    assert plan_sampling(m).sampler == "unipc"
+    assert plan_sampling(m).steps == 20
+    assert plan_sampling(m, "heun").steps == 10
+    assert plan_sampling(m, "ddpm").steps == 100
+    assert plan_sampling(model(T=5)).steps == 5
+    assert plan_sampling(m, "ddpm", start=30).times == tuple(range(30, -1, -1))
+
+
+def test_what_a_sampler_has_no_use_for_is_left_out():
+    m = model(T=20, variance="small")
+    assert plan_sampling(m, "ddpm").variance == "small"
+    assert plan_sampling(m, "ddim", eta=0.5).eta == 0.5
+    assert plan_sampling(m, "unipc", variance="large", eta=0.5) == plan_sampling(m, "unipc")
+
+
+def test_times_to_keep_are_added():
+    assert plan_sampling(model(T=20), steps=2, keep=(3, 17)).times == (20, 17, 10, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"start": 21}, "--start-step 21 is past T = 20"),
+        ({"steps": 21}, "choose from 1 to 20 steps"),
+        ({"variance": "learned"}, "--variance learned needs a model trained with it"),
+        ({"guidance": 2.0}, "--guidance needs a model trained with --class-conditional"),
+        ({"guidance_interval": (0, 21)}, "--guidance-interval ends past T = 20"),
+    ],
+)
+def test_a_plan_that_the_model_cannot_follow_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        plan_sampling(model(T=20), **wrong)
+
+
+def test_guidance_needs_images_without_a_label_in_training():
+    with pytest.raises(ValueError, match="--label-dropout 0"):
+        plan_sampling(conditional(T=20, label_dropout=0.0), guidance=2.0)
+
+
+def test_a_plan_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan_sampling(model(T=20)).steps = 3
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpm++", "unipc"])
+def test_the_loop_is_that_sampler_from_the_noise_of_these_images(sampler):
+    m, indices = conditional(T=20), range(3, 5)
+    plan = plan_sampling(m, sampler, steps=4, eta=1.0, guidance=2.0)
+    found = list(sample_steps(m, plan, indices, seed=7, labels=labels_in_turn(m, indices)))
+    noise = Noise(7, indices, (1, 8, 8))
+    guided = Guided(m, torch.tensor([0, 1]), 2.0)
+    times = time_grid(m, 4, 20)
+    expected = list(sample(sampler, guided, noise(), times, noise, "large", 1.0))
+    assert [t for t, _, _ in found] == times
+    for (_, x, x0_hat), (_, x_expected, x0_expected) in zip(found, expected):
+        assert torch.equal(x, x_expected)
+        assert torch.equal(x0_hat, x0_expected)
+
+
+def test_it_begins_with_what_it_is_given():
+    m, image = model(T=20), torch.rand(1, 8, 8) * 2 - 1
+    plan = plan_sampling(m, "ddpm", steps=4, start=10)
+    noise = Noise(0, range(2), (1, 8, 8))()
+    _, x, _ = next(sample_steps(m, plan, range(2), 0, start_image=image))
+    assert torch.equal(x, m.q_sample(image.expand_as(noise), torch.tensor([10, 10]), noise))
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    *_, (_, x, _) = sample_steps(m, plan, range(2), 0, start_image=image, mask=mask)
+    assert torch.equal(x, image.expand_as(x))
+    _, x, _ = next(sample_steps(m, plan, range(2), 0, latents=noise + 1))
+    assert torch.equal(x, noise + 1)
+
+
+def test_the_precision_is_the_steps_own_and_ends_with_each_of_them(monkeypatch):
+    m, inside = model(T=20), []
+    forward = m.unet.forward
+    monkeypatch.setattr(
+        m.unet,
+        "forward",
+        lambda *inputs: (inside.append(torch.is_autocast_enabled("cpu")), forward(*inputs))[1],
+    )
+    for _ in sample_steps(m, plan_sampling(m, steps=2, precision="bf16-mixed"), range(2), 0):
+        assert not torch.is_autocast_enabled("cpu")
+    assert inside == [True, True]
+
+
+def test_labels_in_turn():
+    assert labels_in_turn(conditional(), range(2, 6)) == [2, 0, 1, 2]
+    assert labels_in_turn(model(), range(2, 6)) is None
