@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
-# From nothing to pictures: environment, data, training, samples at t = 0/50/500/1000, denoising GIF, one page with all of it.
+# From nothing to pictures: environment, data, training, samples at t = 0/50/500/1000, denoising
+# GIF, one page with all of it.
 #
-#   bash run.sh                                  the built-in dataset of coloured shapes
-#   bash run.sh fashionmnist                     or mnist, cifar10, a folder of images, an .npz file
-#   bash run.sh cifar10 --max-time 8h            whatever follows goes to train.py (see: python train.py --help)
-#   bash run.sh setup [DATASET]                  environment and data only: for a login node, before offline compute nodes
-#   bash run.sh test                             set up and run the tests; --all: the slow ones, too
-#   bash run.sh bench                            speed beside other projects', which it installs: a table (see benchmarks/)
-#   sbatch run.sh cifar10                        the same, as a SLURM job on one GPU, in runs/cifar10-JOB
-#   sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 run.sh cifar10         on eight: one task a GPU
+#   bash run.sh                         the built-in dataset of coloured shapes
+#   bash run.sh fashionmnist            or mnist, cifar10, a folder of images, an .npz file
+#   bash run.sh cifar10 --max-time 8h   whatever follows goes to train.py
+#                                       (see: python train.py --help)
+#   bash run.sh setup [DATASET]         environment and data only: for a login node, before offline
+#                                       compute nodes
+#   bash run.sh test                    set up and run the tests; --all: the slow ones, too
+#   bash run.sh bench                   speed beside other projects', which it installs: a table
+#                                       (see benchmarks/)
+#   sbatch run.sh cifar10               the same, as a SLURM job on one GPU, in runs/cifar10-JOB
+#   sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 run.sh cifar10
+#                                       on eight: one task a GPU
 #
-# It makes .venv from requirements.txt; PYTHON=/path/to/python uses that interpreter as it is. Run again, it goes on.
+# It makes .venv from requirements.txt; PYTHON=/path/to/python uses that interpreter as it is.
+# Run again, it goes on.
 #SBATCH --job-name=ddpm
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -23,41 +29,67 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-here=$(cd "$(dirname "$0")" && pwd)
-[[ -f $here/train.py ]] || here=${SLURM_SUBMIT_DIR:-$PWD}  # a SLURM job runs a copy of this file from elsewhere
-[[ -f $here/train.py ]] || { echo "run.sh: no train.py in $here: submit from the project's folder" >&2; exit 2; }
+fail() {  # fail TEXT..: print an error and exit
+  echo "run.sh: $*" >&2
+  exit 2
+}
 
-setup() {  # setup FILE..: the environment, once; redone when a file changes or an earlier try was cut short
+here=$(cd "$(dirname "$0")" && pwd)
+# SLURM runs a copy of this file, which lies elsewhere
+[[ -f $here/train.py ]] || here=${SLURM_SUBMIT_DIR:-$PWD}
+[[ -f $here/train.py ]] || fail "no train.py in $here: submit from the project's folder"
+
+# setup FILE..: make the environment from these requirement files, once. It is made again when a
+# file has changed, or when an earlier attempt did not finish.
+setup() {
   if [[ -n ${PYTHON:-} ]]; then
-    PYTHON=$(command -v "$PYTHON") || { echo "run.sh: PYTHON is set to something that is no program" >&2; exit 2; }
+    PYTHON=$(command -v "$PYTHON") || fail "PYTHON is set to something that is no program"
     [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
     return
   fi
-  local mark=$here/.venv/.installed file wanted=
-  is_ready() { [[ -f $mark && $(cat "$mark") == *"${wanted%$'\n'}"* ]]; }
-  for file in "$@"; do wanted+=$(cat "$here/$file")$'\n'; done
+  local mark=$here/.venv/.installed file requirements=
+  is_ready() { [[ -f $mark && $(cat "$mark") == *"${requirements%$'\n'}"* ]]; }
+  for file in "$@"; do requirements+=$(cat "$here/$file")$'\n'; done
   PYTHON=$here/.venv/bin/python
   if is_ready; then return; fi
-  if command -v flock >/dev/null; then exec 9>"$here/.setup.lock"; flock 9 || true; fi  # the jobs of an array begin at once
+  if command -v flock >/dev/null; then  # the jobs of an array start at the same time
+    exec 9>"$here/.setup.lock"
+    flock 9 || true
+  fi
   if is_ready; then return; fi
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    { echo "run.sh: python3 must be 3.10 or newer, and is $(python3 --version 2>&1): set PYTHON to another one" >&2; exit 2; }
+    fail "python3 must be 3.10 or newer, and is $(python3 --version 2>&1):" \
+      "set PYTHON to another one"
   echo "== making .venv from $* (once, some minutes: torch's CUDA build is 5.5 GB) =="
   "$PYTHON" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$here/.venv"
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$here/$1" ${2:+-r "$here/$2"}
-  printf '%s' "$wanted" >"$mark"
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check \
+    -r "$here/$1" ${2:+-r "$here/$2"}
+  printf '%s' "$requirements" >"$mark"
 }
 
-resolve() {  # DATASET [COMMAND..] -> itself where it is a known name, the whole path where it is a file or folder from where you stand
-  case $(tr '[:upper:]' '[:lower:]' <<<"$1") in
-    mnist|fashionmnist|cifar10|shapes) tr '[:upper:]' '[:lower:]' <<<"$1" ;;
-    *) if [[ -d $1 ]]; then (cd "$1" && pwd)
-       elif [[ -f $1 ]]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"
-       elif [[ $1 == *mnist.npz || $1 == *cifar10.npz ]]; then echo "$1"
-       else  # told now, not when the environment is there; the commands are what else could have stood in its place
-         "${PYTHON:-python3}" -c 'import sys; sys.path.insert(0, sys.argv[1]); from runtime.suggestions import unknown
-print("run.sh: error:", unknown("dataset or command" if sys.argv[3:] else "dataset", sys.argv[2],
-  ["mnist", "fashionmnist", "cifar10", "shapes", *sys.argv[3:]], ", a folder of images or an .npz file"), file=sys.stderr)' "$here" "$@"
+# resolve DATASET [COMMAND..]: print a known name in lower case, or the absolute path of a file or
+# folder. Anything else is an error before the environment is made; the commands are suggested, too.
+resolve() {
+  local name
+  name=$(tr '[:upper:]' '[:lower:]' <<<"$1")
+  case $name in
+    mnist|fashionmnist|cifar10|shapes) echo "$name" ;;
+    *) if [[ -d $1 ]]; then
+         (cd "$1" && pwd)
+       elif [[ -f $1 ]]; then
+         echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"
+       elif [[ $1 == *mnist.npz || $1 == *cifar10.npz ]]; then
+         echo "$1"
+       else
+         "${PYTHON:-python3}" -c '
+import sys
+project, name, *commands = sys.argv[1:]
+sys.path.insert(0, project)
+from runtime.suggestions import unknown
+kind = "dataset or command" if commands else "dataset"
+known = ["mnist", "fashionmnist", "cifar10", "shapes", *commands]
+message = unknown(kind, name, known, ", a folder of images or an .npz file")
+print("run.sh: error:", message, file=sys.stderr)' "$here" "$@"
          return 2
        fi ;;
   esac
@@ -66,19 +98,25 @@ print("run.sh: error:", unknown("dataset or command" if sys.argv[3:] else "datas
 job=${SLURM_JOB_ID:-}
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-step() {  # step [--once] COMMAND..: run it, in a job as a job step with a process a task; put a job that was stopped back into the queue
-  local status=0 srun=(srun --kill-on-bad-exit=1)
+# step [--once] COMMAND..: run a command; in a job, as a job step with a process for each task, or
+# with a single process. A job whose step was stopped is put back into the queue.
+step() {
+  local status=0 restarts=${SLURM_RESTART_COUNT:-0} srun=(srun --kill-on-bad-exit=1)
   [[ $1 != --once ]] || { shift; srun+=(--nodes=1 --ntasks=1); }
   [[ -n $job ]] || srun=()
   ${srun[@]+"${srun[@]}"} "$@" || status=$?
   case $status in
     0) return ;;
-    75|134|137|138|143)  # stopped in good order; given up by NCCL; killed; stopped before it could look after itself; terminated
-      if [[ -z $job || -t 0 || -t 1 ]]; then exit "$status"; fi  # also in a terminal within a job: that job is not this one's
-      if ((${SLURM_RESTART_COUNT:-0} >= 8)); then
-        echo "== stopped for the 9th time: not queued again; the same sbatch command with --run-dir $run_dir added goes on ==" >&2
+    # stopped in good order; aborted by NCCL; killed; stopped by SIGUSR1 or SIGTERM while starting
+    75|134|137|138|143)
+      # in a terminal within a job, that job is not the one of this script
+      if [[ -z $job || -t 0 || -t 1 ]]; then exit "$status"; fi
+      if ((restarts >= 8)); then
+        echo "== stopped for the 9th time: not queued again;" \
+          "the same sbatch command with --run-dir $run_dir added goes on ==" >&2
       else
-        echo "== stopped with status $status: job $job goes back into the queue, time $((${SLURM_RESTART_COUNT:-0} + 1)) of 8 =="
+        echo "== stopped with status $status: job $job goes back into the queue," \
+          "time $((restarts + 1)) of 8 =="
         scontrol requeue "$job" && exit 0
       fi ;;
   esac
@@ -86,23 +124,38 @@ step() {  # step [--once] COMMAND..: run it, in a job as a job step with a proce
 }
 
 case ${1:-} in
-  -h|--help) sed -n '2,/^#SBATCH/p' "$here/run.sh" | sed -e '/^#SBATCH/d' -e 's/^# \{0,1\}//'; exit 0 ;;
-  setup) setup requirements.txt; dataset=$(resolve "${2:-shapes}"); cd "$here"
-         exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
-  test)  setup requirements.txt requirements-dev.txt; cd "$here"
-         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each worker has a core; four workers at most
-         exec "$PYTHON" -m pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=8 "${@:2}" ;;
-  bench) setup requirements.txt benchmarks/requirements.txt; cd "$here"; exec "$PYTHON" benchmarks/speed.py "${@:2}" ;;
+  -h|--help)
+    sed -n '2,/^#SBATCH/p' "$here/run.sh" | sed -e '/^#SBATCH/d' -e 's/^# \{0,1\}//'
+    exit 0 ;;
+  setup)
+    setup requirements.txt
+    dataset=$(resolve "${2:-shapes}")
+    cd "$here"
+    exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
+  test)
+    setup requirements.txt requirements-dev.txt
+    cd "$here"
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each worker has a core; four workers at most
+    exec "$PYTHON" -m pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=8 \
+      "${@:2}" ;;
+  bench)
+    setup requirements.txt benchmarks/requirements.txt
+    cd "$here"
+    exec "$PYTHON" benchmarks/speed.py "${@:2}" ;;
 esac
 
 dataset=shapes
-if [[ $# -gt 0 && $1 != -* ]]; then dataset=$(resolve "$1" setup test bench); shift; fi
+if [[ $# -gt 0 && $1 != -* ]]; then
+  dataset=$(resolve "$1" setup test bench)
+  shift
+fi
 run_dir=$here/runs/$(basename "${dataset%.npz}")${job:+-$job}
-machine=()  # what Inference.py is told, too
+machine=()  # flags that Inference.py gets, too
 for ((i = 1; i <= $#; i++)); do
   j=$((i + 1))
   case ${!i} in
-    --dataset|--dataset=*) echo "run.sh: the dataset comes first and without --dataset: bash run.sh cifar10 ..." >&2; exit 2 ;;
+    --dataset|--dataset=*)
+      fail "the dataset comes first and without --dataset: bash run.sh cifar10 ..." ;;
     --run-dir=*) run_dir=${!i#*=} ;;
     --run-dir) run_dir=${!j:-$run_dir} ;;
     --device=*|--devices=*|--num-nodes=*) machine+=("${!i}") ;;
@@ -116,12 +169,17 @@ exec 9>&-
 [[ $run_dir == /* ]] || run_dir=$PWD/$run_dir
 cd "$here"
 run_dir=${run_dir#"$here"/}
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer takes it from the job by itself
-[[ -z $job ]] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}  # also where tasks are not bound to their cores
+# srun no longer takes this number from the job
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+# tasks may not be bound to their cores
+[[ -z $job ]] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 
-if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then set -- --seed "$SLURM_ARRAY_TASK_ID" "$@"; fi  # a --seed that is given wins
-if [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] && compgen -G "$run_dir/checkpoints/step_*.ckpt" >/dev/null; then
-  set -- "$@" --resume auto  # whatever --resume was said: this job's own checkpoints are there by now
+# each job of an array has a seed of its own; a later --seed replaces it
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then set -- --seed "$SLURM_ARRAY_TASK_ID" "$@"; fi
+# a requeued job resumes from its own checkpoints, also after --resume none
+if [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] &&
+  compgen -G "$run_dir/checkpoints/step_*.ckpt" >/dev/null; then
+  set -- "$@" --resume auto
 fi
 
 echo "== training on $dataset: $run_dir =="
@@ -137,12 +195,15 @@ step --once "$PYTHON" report.py "$run_dir"
 cat <<END
 
 == done: everything is in $run_dir ==
-  report.html               all of it as one page: open it in a browser, on any machine; after evaluate.py: python report.py $run_dir
-  images/t0000.png          samples; the other t*.png: the same images on their way; x0_t*.png: what was predicted there
+  report.html               all of it as one page: open it in a browser, on any machine; \
+after evaluate.py: python report.py $run_dir
+  images/t0000.png          samples; the other t*.png: the same images on their way; \
+x0_t*.png: what was predicted there
   images/samples.npz        the samples as numbers, uint8 (N,H,W,C)
   denoise.gif               from noise to images
   samples/step_*.png        samples while it was trained, beside samples/real.png
   metrics.csv, tensorboard/ losses; look with: ${PYTHON#"$here"/} -m tensorboard.main --logdir runs
   checkpoints/              python Inference.py --ckpt $run_dir --num 64
-                            python evaluate.py --ckpt $run_dir    how good it is; with --doctor: what looks wrong
+                            python evaluate.py --ckpt $run_dir    how good it is; \
+with --doctor: what looks wrong
 END
