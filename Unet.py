@@ -2,10 +2,12 @@
 
     x (B,C,H,W), t (B,), y (B,) or None  ->  (B,C,H,W)
 
-It knows nothing about noise: t is a number to embed, counted from 0 so that published weights load. The paper's CIFAR-10
-network is `Unet(depth=3, width=128, mults=(1, 2, 2, 2), attention=(16,), blocks=2, dropout=0.1)`: 35,746,307 parameters.
+It knows nothing about noise: t is a number to embed, counted from 0 so that published weights
+load. The paper's CIFAR-10 network is `Unet(depth=3, width=128, mults=(1, 2, 2, 2),
+attention=(16,), blocks=2, dropout=0.1)`: 35,746,307 parameters.
 
-Letters in the shape columns: B batch, C channels here, H and W height and width here, E = 4 * width the embedding.
+Letters in the shape columns: B batch, C channels here, H and W height and width here, E = 4 *
+width the embedding.
 """
 
 import math
@@ -17,9 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding (Vaswani et al. 2017, section 3.5, as Ho et al. use it): t (B,) -> float32 (B, dim).
+    """Sinusoidal embedding (Vaswani et al. 2017, section 3.5, as Ho et al. use it): t (B,) ->
+    float32 (B, dim).
 
-    First the dim/2 sines, then the dim/2 cosines, of frequencies from 1 down to 1/10000, both included.
+    First the dim/2 sines, then the dim/2 cosines, of frequencies from 1 down to 1/10000, both
+    included.
     """
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
@@ -28,15 +32,17 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in the paper, whose narrowest layer has 4 channels in each; fewer where they would have less than 4: a
-    group of one channel takes from it whatever the time embedding has just added."""
+    """32 groups as in the paper, whose narrowest layer has 4 channels in each; fewer where they
+    would have less than 4: a group of one channel takes from it whatever the time embedding has
+    just added."""
     return nn.GroupNorm(
         math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels, eps=1e-6
     )
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm-SiLU-conv twice, the embedding added in between, and a shortcut. The last convolution starts at zero.
+    """GroupNorm-SiLU-conv twice, the embedding added in between, and a shortcut. The last
+    convolution starts at zero.
 
     With `film` the embedding scales and shifts the second normalization instead of being added
     (Nichol & Dhariwal 2021, "Improved DDPM", section 3: "scale-shift norm").
@@ -67,15 +73,17 @@ class ResidualBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v with one head: q, k, v (B,N,C) -> (B,N,C). Where it has few places on a CPU it is written out: there
-    the fused kernel takes twice as long in bf16, forward and backward."""
+    """softmax(q k^T / sqrt(C)) v with one head: q, k, v (B,N,C) -> (B,N,C). Where it has few
+    places on a CPU it is written out: there the fused kernel takes twice as long in bf16, forward
+    and backward."""
     if q.device.type != "cpu" or q.shape[1] > 1024:
         return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
     return torch.bmm((torch.bmm(q, k.transpose(1, 2)) * q.shape[-1] ** -0.5).softmax(dim=-1), v)
 
 
 class Attention(nn.Module):
-    """Self-attention over all H*W places, one head as in the paper; its last projection starts at zero."""
+    """Self-attention over all H*W places, one head as in the paper; its last projection starts at
+    zero."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -91,7 +99,8 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution; the padding stands right and below only, as TensorFlow's "SAME" gave it to the paper."""
+    """Stride-2 convolution; the padding stands right and below only, as TensorFlow's "SAME" gave
+    it to the paper."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -104,8 +113,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour, then a convolution.
 
-    On a CPU, where it was measured, both are done at once. Of the nine pixels under the kernel several are copies of one, so that
-    their weights can be added: what remains is a transposed convolution with a kernel of 4x4, and 16 products where there were 36.
+    On a CPU, where it was measured, both are done at once. Of the nine pixels under the kernel
+    several are copies of one, so that their weights can be added: what remains is a transposed
+    convolution with a kernel of 4x4, and 16 products where there were 36.
     """
 
     def __init__(self, channels: int):
@@ -146,19 +156,22 @@ class Stage(nn.Module):
 
 
 class Unet(nn.Module):
-    """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout of 0.1.
+    """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout
+    of 0.1.
 
-    depth: channels of the image. width: channels of the first level; level i has `width * mults[i]`.
-    attention: resolutions (in pixels of the feature map) with self-attention; the middle always has it.
-    blocks: residual blocks a level on the way down (one more on the way up). size: height and width of the image.
-    patch: side of the squares folded into channels at the input and unfolded at the output (space-to-depth); 1 is the
-    paper's, 2 makes everything about 4 times cheaper. film: see `ResidualBlock`. classes: number of labels, 0 for
-    none. outputs: images that it gives for one. augmentations: how many numbers say what was done to an image, all 0 for
-    nothing (Karras et al. 2022, appendix F.2).
+    depth: channels of the image. width: channels of the first level; level i has `width *
+    mults[i]`. attention: resolutions (in pixels of the feature map) with self-attention; the
+    middle always has it. blocks: residual blocks a level on the way down (one more on the way up).
+    size: height and width of the image. patch: side of the squares folded into channels at the
+    input and unfolded at the output (space-to-depth); 1 is the paper's, 2 makes everything about 4
+    times cheaper. film: see `ResidualBlock`. classes: number of labels, 0 for none. outputs:
+    images that it gives for one. augmentations: how many numbers say what was done to an image,
+    all 0 for nothing (Karras et al. 2022, appendix F.2).
 
-    .recompute: whether training keeps only what goes into each stage and computes the rest once more for the gradient ("gradient
-    checkpointing", Chen et al. 2016): a quarter of the memory between the layers, a fifth more time. No setting of the network, for it
-    gives the same numbers. Raises ValueError where the sizes do not divide.
+    .recompute: whether training keeps only what goes into each stage and computes the rest once
+    more for the gradient ("gradient checkpointing", Chen et al. 2016): a quarter of the memory
+    between the layers, a fifth more time. No setting of the network, for it gives the same
+    numbers. Raises ValueError where the sizes do not divide.
     """
 
     def __init__(
@@ -238,9 +251,10 @@ class Unet(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """All initialization: Glorot's uniform and zero biases, as the paper's code has it; the last layer of every
-        residual branch and of the network is zero, so that each block starts as its shortcut and the output as zero. Labels
-        begin apart from each other, so that they are soon heeded.
+        """All initialization: Glorot's uniform and zero biases, as the paper's code has it; the
+        last layer of every residual branch and of the network is zero, so that each block starts
+        as its shortcut and the output as zero. Labels begin apart from each other, so that they
+        are soon heeded.
         """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -259,8 +273,8 @@ class Unet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """x (B, depth, size, size), t (B,) from 0, y (B,) labels or None, augmentation (B, augmentations) or None ->
-        (B, outputs * depth, size, size)."""
+        """x (B, depth, size, size), t (B,) from 0, y (B,) labels or None, augmentation (B,
+        augmentations) or None -> (B, outputs * depth, size, size)."""
         e = self.time(time_embedding(t, self.width))  # (B, E)
         if self.label is not None:
             e = e + self.label(torch.full_like(t, self.classes) if y is None else y)
@@ -285,7 +299,8 @@ class Unet(nn.Module):
         return F.pixel_shuffle(h, self.patch)  # (B, outputs * depth, size, size)
 
     def passed(self, stage: Stage, h: Tensor, e: Tensor) -> Tensor:
-        """`stage(h, e)`, whose inner values are forgotten until the gradient needs them where that was chosen."""
+        """`stage(h, e)`, whose inner values are forgotten until the gradient needs them where that
+        was chosen."""
         return (
             checkpoint(stage, h, e, use_reentrant=False)
             if self.recompute and self.training

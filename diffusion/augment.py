@@ -2,9 +2,10 @@
 
     x, label = augmented(x, draw(128, 0.12, generator))       # (B,C,H,W), (B,9): to the network, with x
 
-At sampling the label is 0, which means "nothing was done", and the network gives images as they are in the data. Karras et
-al. 2022, "Elucidating the design space of diffusion-based generative models", appendix F.2; mirroring, scaling, turning,
-stretching and shifting, each with the given probability, in the amounts given there.
+At sampling the label is 0, which means "nothing was done", and the network gives images as they
+are in the data. Karras et al. 2022, "Elucidating the design space of diffusion-based generative
+models", appendix F.2; mirroring, scaling, turning, stretching and shifting, each with the given
+probability, in the amounts given there.
 
 Letters in the shape columns: B batch, C channels, H and W height and width.
 """
@@ -22,8 +23,9 @@ SCALE, STRETCH, SHIFT = (
 
 
 def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
-    """What is done to each of `count` images, (B,8): mirrored left-right, upside down (0 or 1), log2 of the size, angle
-    (radians), log2 of the stretch, its direction (radians), shifted right, shifted down (shares of the side); 0 where not."""
+    """What is done to each of `count` images, (B,8): mirrored left-right, upside down (0 or 1),
+    log2 of the size, angle (radians), log2 of the stretch, its direction (radians), shifted right,
+    shifted down (shares of the side); 0 where not."""
     applied = torch.rand(6, count, generator=random, device=random.device) < probability  # (6,B)
     coin = (torch.rand(2, count, generator=random, device=random.device) < 0.5).float()  # (2,B)
     size, stretch, right, down = torch.randn(4, count, generator=random, device=random.device)
@@ -44,9 +46,10 @@ def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
 
 
 def augmented(x: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-    """Images x (B,C,H,W) with what `draw` gave (B,8) done to them, (B,C,H,W), and its label for the network (B,9). What
-    comes in from outside is mirrored at the edge. The label has twice the direction, so that a stretch along and the same
-    one across, which the angle alone confuses, differ."""
+    """Images x (B,C,H,W) with what `draw` gave (B,8) done to them, (B,C,H,W), and its label for
+    the network (B,9). What comes in from outside is mirrored at the edge. The label has twice the
+    direction, so that a stretch along and the same one across, which the angle alone confuses,
+    differ."""
     mirror, flip, size, turn, stretch, direction, right, down = done.unbind(1)  # 8 x (B,)
 
     def turned(angle: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
     t = draw_times("uniform", 128, sigma, generator)        # (B,) in 1..T
     loss = (weight("min-snr", "v", snr) * error).mean()     # error: squared, in what the network predicts
 
-snr is alpha_bar(t) / (1 - alpha_bar(t)), sigma = 1 / sqrt(snr) the noise beside an image of scale 1 (Karras et al. 2022).
-Letters in the shape columns: B batch, T the number of steps.
+snr is alpha_bar(t) / (1 - alpha_bar(t)), sigma = 1 / sqrt(snr) the noise beside an image of scale
+1 (Karras et al. 2022). Letters in the shape columns: B batch, T the number of steps.
 """
 
 import torch
@@ -27,9 +27,10 @@ def draw_times(
 ) -> Tensor:
     """t (B,) in 1..T for a batch of `count`; sigma (T,) rises with t, on the device of `random`.
 
-    "uniform": each on its own, Algorithm 1 of Ho et al. 2020. "stratified": one random offset, then evenly over 1..T,
-    each of them still uniform (Kingma et al. 2021, "Variational diffusion models", appendix I). "lognormal": ln sigma ~
-    N(mean, std^2), at the t whose ln sigma is nearest (Karras et al. 2022, section 5).
+    "uniform": each on its own, Algorithm 1 of Ho et al. 2020. "stratified": one random offset,
+    then evenly over 1..T, each of them still uniform (Kingma et al. 2021, "Variational diffusion
+    models", appendix I). "lognormal": ln sigma ~ N(mean, std^2), at the t whose ln sigma is
+    nearest (Karras et al. 2022, section 5).
     """
     T, device = len(sigma), random.device
     if kind == "uniform":
@@ -51,10 +52,11 @@ def draw_times(
 def weight(kind: str, parameterization: str, snr: Tensor) -> Tensor:
     """The factor of the squared error of `parameterization`'s target, snr (B,) -> (B,).
 
-    "plain": 1, L_simple (Eq. 14, Ho et al. 2020). The others are the same whatever the network predicts; as a factor of
-    the squared error of x_0 they are: "min-snr": min(snr, 5) (Hang et al. 2023); "p2": snr / (1 + snr), i.e.
-    1 / (1 + snr) of eps (Choi et al. 2022, with k = gamma = 1); "edm": (sigma^2 + sigma_data^2) / (sigma
-    sigma_data)^2 = snr + 1 / sigma_data^2 (Karras et al. 2022, table 1).
+    "plain": 1, L_simple (Eq. 14, Ho et al. 2020). The others are the same whatever the network
+    predicts; as a factor of the squared error of x_0 they are: "min-snr": min(snr, 5) (Hang et al.
+    2023); "p2": snr / (1 + snr), i.e. 1 / (1 + snr) of eps (Choi et al. 2022, with k = gamma = 1);
+    "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = snr + 1 / sigma_data^2 (Karras et al.
+    2022, table 1).
     """
     if kind == "plain":
         return torch.ones_like(snr)

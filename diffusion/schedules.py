@@ -1,4 +1,5 @@
-"""Noise schedules: beta(1) .. beta(T), by which alpha_bar falls from 1 at t = 0 to (nearly) 0 at t = T.
+"""Noise schedules: beta(1) .. beta(T), by which alpha_bar falls from 1 at t = 0 to (nearly) 0 at t
+= T.
 
     beta = betas("cosine", T=1000)                 # float64 (T,)
     alpha_bar = np.cumprod(1 - beta)               # float64 (T,), at t = 1 .. T
@@ -19,9 +20,10 @@ LARGEST = 0.999  # of beta: Nichol & Dhariwal 2021, section 3.2, "to prevent sin
 def betas(schedule: str, T: int, beta_small: float = 1e-4, beta_large: float = 0.02) -> np.ndarray:
     """float64 (T,), beta(1) .. beta(T).
 
-    "linear": from beta_small to beta_large, section 4 of Ho et al. 2020. The other two are given by alpha_bar(t), and know
-    neither: "cosine": cos^2, Eq. 17 of Nichol & Dhariwal 2021; "sigmoid": sigmoid from 3 to -3, Jabri et al. 2022
-    ("Scalable adaptive computation for iterative generation"). Raises ValueError for another name.
+    "linear": from beta_small to beta_large, section 4 of Ho et al. 2020. The other two are given
+    by alpha_bar(t), and know neither: "cosine": cos^2, Eq. 17 of Nichol & Dhariwal 2021;
+    "sigmoid": sigmoid from 3 to -3, Jabri et al. 2022 ("Scalable adaptive computation for
+    iterative generation"). Raises ValueError for another name.
     """
     if schedule == "linear":
         return np.linspace(beta_small, beta_large, T)
@@ -37,10 +39,12 @@ def betas(schedule: str, T: int, beta_small: float = 1e-4, beta_large: float = 0
 
 
 def zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
-    """float64 (T,) -> (T,) with alpha_bar(T) = 0, so that x_T is noise and nothing else; alpha_bar(1) stays what it was.
+    """float64 (T,) -> (T,) with alpha_bar(T) = 0, so that x_T is noise and nothing else;
+    alpha_bar(1) stays what it was.
 
-    sqrt(alpha_bar) is shifted and scaled, Algorithm 1 of Lin et al. 2024, "Common diffusion noise schedules and sample
-    steps are flawed". eps cannot be predicted with it: x_T does not depend on x_0.
+    sqrt(alpha_bar) is shifted and scaled, Algorithm 1 of Lin et al. 2024, "Common diffusion noise
+    schedules and sample steps are flawed". eps cannot be predicted with it: x_T does not depend on
+    x_0.
     """
     signal = np.cumprod(1 - beta) ** 0.5
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
@@ -48,7 +52,8 @@ def zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
 
 
 def read_betas(path: str) -> tuple[float, ...]:
-    """beta(1) .. beta(T) from a text file, numbers separated by white space. Raises ValueError, in one line."""
+    """beta(1) .. beta(T) from a text file, numbers separated by white space. Raises ValueError, in
+    one line."""
     try:
         beta = tuple(float(word) for word in Path(path).read_text().split())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What is asked of a model: a class, and how strongly. As a model that a sampler can be handed.
+"""Classifier-free guidance: a model, a class and a strength, as a denoiser that a sampler takes.
 
-    ask = Guided(model, y=torch.full((16,), 7), scale=2.0, interval=(100, 800))
-    for t, x_t, x0_hat in dpm(ask, x, times): ...
+    guided = Guided(model, y=torch.full((16,), 7), scale=2.0, interval=(100, 800))
+    for t, x_t, x0_hat in dpm(guided, x, times): ...
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
@@ -11,14 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.denoiser import Prediction
+
 
 class Guided:
-    """Classifier-free guidance, Ho & Salimans 2022: x0_hat = without + scale * (with - without the label).
+    """Classifier-free guidance, Ho & Salimans 2022: x0_hat = without + scale * (with - without the
+    label). With scale 1 it is the model for these labels, and without labels the model itself.
 
-    model: a `DiffusionModel`. y (N,): labels, or None for the model without any. scale: 1 asks for the class and no more (their
-    w = scale - 1, Eq. 6; a combination of predictions of x_0 is the same one of eps). interval: the t, both ends
-    included, in which guidance applies; elsewhere scale is 1 (Kynkäänniemi et al. 2024, whose interval is in sigma).
-    clip: x0_hat to [-1, 1], after guidance. Raises ValueError for labels that the model was not trained with.
+    model: a `DiffusionModel`. y (N,): labels, or None. scale: w + 1 in their Eq. 6 (a combination of
+    predictions of x_0 is the same combination of predictions of eps). interval: guidance applies to
+    the t in it, both ends included; elsewhere the scale is 1 (Kynkäänniemi et al. 2024, whose
+    interval is one of sigma). clip: whether x0_hat is clipped to [-1, 1], after guidance.
+    Raises ValueError for labels that the model was not trained with.
     """
 
     def __init__(
@@ -29,40 +33,33 @@ class Guided:
         interval: tuple[float, float] = (0, float("inf")),
         clip: bool = True,
     ):
-        if y is not None and (
-            not model.unet.classes or not 0 <= int(y.min()) <= int(y.max()) < model.unet.classes
-        ):
+        classes = model.unet.classes
+        if y is not None and not 0 <= int(y.min()) <= int(y.max()) < classes:
             raise ValueError(
-                f"the model knows {model.unet.classes or 'no'} classes, numbered from 0, not {sorted(set(y.tolist()))}"
+                f"the model knows {classes or 'no'} classes, numbered from 0, "
+                f"not {sorted(set(y.tolist()))}"
             )
-        self.model, self.y, self.scale, self.interval, self.clip = model, y, scale, interval, clip
+        self.model, self.y, self.clip = model, y, clip
+        self.scale, self.interval = scale, interval
 
     def alpha_bar(self, t: int) -> float:
         return self.model.alpha_bar(t)
 
-    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (N,C,H,W) at t (N,), the same for all -> x0_hat (N,C,H,W)."""
-        return self._answer(self.model.denoise, x, t)[0]
-
-    def denoise_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`denoise`, and with it where the learned variance lies, with the label."""
-        x0_hat, share = self._answer(self.model.denoise_and_share, x, t)
-        return x0_hat, share
-
-    def _answer(self, ask: Any, x: Tensor, t: Tensor) -> list[Tensor]:
-        """What `ask` gives for x, t and the label, x0_hat first, and that guided."""
-        N, y = len(x), self.y
-        if y is None or self.scale == 1 or not self.interval[0] <= int(t[0]) <= self.interval[1]:
-            answer = ask(x, t, y, clip=False)
-            x0_hat, *rest = answer if isinstance(answer, tuple) else (answer,)
+    def denoise(self, x: Tensor, t: Tensor) -> Prediction:
+        """Predict x_0 from x_t (N,C,H,W) at t (N,), the same t for all images."""
+        low, high = self.interval
+        if self.y is None or self.scale == 1 or not low <= int(t[0]) <= high:
+            x0_hat, share = self.model.denoise(x, t, self.y, clip=False)
         else:
-            nothing = torch.full_like(y, self.model.unet.classes)
-            answer = ask(
-                torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, nothing]), clip=False
-            )  # (2N,C,H,W)
-            both, *rest = answer if isinstance(answer, tuple) else (answer,)
-            x0_hat, rest = (
-                both[N:] + self.scale * (both[:N] - both[N:]),
-                [part[:N] for part in rest],
-            )
-        return [x0_hat.clamp(-1, 1) if self.clip else x0_hat, *rest]
+            x0_hat, share = self.guided(x, t, self.y)
+        return Prediction(x0_hat.clamp(-1, 1) if self.clip else x0_hat, share)
+
+    def guided(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
+        """The guided prediction; a learned variance is that of the prediction with the label."""
+        N, null = len(x), torch.full_like(y, self.model.unet.classes)
+        both, share = self.model.denoise(  # (2N,C,H,W)
+            torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]), clip=False
+        )
+        conditional, unconditional = both[:N], both[N:]
+        x0_hat = unconditional + self.scale * (conditional - unconditional)
+        return Prediction(x0_hat, None if share is None else share[:N])

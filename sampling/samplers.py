@@ -4,22 +4,25 @@
     x = noise()                                                          # x_T (N,C,H,W)
     for t, x_t, x0_hat in dpm(model, x, times): ...
 
-A sampler knows the model's `denoise(x, t) -> x0_hat` and its schedule `alpha_bar(t)`, and nothing else. It yields
-(t, x_t, x0_hat) for every t in `times`, which go down, to 0 for an image; at the last one x_t is its own prediction.
+A sampler knows the model's `denoise(x, t)` and its schedule `alpha_bar(t)`, and nothing
+else: see `Denoiser`. It yields (t, x_t, x0_hat) for every t in `times`, which go down, to 0 for an image; at the
+last one x_t is its own prediction.
 
-`signal` is sqrt(alpha_bar), `sigma` sqrt(1 - alpha_bar), `log_snr` the logarithm of signal / sigma (half of log(SNR): lambda
-in Lu et al. 2022). Letters in the shape columns: N images, C channels, H and W height and width.
+`signal` is sqrt(alpha_bar), `sigma` sqrt(1 - alpha_bar), `log_snr` the logarithm of signal / sigma
+(half of log(SNR): lambda in Lu et al. 2022). Letters in the shape columns: N images, C channels, H
+and W height and width.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.denoiser import Denoiser, Prediction
+from DiffusionModel import DiffusionModel
 from runtime.randomness import Purpose, generator
 
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
@@ -29,25 +32,13 @@ ORDER = 3  # of UniPC
 Step = tuple[int, Tensor, Tensor]
 
 
-class Denoiser(Protocol):
-    """What a sampler needs of a model; `DiffusionModel` is one, a closed-form Gaussian is another."""
-
-    def denoise(self, x: Tensor, t: Tensor) -> Tensor: ...
-    def alpha_bar(self, t: int) -> float: ...
-
-
-@runtime_checkable
-class LearnedVariance(Protocol):
-    """What `ddpm` needs, too, where the variance is learned: x0_hat and the place of its logarithm, 0 small to 1 large."""
-
-    def denoise_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 class Noise:
-    """Standard normal noise in which image i has a generator of its own, seeded by (seed, i): it is the same in any batch.
+    """Standard normal noise in which image i has a generator of its own, seeded by (seed, i): it
+    is the same in any batch.
 
-    `Noise(seed, range(8, 16), (C, H, W))()` -> the next (8,C,H,W). It is drawn on the CPU, so that a seed means the
-    same pictures on every device. `purpose` is what it is for, where that is not to begin an image.
+    `Noise(seed, range(8, 16), (C, H, W))()` -> the next (8,C,H,W). It is drawn on the CPU, so that
+    a seed means the same pictures on every device. `purpose` is what it is for, where that is not
+    to begin an image.
     """
 
     def __init__(
@@ -73,12 +64,14 @@ class Noise:
 def time_grid(
     model: Denoiser, steps: int, start: int, grid: str = "uniform", keep: Iterable[int] = ()
 ) -> list[int]:
-    """start, .., 0: `steps` steps, each at least 1 long, and in between every t of `keep`, which adds steps.
+    """start, .., 0: `steps` steps, each at least 1 long, and in between every t of `keep`, which
+    adds steps.
 
-    grid: "uniform" in t; "quadratic", t ~ (1 - i/n)^2 (Song et al. 2021, DDIM, appendix D.2); "log-snr", uniform in it
-    from `start` to t = 1 and then 0 (Lu et al. 2022, DPM-Solver, section 3.3); "edm", uniform in (sigma / signal)^(1/7), likewise
-    (Karras et al. 2022, Eq. 5). The last three take smaller steps where little noise is left.
-    Raises ValueError where there are more steps than times.
+    grid: "uniform" in t; "quadratic", t ~ (1 - i/n)^2 (Song et al. 2021, DDIM, appendix D.2);
+    "log-snr", uniform in it from `start` to t = 1 and then 0 (Lu et al. 2022, DPM-Solver, section
+    3.3); "edm", uniform in (sigma / signal)^(1/7), likewise (Karras et al. 2022, Eq. 5). The last
+    three take smaller steps where little noise is left. Raises ValueError where there are more
+    steps than times.
     """
     if not 1 <= steps <= start:
         raise ValueError(f"{steps} steps from t = {start}: choose from 1 to {start} steps")
@@ -115,7 +108,8 @@ def time_grid(
 
 
 def levels(model: Denoiser, t: int) -> tuple[float, float, float]:
-    """signal, sigma and log_snr at t, in double precision; log_snr is infinite at t = 0, and at T where alpha_bar is 0."""
+    """signal, sigma and log_snr at t, in double precision; log_snr is infinite at t = 0, and at T
+    where alpha_bar is 0."""
     alpha_bar = model.alpha_bar(t)
     log_snr = (
         math.inf
@@ -127,8 +121,9 @@ def levels(model: Denoiser, t: int) -> tuple[float, float, float]:
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5, log_snr
 
 
-def predict(model: Denoiser, x: Tensor, t: int) -> Tensor:
-    return model.denoise(x, torch.full((len(x),), t, device=x.device))  # (N,C,H,W)
+def predict(model: Denoiser, x: Tensor, t: int) -> Prediction:
+    """The model's prediction from x_t (N,C,H,W), all at the same t."""
+    return model.denoise(x, torch.full((len(x),), t, device=x.device))
 
 
 def sample(
@@ -148,37 +143,7 @@ def sample(
     return {"heun": heun, "dpm++": dpm, "unipc": unipc}[sampler](model, x, times)
 
 
-# ---- with noise --------------------------------------------------------------------------------------------------------
-
-
-def ancestral(
-    model: Denoiser, x: Tensor, t: int, s: int, noise: Callable[[], Tensor], variance: str
-) -> tuple[Tensor, Tensor]:
-    """One step of Algorithm 2, Ho et al. 2020, from x_t to x_s: x_s and x0_hat, (N,C,H,W) both.
-
-    Where times are left out, beta(t) becomes 1 - alpha_bar(t) / alpha_bar(s) in the posterior q(x_s | x_t, x_0), Eq. 6
-    and 7. variance: sigma_t^2 is that beta ("large"), the posterior's variance ("small"), section 3.2, or "learned" between
-    the two (Eq. 15, Nichol & Dhariwal 2021). No noise is added where s = 0.
-    """
-    share = None
-    if variance == "learned":
-        assert isinstance(model, LearnedVariance)
-        x0_hat, share = model.denoise_and_share(x, torch.full((len(x),), t, device=x.device))
-    else:
-        x0_hat = predict(model, x, t)
-    alpha_bar_t, alpha_bar_s = model.alpha_bar(t), model.alpha_bar(s)
-    beta = 1 - alpha_bar_t / alpha_bar_s  # beta(t) for s = t - 1
-    mean = (alpha_bar_s**0.5 * beta * x0_hat + (1 - beta) ** 0.5 * (1 - alpha_bar_s) * x) / (
-        1 - alpha_bar_t
-    )
-    if s == 0:
-        return mean, x0_hat
-    small = beta * (1 - alpha_bar_s) / (1 - alpha_bar_t)
-    if share is not None:
-        return mean + (
-            0.5 * (share * math.log(beta) + (1 - share) * math.log(small))
-        ).exp() * noise(), x0_hat
-    return mean + (beta if variance == "large" else small) ** 0.5 * noise(), x0_hat
+# ---- with noise ----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -189,24 +154,38 @@ def ddpm(
     noise: Callable[[], Tensor],
     variance: str = "large",
 ) -> Iterator[Step]:
-    """Ancestral sampling, Algorithm 2 of Ho et al. 2020; with times T, T-1, .., 0 it is the paper's. x (N,C,H,W) is x_t at
-    the first of `times`; for `variance` and for times left out see `ancestral`."""
+    """Ancestral sampling, Algorithm 2 of Ho et al. 2020; with times T, T-1, .., 0 it is the paper's.
+    x (N,C,H,W) is x_t at the first of `times`. Each step is `DiffusionModel.denoise_sample`."""
     for t, s in pairwise(times := list(times)):
-        x_s, x0_hat = ancestral(model, x, t, s, noise, variance)
-        yield t, x, x0_hat
-        x = x_s
+        prediction = predict(model, x, t)
+        yield t, x, prediction.x0_hat
+        x = ancestral_step(model, x, t, s, noise, variance, prediction)
     yield times[-1], x, x
+
+
+def ancestral_step(
+    model: Denoiser,
+    x: Tensor,
+    t: int,
+    s: int,
+    noise: Callable[[], Tensor],
+    variance: str,
+    prediction: Prediction,
+) -> Tensor:
+    """x_t -> x_s, (N,C,H,W): `DiffusionModel.denoise_sample`, which needs no noise where s = 0."""
+    z = noise() if s > 0 else None
+    return DiffusionModel.denoise_sample(model, x, t, s, z, variance, prediction)
 
 
 @torch.no_grad()
 def ddim(
     model: Denoiser, x: Tensor, times: Iterable[int], noise: Callable[[], Tensor], eta: float = 0.0
 ) -> Iterator[Step]:
-    """Eq. 12 and 16 of Song et al. 2021, "Denoising diffusion implicit models": deterministic with eta 0, `ddpm` with the
-    small variance with eta 1. First order."""
+    """Eq. 12 and 16 of Song et al. 2021, "Denoising diffusion implicit models": deterministic with
+    eta 0, `ddpm` with the small variance with eta 1. First order."""
     for t, s in pairwise(times := list(times)):
         (signal_t, sigma_t, _), (signal_s, sigma_s, _) = levels(model, t), levels(model, s)
-        x0_hat = predict(model, x, t)
+        x0_hat = predict(model, x, t).x0_hat
         yield t, x, x0_hat
         eps = (x - signal_t * x0_hat) / sigma_t
         added = eta * sigma_s / sigma_t * max(0.0, 1 - (signal_t / signal_s) ** 2) ** 0.5
@@ -221,17 +200,18 @@ def ddim(
 
 @torch.no_grad()
 def heun(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
-    """Heun's method for dx/d(sigma) = (x - x0_hat) / sigma in x / signal and sigma / signal: Algorithm 1 of Karras et al.
-    2022. Second order, with two evaluations a step. A step over which sigma / signal falls to less than a quarter is Euler's, with
-    one: to t = 0, and where a schedule ends in pure noise, from which the slope of a straight line would lead far away."""
+    """Heun's method for dx/d(sigma) = (x - x0_hat) / sigma in x / signal and sigma / signal:
+    Algorithm 1 of Karras et al. 2022. Second order, with two evaluations a step. A step over which
+    sigma / signal falls to less than a quarter is Euler's, with one: to t = 0, and where a
+    schedule ends in pure noise, from which the slope of a straight line would lead far away."""
     for t, s in pairwise(times := list(times)):
         (signal_t, sigma_t, _), (signal_s, sigma_s, _) = levels(model, t), levels(model, s)
-        x0_hat = predict(model, x, t)
+        x0_hat = predict(model, x, t).x0_hat
         yield t, x, x0_hat
         slope = (x - signal_t * x0_hat) / sigma_t  # d(x / signal) / d(sigma / signal): eps
         euler = signal_s * x0_hat + sigma_s * slope
         if sigma_s and sigma_t * signal_s < 4 * sigma_s * signal_t:
-            slope_s = (euler - signal_s * predict(model, euler, s)) / sigma_s
+            slope_s = (euler - signal_s * predict(model, euler, s).x0_hat) / sigma_s
             x = signal_s * (
                 x / signal_t + (sigma_s / signal_s - sigma_t / signal_t) * (slope + slope_s) / 2
             )
@@ -242,12 +222,13 @@ def heun(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
 
 @torch.no_grad()
 def dpm(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
-    """DPM-Solver++(2M), Algorithm 2 of Lu et al. 2022, "DPM-Solver++". Second order in log_snr, with one evaluation a step:
-    the slope of x0_hat comes from the step before. The first step is first order, and so is one to t = 0."""
+    """DPM-Solver++(2M), Algorithm 2 of Lu et al. 2022, "DPM-Solver++". Second order in log_snr,
+    with one evaluation a step: the slope of x0_hat comes from the step before. The first step is
+    first order, and so is one to t = 0."""
     before: tuple[float, Tensor] | None = None  # log_snr and x0_hat of the step before
     for t, s in pairwise(times := list(times)):
         log_snr = levels(model, t)[2]
-        x0_hat = predict(model, x, t)
+        x0_hat = predict(model, x, t).x0_hat
         yield t, x, x0_hat
         x = exponential_step(model, x, t, s, x0_hat, [before] if before else [])
         before = (log_snr, x0_hat) if math.isfinite(log_snr) else None
@@ -256,10 +237,11 @@ def dpm(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
 
 @torch.no_grad()
 def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
-    """UniPC of order 3 with B(h) = e^h - 1, predicting x_0: Algorithm 5 and 6 of Zhao et al. 2023. One evaluation a step:
-    that at the predicted x_s also corrects x_s, before the next step. The first steps are of lower order, and the last; one
-    after a step that was less than a quarter as long leaves out what is so near.
-    The x0_hat that is yielded was made from x_t before its correction."""
+    """UniPC of order 3 with B(h) = e^h - 1, predicting x_0: Algorithm 5 and 6 of Zhao et al. 2023.
+    One evaluation a step: that at the predicted x_s also corrects x_s, before the next step. The
+    first steps are of lower order, and the last; one after a step that was less than a quarter as
+    long leaves out what is so near. The x0_hat that is yielded was made from x_t before its
+    correction."""
     history: list[tuple[float, Tensor]] = []  # log_snr and x0_hat, the newest first
     last: tuple[Tensor, int, list[tuple[float, Tensor]]] | None = (
         None  # x, t and history used in the last step
@@ -267,7 +249,7 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     times = list(times)
     for i, (t, s) in enumerate(pairwise(times)):
         log_snr = levels(model, t)[2]
-        x0_hat = predict(model, x, t)
+        x0_hat = predict(model, x, t).x0_hat
         if last:
             x_before, t_before, (newest, *older) = last
             x = exponential_step(
@@ -288,8 +270,9 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
 def exponential_step(
     model: Denoiser, x: Tensor, t: int, s: int, x0_hat: Tensor, others: list[tuple[float, Tensor]]
 ) -> Tensor:
-    """x_t -> x_s, with x0_hat a polynomial in log_snr through the one at t and `others`, (log_snr, x0_hat) each: Eq. 8 of
-    Lu et al. 2022, "DPM-Solver++", integrated as in Zhao et al. 2023, Eq. 5 to 9. Without others it is a step of DDIM.
+    """x_t -> x_s, with x0_hat a polynomial in log_snr through the one at t and `others`, (log_snr,
+    x0_hat) each: Eq. 8 of Lu et al. 2022, "DPM-Solver++", integrated as in Zhao et al. 2023, Eq. 5
+    to 9. Without others it is a step of DDIM.
 
     With one other the weight is 1/2 whatever the step, as both papers have it.
     """

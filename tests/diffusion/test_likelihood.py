@@ -11,8 +11,9 @@ from scipy.stats import norm
 from torch import Tensor
 
 from diffusion import likelihood, schedules
-from diffusion.forward_process import ForwardProcess
-from DiffusionModel import DiffusionModel
+from diffusion.denoiser import Prediction
+from diffusion.probability_flow import at_ratio, denoise_at, flow
+from DiffusionModel import DiffusionModel, ForwardProcess
 
 
 class Known(ForwardProcess):
@@ -28,12 +29,15 @@ class Known(ForwardProcess):
         )
         self.mean, self.T, self.variance = mean, T, variance
 
-    def denoise_at(self, ratio: float, x: Tensor) -> Tensor:
-        return self.mean(x * math.hypot(1, ratio), ratio)
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return x
 
-    def denoise_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        signal, sigma, _ = self.at_ratio((1 / self.alpha_bar(int(t[0])) - 1) ** 0.5)
-        return self.mean(x / signal, sigma / signal), torch.zeros_like(x)
+    def predictions(self, output: Tensor, x: Tensor, signal: float, sigma: float) -> Prediction:
+        return Prediction(self.mean(x / signal, sigma / signal), torch.zeros_like(x))
+
+    def denoise(self, x: Tensor, t: Tensor) -> Prediction:
+        signal, sigma, _ = at_ratio(self, (1 / self.alpha_bar(int(t[0])) - 1) ** 0.5)
+        return self.predictions(x, x, signal, sigma)
 
 
 class Gaussian(Known):
@@ -42,18 +46,14 @@ class Gaussian(Known):
     def __init__(self, **settings):
         super().__init__(gaussian, variance="learned", **settings)
 
-    def denoise_and_share(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise(self, x: Tensor, t: Tensor) -> Prediction:
         n, abar, beta = int(t[0]), self.schedule["alpha_bar"], self.schedule["beta"]
         rest = 1 / (1 / S**2 + abar[n] / (1 - abar[n]))  # of x_0 where x_t is known
         small, m = beta[n] * (1 - abar[n - 1]) / (1 - abar[n]), max(2, n)
         exact = small + (abar[n - 1] ** 0.5 * beta[n] / (1 - abar[n])) ** 2 * rest
         low = beta[m] * (1 - abar[m - 1]) / (1 - abar[m])  # to which share = 0 belongs
         share = math.log(exact / low) / math.log(beta[n] / low)
-        return super().denoise_and_share(x, t)[0], torch.full_like(x, share)
-
-    @staticmethod
-    def log_variance(share, large, small):
-        return DiffusionModel.log_variance(share, large, small)
+        return Prediction(super().denoise(x, t).x0_hat, torch.full_like(x, share))
 
 
 def noise(shape, seed=0):
@@ -133,7 +133,7 @@ def test_the_flow_of_a_gaussian_has_its_density():
     """Image by image: the density of N(0, S^2), which the closed form knows."""
     x_0 = of_gaussian(16)
     uniform = torch.rand(x_0.shape, generator=torch.Generator().manual_seed(2))
-    bits = likelihood.flow(Known(gaussian), x_0, uniform, noise(x_0.shape, 3))
+    bits = flow(Known(gaussian), x_0, uniform, noise(x_0.shape, 3))
     z = (x_0 + (uniform - 0.5) / 127.5).double()
     variance = S**2 + 1e-6
     expected = (0.5 * z**2 / variance + 0.5 * math.log(2 * math.pi * variance)).mean(
@@ -142,9 +142,9 @@ def test_the_flow_of_a_gaussian_has_its_density():
     assert (bits - expected).abs().max() < 2e-3
     many = of_gaussian(400)
     uniform = torch.rand(many.shape, generator=torch.Generator().manual_seed(4))
-    assert float(
-        likelihood.flow(Known(gaussian), many, uniform, noise(many.shape)).mean()
-    ) == pytest.approx(ENTROPY, abs=0.01)
+    assert float(flow(Known(gaussian), many, uniform, noise(many.shape)).mean()) == pytest.approx(
+        ENTROPY, abs=0.01
+    )
 
 
 def test_hutchinsons_estimate_averages_out():
@@ -169,11 +169,7 @@ def test_hutchinsons_estimate_averages_out():
     ).log_prob(z)
     expected = -log_p / 16 / math.log(2) + math.log2(127.5)
     errors = [
-        float(
-            (likelihood.flow(Known(mean), x_0, uniform, noise(x_0.shape), probes=n) - expected)
-            .abs()
-            .mean()
-        )
+        float((flow(Known(mean), x_0, uniform, noise(x_0.shape), probes=n) - expected).abs().mean())
         for n in (1, 64)
     ]
     assert errors[1] < errors[0] / 3
@@ -212,7 +208,7 @@ def test_terms_equal_a_slow_loop(settings):
     for t in range(1, 13):
         x_t = abar[t] ** 0.5 * x_0 + (1 - abar[t]) ** 0.5 * eps()
         x0_hat, share = (
-            a.detach().double().numpy() for a in model.denoise_and_share(x_t, torch.full((B,), t))
+            a.detach().double().numpy() for a in model.denoise(x_t, torch.full((B,), t))
         )
         small = beta[max(2, t)] * (1 - abar[max(2, t) - 1]) / (1 - abar[max(2, t)])
         for b in range(B):
@@ -281,17 +277,17 @@ def test_between_two_times_the_network_is_asked_for_both():
     model = network(parameterization="v")
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     for t in (1, 5, 12):
-        signal, sigma, real = model.at_ratio((1 / model.alpha_bar(t) - 1) ** 0.5)
+        signal, sigma, real = at_ratio(model, (1 / model.alpha_bar(t) - 1) ** 0.5)
         assert real == pytest.approx(t, abs=1e-6)
         assert signal**2 == pytest.approx(model.alpha_bar(t))
         assert sigma**2 == pytest.approx(1 - model.alpha_bar(t))
         assert torch.allclose(
-            model.denoise_at(sigma / signal, x),
+            denoise_at(model, sigma / signal, x),
             model.denoise(x, torch.full((2,), t), clip=False),
             atol=1e-5,
         )
-    assert model.at_ratio(1e-6)[2] == 1
-    near = model.denoise_at(1e-6, x)  # almost no noise: the image is its own prediction
+    assert at_ratio(model, 1e-6)[2] == 1
+    near = denoise_at(model, 1e-6, x)  # almost no noise: the image is its own prediction
     assert torch.allclose(near, x, atol=1e-4)
 
 
@@ -303,7 +299,7 @@ def test_a_flow_that_cannot_be_followed_is_refused(beyond):
     )
     x_0 = of_gaussian(2)
     with pytest.raises(ValueError, match="cannot be followed: its slope is not finite"):
-        likelihood.flow(model, x_0, torch.full_like(x_0, 0.5), noise(x_0.shape))
+        flow(model, x_0, torch.full_like(x_0, 0.5), noise(x_0.shape))
 
 
 def test_double_precision_stays_on_the_cpu():
@@ -338,7 +334,7 @@ def test_noise_costs_bits_and_blur_saves_some():
                     model, x, noise(x.shape), torch.rand(len(x), 8, generator=same)
                 ).mean()
             ),
-            float(likelihood.flow(model, x, uniform, noise(x.shape)).mean()),
+            float(flow(model, x, uniform, noise(x.shape)).mean()),
         )
 
     noisy = [measured(images + level * noise(x_0.shape, 9)()) for level in (0, 10, 20, 40)]

@@ -1,0 +1,78 @@
+"""The random numbers of a training or validation batch.
+
+    draws = Draws(x_0, (seed, Purpose.TRAIN, step))
+    t, eps = draws.times("uniform", ratio), draws.normal()
+
+They are drawn for the whole batch of a step, in one order, and each process and each micro-batch
+takes its own rows. So the numbers depend on the batch size that was asked for, never on how it is
+divided.
+
+Letters in the shape columns: B images here, C channels, H and W height and width, T the number of
+steps.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion.augment import augmented, draw
+from diffusion.objective import draw_times
+from runtime.randomness import generator
+
+
+class Share(NamedTuple):
+    """Which of the `parts` equal parts of a step's batch the images are.
+
+    attempt: 0, or how often training went back to an earlier checkpoint, to go on with other noise.
+    """
+
+    part: int = 0
+    parts: int = 1
+    attempt: int = 0
+
+
+class Draws:
+    """Random numbers for images x (B,C,H,W), which are `share` of a batch; a function of `key`
+    alone."""
+
+    def __init__(self, x: Tensor, key: tuple[int, ...], share: Share = Share()):  # noqa: B008
+        self.shape, self.device = x.shape, x.device
+        self.random = generator(x.device, *key)
+        self.count = share.parts * len(x)
+        self.rows = slice(share.part * len(x), (share.part + 1) * len(x))
+
+    def times(self, kind: str, ratio: Tensor) -> Tensor:
+        """t (B,) in 1..T: see `draw_times`. ratio (T,): sigma / signal at t = 1 .. T."""
+        return draw_times(kind, self.count, ratio, self.random)[self.rows]
+
+    def normal(self) -> Tensor:
+        """Standard normal noise, (B,C,H,W)."""
+        shape = (self.count, *self.shape[1:])
+        return torch.randn(shape, generator=self.random, device=self.device)[self.rows]
+
+    def chance(self, probability: float) -> Tensor:
+        """bool (B,), each true with this probability."""
+        uniform = torch.rand(self.count, generator=self.random, device=self.device)
+        return uniform[self.rows] < probability
+
+    def hide(self, y: Tensor | None, probability: float, null: int) -> Tensor | None:
+        """Labels y (B,), each replaced by `null` with this probability; None where there are
+        none."""
+        return None if y is None else torch.where(self.chance(probability), null, y)
+
+    def augment(self, x: Tensor, probability: float) -> tuple[Tensor, Tensor | None]:
+        """Augmented images (B,C,H,W) and what the network is given with them (B,L): see
+        `augmented`."""
+        if not probability:
+            return x, None
+        return augmented(x, draw(self.count, probability, self.random)[self.rows])
+
+
+def split_batch(batch: Tensor | tuple, classes: int) -> tuple[Tensor, Tensor | None, Share]:
+    """x_0 (B,C,H,W), labels (B,) and the share of a batch: x_0, (x_0, labels) or (x_0, labels,
+    share). The labels are None where there are none or the network has no `classes`."""
+    if isinstance(batch, Tensor):
+        return batch, None, Share()
+    x_0, y, *rest = batch
+    return x_0, y if classes else None, rest[0] if rest else Share()

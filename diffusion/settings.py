@@ -1,0 +1,198 @@
+"""The settings of a `DiffusionModel`, and the check of settings that come from a file or a command
+line.
+
+settings = ModelSettings(T=1000, width=128)        # the rest is that of Ho et al. 2020
+check_settings({"T": 1000, "width": "128"})        # ValueError: width must be int from 4 to 1024, not '128'
+"""
+
+import reprlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffusion import augment, schedules
+from diffusion.objective import T_SAMPLINGS, WEIGHTINGS
+from diffusion.schedules import SCHEDULES
+
+PARAMETERIZATIONS = ("eps", "x0", "v")
+VARIANCES = ("large", "small", "learned")
+DERIVED = ("outputs", "augmentations")  # of the network; in checkpoints, and never given
+NETWORK = "depth width mults attention blocks dropout size patch film classes".split()
+LEAST_SIGNAL = 1e-30  # of alpha_bar: with less, float32 has no trace of x_0
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """All settings of a model. Every default is that of Ho et al. 2020."""
+
+    # The forward process: the number of steps; the schedule of beta, "linear" from beta_small to
+    # beta_large or another of `schedules.betas`; or a table of T betas instead of a schedule;
+    # whether alpha_bar(T) is moved to 0 (Lin et al. 2024).
+    T: int = 1000
+    schedule: str = "linear"
+    beta_small: float = 1e-4
+    beta_large: float = 0.02
+    betas: tuple[float, ...] = ()
+    zero_terminal_snr: bool = False
+
+    # What the network predicts: "eps", "x0", or "v" (Salimans & Ho 2022, appendix D); the variance
+    # of a reverse step: "large", beta_t, or "small", the posterior's (section 3.2 of Ho et al.
+    # 2020), or "learned" between them (section 3.1 of Nichol & Dhariwal 2021).
+    parameterization: str = "eps"
+    variance: str = "large"
+
+    # The loss: see `objective`. label_dropout: the share of labels hidden in training, where the
+    # network has classes (Ho & Salimans 2022). augment: the probability of each augmentation, see
+    # `augment`.
+    weighting: str = "plain"
+    t_sampling: str = "uniform"
+    label_dropout: float = 0.1
+    augment: float = 0.0
+
+    # Adam's learning rate, and the steps over which it rises linearly from 0; the seed of all
+    # noise in training.
+    lr: float = 2e-4
+    warmup: int = 5000
+    seed: int = 0
+
+    # The dataset and its classes, so that a checkpoint is complete.
+    dataset: str = ""
+    class_names: tuple[str, ...] = ()
+
+    # The network: see `Unet`.
+    depth: int = 3
+    width: int = 128
+    mults: tuple[int, ...] = (1, 2, 2, 2)
+    attention: tuple[int, ...] = (16,)
+    blocks: int = 2
+    dropout: float = 0.0
+    size: int = 32
+    patch: int = 1
+    film: bool = False
+    classes: int = 0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelSettings":
+        """Settings by name, also those of a checkpoint, which holds `DERIVED` ones beside them."""
+        return cls(**{name: value for name, value in values.items() if name not in DERIVED})
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The arguments of `Unet`."""
+        return {name: getattr(self, name) for name in NETWORK} | {
+            "outputs": 2 if self.variance == "learned" else 1,
+            "augmentations": augment.LABELS if self.augment else 0,
+        }
+
+    def beta(self) -> np.ndarray:
+        """beta(1) .. beta(T), float64 (T,). Raises ValueError where they are not T numbers, or
+        leave no trace of x_0 from which the network could predict it."""
+        T = self.T
+        if self.betas and len(self.betas) != T:
+            raise ValueError(f"betas has {len(self.betas)} numbers, not T = {T}")
+        beta = np.array(self.betas)
+        if not self.betas:
+            beta = schedules.betas(self.schedule, T, self.beta_small, self.beta_large)
+        if self.zero_terminal_snr:
+            beta = schedules.zero_terminal_snr(beta)
+        alpha_bar = np.cumprod(1 - np.concatenate([[0.0], beta]))
+        last, before = alpha_bar[-1], alpha_bar[-2]
+        falls = (np.diff(alpha_bar[:-1]) < 0).all() and 0 <= last < before
+        if not falls or before < LEAST_SIGNAL:
+            raise ValueError(
+                "alpha_bar must fall at every t, and the betas leave no trace of the image before "
+                f"t = T (at T - 1 it is {before:.0e}): choose fewer steps or other betas"
+            )
+        if self.parameterization == "eps" and last < LEAST_SIGNAL:
+            raise ValueError(
+                f"the betas leave no trace of the image at t = {T} (alpha_bar is {last:.0e}): choose "
+                "fewer steps, smaller betas, or parameterization v or x0"
+            )
+        if self.zero_terminal_snr and self.weighting in ("min-snr", "p2"):
+            raise ValueError(
+                f"weighting {self.weighting} gives no weight to t = T, where sampling begins with "
+                "zero_terminal_snr: choose plain or edm"
+            )
+        return beta
+
+
+# Type, smallest and largest value.
+NUMBERS: dict[str, tuple[type, float, float]] = {
+    "T": (int, 1, 100_000),
+    "beta_small": (float, 1e-12, 0.9999),
+    "beta_large": (float, 1e-12, 0.9999),
+    "depth": (int, 1, 16),
+    "size": (int, 1, 1024),
+    "width": (int, 4, 1024),
+    "blocks": (int, 1, 16),
+    "dropout": (float, 0, 0.999),
+    "patch": (int, 1, 16),
+    "film": (bool, 0, 1),
+    "classes": (int, 0, 100_000),
+    "outputs": (int, 1, 2),
+    "augmentations": (int, 0, 64),
+    "augment": (float, 0, 1),
+    "label_dropout": (float, 0, 1),
+    "zero_terminal_snr": (bool, 0, 1),
+    "lr": (float, 0, 10),
+    "warmup": (int, 0, 10**9),
+    "seed": (int, 0, 2**63 - 1),
+}
+# Fewest entries, most entries, and the largest entry.
+LISTS = {"mults": (1, 8, 64), "attention": (0, 16, 1024)}
+CHOICES = {
+    "parameterization": PARAMETERIZATIONS,
+    "variance": VARIANCES,
+    "schedule": SCHEDULES,
+    "weighting": WEIGHTINGS,
+    "t_sampling": T_SAMPLINGS,
+}
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Check types and ranges of settings by name, a few or all; "outputs" and "augmentations" may
+    be among them, which checkpoints also hold. Raises ValueError, in one line, at the first that
+    is wrong."""
+    for name, value in settings.items():
+        good, expected = check_setting(name, value)
+        if not good:
+            raise ValueError(f"{name} must be {expected}, not {reprlib.repr(value)}")
+    class_names, classes = settings.get("class_names", ()), settings.get("classes", 0)
+    if classes and len(class_names) != classes:
+        raise ValueError(f"class_names are {len(class_names)}, not {classes}")
+    if settings.get("beta_small", 0) > settings.get("beta_large", 1):
+        raise ValueError(
+            f"beta_small {settings['beta_small']} is larger than "
+            f"beta_large {settings['beta_large']}"
+        )
+
+
+def check_setting(name: str, value: Any) -> tuple[bool, str]:
+    """Whether `value` is a possible one for this setting, and which values are. Raises ValueError
+    for an unknown name."""
+    if name in NUMBERS:
+        kind, low, high = NUMBERS[name]
+        good = type(value) is kind and low <= value <= high
+        return good, f"{kind.__name__} from {low:g} to {high:g}"
+    if name in LISTS:
+        fewest, most, high = LISTS[name]
+        good = is_tuple_of(int, value) and fewest <= len(value) <= most
+        good = good and all(1 <= entry <= high for entry in value)
+        return good, f"{fewest} to {most} whole numbers from 1 to {high}"
+    if name in CHOICES:
+        return value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+    if name == "betas":
+        good = is_tuple_of(float, value) and len(value) <= NUMBERS["T"][2]
+        good = good and all(0 < beta <= 1 for beta in value)
+        return good, "numbers above 0, and at most 1"
+    if name == "dataset":
+        return type(value) is str, "a name"
+    if name == "class_names":
+        good = is_tuple_of(str, value) and all(entry.isprintable() for entry in value)
+        return good, "printable names"
+    raise ValueError(f"unknown setting {reprlib.repr(name)}")
+
+
+def is_tuple_of(kind: type, value: Any) -> bool:
+    return type(value) is tuple and all(type(entry) is kind for entry in value)
