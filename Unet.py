@@ -11,6 +11,7 @@ width the embedding.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -156,22 +157,19 @@ class Stage(nn.Module):
 
 
 class Unet(nn.Module):
-    """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout
-    of 0.1.
+    """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout of 0.1.
 
-    depth: channels of the image. width: channels of the first level; level i has `width *
-    mults[i]`. attention: resolutions (in pixels of the feature map) with self-attention; the
-    middle always has it. blocks: residual blocks a level on the way down (one more on the way up).
-    size: height and width of the image. patch: side of the squares folded into channels at the
-    input and unfolded at the output (space-to-depth); 1 is the paper's, 2 makes everything about 4
-    times cheaper. film: see `ResidualBlock`. classes: number of labels, 0 for none. outputs:
-    images that it gives for one. augmentations: how many numbers say what was done to an image,
-    all 0 for nothing (Karras et al. 2022, appendix F.2).
+    depth: channels of the image. size: its height and width. width: channels of the first level;
+    level i has `width * mults[i]`. attention: resolutions (in pixels of the feature map) with
+    self-attention; the middle always has it. blocks: residual blocks a level on the way down (one more
+    on the way up). dropout: see `ResidualBlock`, as film.
+    patch: side of the squares folded into channels at the input and unfolded at the output
+    (space-to-depth); 1 is the paper's, 2 makes everything about 4 times cheaper.
+    classes: number of labels, 0 for none. outputs: images in the output for each image in the input.
+    augmentations: length of the vector that describes how an image was augmented, all 0 for not at all
+    (Karras et al. 2022, appendix F.2).
 
-    .recompute: whether training keeps only what goes into each stage and computes the rest once
-    more for the gradient ("gradient checkpointing", Chen et al. 2016): a quarter of the memory
-    between the layers, a fifth more time. No setting of the network, for it gives the same
-    numbers. Raises ValueError where the sizes do not divide.
+    Raises ValueError where the sizes do not divide.
     """
 
     def __init__(
@@ -189,72 +187,56 @@ class Unet(nn.Module):
         outputs: int = 1,
         augmentations: int = 0,
     ):
-        settings = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
         super().__init__()
-        self.settings = settings  # Unet(**settings) is this network again
-        if size % (patch * 2 ** (len(mults) - 1)):
-            raise ValueError(
-                f"image size {size} is not divisible by {patch * 2 ** (len(mults) - 1)} "
-                f"(patch {patch}, halved {len(mults) - 1} times): choose another image size, mults or patch"
-            )
-        if width % 2 or width < 4:
-            raise ValueError(
-                f"width {width} is not an even number of at least 4 (the time embedding is sines and cosines)"
-            )
-        self.depth, self.size, self.width, self.patch, self.classes = (
-            depth,
-            size,
-            width,
-            patch,
-            classes,
-        )
+        check_sizes(size, width, patch, len(mults))
+        self.depth, self.size, self.patch = depth, size, patch
+        self.width, self.classes, self.augmentations = width, classes, augmentations
         self.recompute = False
-        E, channels, resolution = 4 * width, width, size // patch
+        E = 4 * width
 
-        def stage(in_channels: int, out_channels: int) -> Stage:
-            return Stage(in_channels, out_channels, E, dropout, film, resolution in attention)
+        def stage(in_channels: int, channels: int, attend: bool) -> Stage:
+            return Stage(in_channels, channels, E, dropout, film, attend)
 
         self.time = nn.Sequential(nn.Linear(width, E), nn.SiLU(), nn.Linear(E, E))
-        self.label = (
-            nn.Embedding(classes + 1, E) if classes else None
-        )  # the last row means "no label"
+        # The last row of the label embedding means "no label".
+        self.label = nn.Embedding(classes + 1, E) if classes else None
         self.augmentation = nn.Linear(augmentations, E, bias=False) if augmentations else None
         self.conv_in = nn.Conv2d(depth * patch**2, width, 3, padding=1)
 
-        self.down, skips = nn.ModuleList(), [width]
-        for i, mult in enumerate(mults):
+        levels = [Level(width * mult, size // patch // 2**i) for i, mult in enumerate(mults)]
+        channels, skips = width, [width]
+        self.down = nn.ModuleList()
+        for level in levels:
             for _ in range(blocks):
-                self.down.append(stage(channels, width * mult))
-                skips.append(channels := width * mult)
-            if i < len(mults) - 1:
+                self.down.append(stage(channels, level.channels, level.size in attention))
+                channels = level.channels
+                skips.append(channels)
+            if level is not levels[-1]:
                 self.down.append(Downsample(channels))
                 skips.append(channels)
-                resolution //= 2
 
-        self.middle1 = Stage(channels, channels, E, dropout, film, attend=True)
-        self.middle2 = Stage(channels, channels, E, dropout, film, attend=False)
+        self.middle1 = stage(channels, channels, attend=True)
+        self.middle2 = stage(channels, channels, attend=False)
 
         self.up = nn.ModuleList()
-        for i, mult in reversed(list(enumerate(mults))):
+        for level in reversed(levels):
             for _ in range(blocks + 1):
-                self.up.append(stage(channels + skips.pop(), width * mult))
-                channels = width * mult
-            if i > 0:
+                attend = level.size in attention
+                self.up.append(stage(channels + skips.pop(), level.channels, attend))
+                channels = level.channels
+            if level is not levels[0]:
                 self.up.append(Upsample(channels))
-                resolution *= 2
-        assert not skips
 
         self.norm_out = group_norm(channels)
         self.conv_out = nn.Conv2d(channels, outputs * depth * patch**2, 3, padding=1)
         self.initialize()
 
     def initialize(self) -> None:
-        """All initialization: Glorot's uniform and zero biases, as the paper's code has it; the
-        last layer of every residual branch and of the network is zero, so that each block starts
-        as its shortcut and the output as zero. Labels begin apart from each other, so that they
-        are soon heeded.
+        """Initialize all weights: Glorot's uniform and zero biases, as in the paper's code.
+
+        The last layer of every residual branch and of the network is zero, so that each block starts as
+        its shortcut and the output as zero. Label embeddings start apart from each other, so that the
+        network learns to use them early.
         """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -273,7 +255,7 @@ class Unet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """x (B, depth, size, size), t (B,) from 0, y (B,) labels or None, augmentation (B,
+        """x (B, depth, size, size), t (B,) from 0, labels y (B,) or None, augmentation (B,
         augmentations) or None -> (B, outputs * depth, size, size)."""
         e = self.time(time_embedding(t, self.width))  # (B, E)
         if self.label is not None:
@@ -283,26 +265,58 @@ class Unet(nn.Module):
         h = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, width, size/patch, size/patch)
         skips = [h]
         for layer in self.down:
-            h = self.passed(layer, h, e) if isinstance(layer, Stage) else layer(h)
+            h = self.run(layer, h, e) if isinstance(layer, Stage) else layer(h)
             skips.append(h)
-        h = self.passed(self.middle2, self.passed(self.middle1, h, e), e)  # (B, C, lowest, lowest)
+        h = self.run(self.middle1, h, e)  # (B, C, lowest, lowest)
+        h = self.run(self.middle2, h, e)
         for layer in self.up:
-            h = (
-                self.passed(layer, torch.cat([h, skips.pop()], dim=1), e)
-                if isinstance(layer, Stage)
-                else layer(h)
-            )
-        assert not skips
-        h = self.conv_out(
-            F.silu(self.norm_out(h))
-        )  # (B, outputs * depth * patch^2, size/patch, ...)
+            if isinstance(layer, Stage):
+                h = self.run(layer, torch.cat([h, skips.pop()], dim=1), e)
+            else:
+                h = layer(h)
+        h = self.conv_out(F.silu(self.norm_out(h)))
         return F.pixel_shuffle(h, self.patch)  # (B, outputs * depth, size, size)
 
-    def passed(self, stage: Stage, h: Tensor, e: Tensor) -> Tensor:
-        """`stage(h, e)`, whose inner values are forgotten until the gradient needs them where that
-        was chosen."""
-        return (
-            checkpoint(stage, h, e, use_reentrant=False)
-            if self.recompute and self.training
-            else stage(h, e)
+    def run(self, stage: Stage, h: Tensor, e: Tensor) -> Tensor:
+        """`stage(h, e)`, recomputed for the gradient if that was chosen."""
+        if self.recompute and self.training:
+            return checkpoint(stage, h, e, use_reentrant=False)
+        return stage(h, e)
+
+    def recompute_activations(self, recompute: bool = True) -> None:
+        """In training, keep only the input of each stage and compute the rest again for the gradient
+        ("gradient checkpointing", Chen et al. 2016): a quarter of the memory for activations, a fifth
+        more time, the same numbers."""
+        self.recompute = recompute
+
+    def example(self, B: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Arguments of `forward` for B images, all zero; with an augmentation in training mode only."""
+        device = self.conv_in.weight.device
+        x = torch.zeros(B, self.depth, self.size, self.size, device=device)
+        t = torch.zeros(B, dtype=torch.long, device=device)
+        augmentation = None
+        if self.augmentation is not None and self.training:
+            augmentation = torch.zeros(B, self.augmentations, device=device)
+        return x, t, t.clone() if self.classes else None, augmentation
+
+
+class Level(NamedTuple):
+    """A resolution of the network: channels, and height and width of the feature map."""
+
+    channels: int
+    size: int
+
+
+def check_sizes(size: int, width: int, patch: int, levels: int) -> None:
+    """Raise ValueError where the image cannot be halved often enough, or the width is odd."""
+    divisor = patch * 2 ** (levels - 1)
+    if size % divisor:
+        raise ValueError(
+            f"image size {size} is not divisible by {divisor} (patch {patch}, halved {levels - 1} "
+            "times): choose another image size, mults or patch"
+        )
+    if width % 2 or width < 4:
+        raise ValueError(
+            f"width {width} is not an even number of at least 4 (the time embedding is sines and "
+            "cosines)"
         )

@@ -5,9 +5,8 @@ import platform
 import re
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -67,71 +66,6 @@ def hardware(device: str) -> str:
         cores = os.cpu_count() or 1
     processor = f"{name}, {cores} core{'s' if cores > 1 else ''}"
     return f"{torch.cuda.get_device_name()}; {processor}" if device == "cuda" else processor
-
-
-def compiled(
-    net: torch.nn.Module, mode: str, inputs: tuple[Any, ...], precision: str
-) -> tuple[Callable[..., Any] | None, str]:
-    """net.forward as torch.compile translates it for as many images as `inputs` has, tried with them: forward and, in training,
-    backward; and ""; or None and why it cannot be, in a line. Another number of images is given to the network itself, which stays as it
-    is, with the names of its weights. Raises torch.OutOfMemoryError."""
-    run = torch.compile(net.forward, mode=mode)
-
-    def translated(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(x) != len(inputs[0]):
-            return net(x, *rest)
-        return (
-            run(x, *rest) if net.training else run(x, *rest).clone()
-        )  # CUDA graphs write the next answer in the same place
-
-    try:
-        for _ in range(3):  # CUDA graphs are recorded the second time, and played the third
-            with (
-                torch.autocast(
-                    inputs[0].device.type, torch.bfloat16, enabled=precision != "32-true"
-                ),
-                torch.set_grad_enabled(net.training),
-            ):
-                loss = translated(*inputs).float().sum()
-            if net.training:
-                loss.backward()
-            net.zero_grad()
-    except torch.OutOfMemoryError:
-        raise
-    except (
-        Exception
-    ) as error:  # of many kinds: the compiler may be missing, or the device too old for it
-        reason = next(
-            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
-        return None, " ".join(reason.split())[:120]
-    finally:
-        net.zero_grad()
-    return translated, ""
-
-
-def compile_network(
-    model: Any, mode: str, B: int, precision: str, say: Callable[..., Any] = print
-) -> bool:
-    """Have `model` ask its network, for B images, as torch.compile translates it in this `mode`: in training, or in sampling, whichever
-    it is ready for. Where it cannot be translated, say so and -> False; "off" changes nothing."""
-    if mode == "off":
-        return True
-    say(
-        "compiling the network: a minute or more, once; a signal is answered after it",
-        file=sys.stderr,
-        flush=True,
-    )
-    run, refusal = compiled(model.unet, mode, model.example(B), precision)
-    if run:
-        model.compiled[model.training] = run
-    else:
-        say(
-            f"--compile {mode} does not work here ({refusal}): going on without",
-            file=sys.stderr,
-            flush=True,
-        )
-    return not refusal
 
 
 def peak_memory(device: str, reset: bool = False) -> int:

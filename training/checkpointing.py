@@ -11,10 +11,11 @@ import pytorch_lightning as pl
 import torch
 
 from checkpoints.run_dir import keep_newest, last
-from DiffusionModel import SKIPS, DiffusionModel
 from runtime.processes import is_lost_process
 from runtime.signals import EXIT_RUN_AGAIN, SIGNALS, Stop
+from training.gradient_guard import MAX_SKIPPED, GradientGuard
 from training.lightning_workarounds import exit_without_teardown
+from training.step_callback import StepCallback
 
 TIME_IS_OVER = 1000  # a request to stop because of --max-time; larger than any signal's number
 
@@ -53,7 +54,7 @@ class StopRequests:
             self.pending.wait()
 
 
-class Checkpointing(pl.Callback):
+class Checkpointing(StepCallback):
     """Save every `every` steps, at the end, and when a signal or `max_time` stops the run.
 
     Signals only set `stop.signal`. Saving happens at the end of a step, always at this one point of
@@ -77,6 +78,7 @@ class Checkpointing(pl.Callback):
         max_time: float | None,
         course: dict[str, Any],
         stop: Stop,
+        guard: GradientGuard,
         keep: int = 2,
     ):
         self.run_dir = run_dir
@@ -84,6 +86,7 @@ class Checkpointing(pl.Callback):
         self.max_time = max_time
         self.course = course
         self.stop = stop
+        self.guard = guard
         self.keep = keep
         self.requests = StopRequests()
         self.started = False
@@ -114,21 +117,13 @@ class Checkpointing(pl.Callback):
         if trainer.world_size > 1:
             self.requests.connect()
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        assert isinstance(pl_module, DiffusionModel)
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop_if_requested(trainer)
         save = trainer.should_stop or trainer.global_step % self.every == 0
         skipped = 0
         if save or trainer.global_step % 10 == 0:  # seldom, because it waits for the device
-            skipped = int(pl_module.skipped)
-        self.diverged = skipped >= SKIPS or (save and not has_finite_weights(pl_module))
+            skipped = int(self.guard.skipped)
+        self.diverged = skipped >= MAX_SKIPPED or (save and not has_finite_weights(pl_module))
         if self.diverged:
             trainer.limit_val_batches = 0
             trainer.should_stop = True
@@ -154,19 +149,9 @@ class Checkpointing(pl.Callback):
         if trainer.is_global_zero:
             keep_newest(self.run_dir, self.keep, self.every)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.cut_short = False  # type: ignore[assignment]
-
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self.requests.exchange(self.stop.signal or 0) in SIGNALS:
-            pl_module.cut_short = True  # type: ignore[assignment]
+    def signal_arrived(self) -> bool:
+        """Whether a signal was sent to any process. All processes must call this equally often."""
+        return self.requests.exchange(self.stop.signal or 0) in SIGNALS
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Exchange requests twice more, because no step follows the last validation."""

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from DiffusionModel import DiffusionModel
+from runtime.compiling import eager
+from training.step_callback import StepCallback
 
 
-class Ema(pl.Callback):
+class Ema(StepCallback):
     """Keep the exponential moving average of the parameters, which samples are drawn from.
 
     The decay at update n is min(0.9999, (1 + n) / (10 + n)), so that the average of a short run is
@@ -36,14 +38,7 @@ class Ema(pl.Callback):
         self.live = list(live.values())
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         decay = min(self.decay, (1 + self.n) / (10 + self.n))
         lerp: Any = torch._foreach_lerp_  # type: ignore[reportPrivateImportUsage]
         lerp(self.averages, self.live, 1 - decay)
@@ -71,7 +66,8 @@ class Ema(pl.Callback):
         try:
             model.unet.load_state_dict(self.weights)
             model.eval()
-            yield
+            with eager():
+                yield
         finally:
             model.unet.load_state_dict(live)
             model.train(training)

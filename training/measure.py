@@ -22,11 +22,12 @@ from training.ema import Ema
 from training.lightning_workarounds import log_now
 from training.loggers import MEASURED, MetricsCsv
 from training.progress import Progress
+from training.step_callback import StepCallback
 
 TERMS = 8  # terms of the variational bound that are evaluated for each image
 
 
-class Measure(pl.Callback):
+class Measure(StepCallback):
     """Measure the averaged weights every `every` steps, and log the results as `MEASURED`.
 
     Measured are the variational bound in bits/dim of `count` unseen images and, if there is a
@@ -72,16 +73,9 @@ class Measure(pl.Callback):
             if isinstance(logger, MetricsCsv):
                 measured |= logger.measured
         if step and step not in measured:
-            self.on_train_batch_end(trainer, pl_module, None, None, 0)
+            self.on_step_end(trainer, pl_module)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step % self.every == 0 and not self.stop.signal:
             assert isinstance(pl_module, DiffusionModel)
             began = time.monotonic()

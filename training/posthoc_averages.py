@@ -11,9 +11,10 @@ from torch import Tensor
 from checkpoints import posthoc_ema
 from checkpoints.run_dir import CompleteCheckpointIO, checksum
 from DiffusionModel import DiffusionModel
+from training.step_callback import StepCallback
 
 
-class PowerEmas(pl.Callback):
+class PowerEmas(StepCallback):
     """Keep the two averages of `checkpoints.posthoc_ema` beside the live weights.
 
     Every checkpoint stores both under the key "power". At every `every`-th step a snapshot of both
@@ -42,14 +43,7 @@ class PowerEmas(pl.Callback):
             self.remove(lambda step: step > trainer.global_step)
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModel)
         lerp: Any = torch._foreach_lerp_  # type: ignore[reportPrivateImportUsage]
         live = list(pl_module.unet.parameters())

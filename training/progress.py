@@ -3,19 +3,19 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 from tqdm import tqdm
 
-from DiffusionModel import DiffusionModel
+from training.step_callback import StepCallback
+from training.validation import Validation
 
 TERMINAL_PAUSE = 0.5  # seconds between updates of the line in a terminal
 LOG_PAUSE = 60.0  # seconds between lines in a log file
 
 
-class Progress(pl.Callback):
+class Progress(StepCallback):
     """Show one line for the whole run: steps, mean loss, images a second, time left.
 
     A terminal refreshes it twice a second; a log file gets a new line every minute. The loss is the
@@ -23,8 +23,9 @@ class Progress(pl.Callback):
     update. `seconds_left` returns the time that --max-time leaves.
     """
 
-    def __init__(self, batch_size: int, seconds_left: Callable[[], float]):
+    def __init__(self, batch_size: int, seconds_left: Callable[[], float], validation: Validation):
         self.batch_size = batch_size
+        self.validation = validation
         self.seconds_left = seconds_left
         self.terminal = sys.stderr.isatty()
         self.pause = TERMINAL_PAUSE if self.terminal else LOG_PAUSE
@@ -47,15 +48,10 @@ class Progress(pl.Callback):
         self.steps = 0
         self.since = time.monotonic()
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        self.loss = self.loss + outputs["loss"].detach()
+    def on_micro_batch_end(self, loss: Tensor) -> None:
+        self.loss = self.loss + loss.detach()
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.steps += 1
         seconds = time.monotonic() - self.since
         if seconds >= self.pause or trainer.should_stop:
@@ -77,8 +73,7 @@ class Progress(pl.Callback):
             print(line, file=sys.stderr, flush=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, DiffusionModel)
-        if pl_module.cut_short:
+        if self.validation.cut_short:
             result = "cut short"
         else:
             result = f"{float(trainer.callback_metrics['val_loss']):.4f}"

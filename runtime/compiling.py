@@ -1,0 +1,82 @@
+"""torch.compile for a network, for one batch size; everything else runs as it is written.
+
+compile_network(model, "default", batch_size, "bf16-mixed")      # before training or sampling
+with eager(): ...                                               # other batch sizes, validation
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def compile_network(
+    model: Any, mode: str, B: int, precision: str, say: Callable[..., Any] = print
+) -> bool:
+    """Compile `model.unet` for B images in this mode of torch.compile, for training or for sampling,
+    whichever mode the model is in; "off" does nothing.
+
+    If it cannot be compiled, print why, go on without, and return False. In sampling, other batch sizes
+    run eagerly from then on. Raises torch.OutOfMemoryError.
+    """
+    if mode == "off":
+        return True
+    say(
+        "compiling the network: a minute or more, once; a signal is answered after it",
+        file=sys.stderr,
+        flush=True,
+    )
+    torch.compiler.set_stance("default")
+    model.unet.compile(mode=mode)
+    refusal = warm_up(model.unet, model.unet.example(B), precision)
+    if refusal:
+        run_eagerly()
+        say(
+            f"--compile {mode} does not work here ({refusal}): going on without",
+            file=sys.stderr,
+            flush=True,
+        )
+    elif not model.training:
+        torch.compiler.set_stance("eager_on_recompile")
+        # CUDA graphs write every output into the same memory.
+        model.register_forward_hook(lambda module, inputs, output: output.clone())
+    return not refusal
+
+
+def warm_up(net: torch.nn.Module, inputs: tuple[Any, ...], precision: str) -> str:
+    """Run the network, in training also backward; -> "", or the error in a line."""
+    device = inputs[0].device.type
+    try:
+        for _ in range(3):  # CUDA graphs are recorded the second time, and replayed the third
+            with (
+                torch.autocast(device, torch.bfloat16, enabled=precision != "32-true"),
+                torch.set_grad_enabled(net.training),
+            ):
+                loss = net(*inputs).float().sum()
+            if net.training:
+                loss.backward()
+            net.zero_grad()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # many kinds: no compiler, or a device that is too old for it
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        return " ".join(reason.split())[:120]
+    finally:
+        net.zero_grad()
+    return ""
+
+
+def run_eagerly() -> None:
+    """Ignore all compiled code from now on."""
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and it is slow to import
+        torch.compiler.set_stance("force_eager")
+
+
+def eager() -> contextlib.AbstractContextManager[Any]:
+    """Within the block compiled code is ignored, and nothing is compiled."""
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()

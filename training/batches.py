@@ -1,0 +1,96 @@
+"""What the Trainer is given to iterate over: micro-batches for training, batches for validation.
+
+Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and a `Share` that says which part of the
+step's random numbers belongs to these images.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from Dataset import Batches
+from diffusion.draws import Share
+
+
+class TrainingBatches:
+    """The micro-batches of one process: `accumulate` for each batch of `Dataset.Batches`.
+
+    attempt: how often this run went back to an earlier checkpoint, to go on with other noise. The state
+    is that of `batches`, after the last batch of which a micro-batch was served.
+    """
+
+    def __init__(self, batches: Batches, accumulate: int, attempt: int):
+        self.batches = batches
+        self.accumulate = accumulate
+        self.attempt = attempt
+
+    def __len__(self) -> int:
+        return len(self.batches) * self.accumulate
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Share]]:
+        parts = self.batches.world * self.accumulate
+        first = self.batches.rank * self.accumulate
+        for x, y in self.batches:
+            micro_batches = zip(x.chunk(self.accumulate), y.chunk(self.accumulate))
+            for i, (x_i, y_i) in enumerate(micro_batches):
+                yield x_i, y_i, Share(first + i, parts, self.attempt)
+
+    def state_dict(self) -> dict[str, int]:
+        return self.batches.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batches.load_state_dict(state)
+
+
+class ValidationBatches:
+    """The validation batches of one process, which end early when `is_stopped` says so.
+
+    It is asked before each batch, by all processes equally often. `cut_short` tells whether the last pass
+    ended early.
+    """
+
+    def __init__(self, batches: Batches, is_stopped: Callable[[], bool]):
+        self.batches = batches
+        self.is_stopped = is_stopped
+        self.cut_short = False
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Share]]:
+        self.cut_short = False
+        share = Share(self.batches.rank, self.batches.world)
+        for x, y in self.batches:
+            if self.is_stopped():
+                self.cut_short = True
+                return
+            if len(x):  # the last one is empty in some processes
+                yield x, y, share
+
+
+class AccumulationProgress(pl.Callback):
+    """Keep Lightning's progress in checkpoints in steps, so that a run can be resumed with another
+    `accumulate_grad_batches`: Lightning counts micro-batches."""
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        accumulate = trainer.accumulate_grad_batches
+        self.convert(checkpoint, lambda count: count // accumulate)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        accumulate = trainer.accumulate_grad_batches
+        self.convert(checkpoint, lambda count: count * accumulate)
+
+    @staticmethod
+    def convert(checkpoint: dict[str, Any], converted: Callable[[int], int]) -> None:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            unfinished = counts["processed"] - counts["completed"]  # 1 within on_train_batch_end
+            for name in ("ready", "started", "processed"):
+                counts[name] = converted(counts[name])
+            counts["completed"] = counts["processed"] - unfinished

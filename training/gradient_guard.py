@@ -1,0 +1,68 @@
+"""Clipping the gradient, and skipping steps whose loss or gradient is not finite."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+FUSED = (
+    "cpu",
+    "cuda",
+)  # where torch's fused Adam uses grad_scale and found_inf; on "mps" it does not
+MAX_SKIPPED = 5  # steps in a row; after so many, training does not recover by itself
+
+
+class GradientGuard(pl.Callback):
+    """Clip the norm of the gradient to `clip` (0: not at all), and skip the step if it is not finite.
+
+    On `FUSED` devices nothing waits for the result: Adam divides by the norm and skips the step within
+    its own kernel, as fused optimizers do for automatic mixed precision.
+
+    skipped (): the steps skipped in a row, on the device. It is stored under the checkpoint's key
+    "noise", with `attempt`: how often this run went back to an earlier checkpoint.
+    """
+
+    def __init__(self, clip: float, attempt: int):
+        self.clip = clip
+        self.attempt = attempt
+        self.skipped = torch.zeros(())
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.skipped = self.skipped.to(pl_module.device)
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Make the gradient NaN where the loss is not finite. The mean over all processes is then NaN,
+        too, so that all of them skip the step."""
+        finite = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        loss.register_hook(lambda gradient: gradient * finite)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        parameters = optimizer.param_groups[0]["params"]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        bad = (~norm.isfinite()).float()
+        scale = (norm / self.clip).clamp(min=1) if self.clip else None
+        if norm.device.type in FUSED:
+            optimizer.found_inf, optimizer.grad_scale = bad, scale
+        elif bad:  # this waits for the device
+            optimizer.zero_grad()  # Adam leaves parameters without a gradient as they are
+        elif scale is not None:
+            torch._foreach_div_(gradients, scale)  # type: ignore[reportPrivateImportUsage]
+        # At MAX_SKIPPED the count stays, until somebody reads it.
+        counted = (self.skipped + bad) * bad
+        self.skipped = torch.where(self.skipped >= MAX_SKIPPED, self.skipped, counted)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["noise"] = {"stream": self.attempt, "skipped": int(self.skipped)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.skipped.fill_(checkpoint["noise"]["skipped"])
