@@ -425,12 +425,12 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
     """The data, the model and what a resumed run must share with the first. Raises ValueError or OSError, in one line."""
     import torch
 
-    from checkpoints import checkpoint
     from Dataset import Batches, DiffSet
     from diffusion import schedules
+    from diffusion.settings import check_settings
     from DiffusionModel import DiffusionModel
 
-    checkpoint.check_settings({"size": args.image_size})
+    check_settings({"size": args.image_size})
     data, unseen = (
         DiffSet(train, args.dataset, args.data_root, args.image_size) for train in (True, False)
     )
@@ -473,7 +473,7 @@ def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
     if args.schedule not in schedules.SCHEDULES:
         betas = schedules.read_betas(args.schedule)
         settings |= {"schedule": "linear", "betas": betas, "T": len(betas)}
-    checkpoint.check_settings(settings)
+    check_settings(settings)
     flip = data.flip if args.flip is None else args.flip
     judge = real = None
     if (
@@ -533,6 +533,7 @@ def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
 
     from runtime import devices
     from training import fit
+    from training.batches import micro_batches
 
     device, max_steps, max_time = run.batches.images.device, args.max_steps, args.max_time
     model, batch = run.model.to(device), next(iter(run.batches))
@@ -541,8 +542,10 @@ def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true"):
-            loss = model.loss_in_parts(batch, 0)
-        loss.backward()
+            loss = torch.zeros((), device=device)
+            for micro_batch in micro_batches(*batch, args.accumulate):
+                loss = model.get_loss(micro_batch, 0) / args.accumulate
+                loss.backward()
         optimizer.step()
         loss.item()  # waits for the device
 

@@ -31,6 +31,7 @@ from turns import Contender, has_bf16, images, still
 import train
 from DiffusionModel import DiffusionModel
 from runtime import devices
+from runtime.compiling import compile_network
 from sampling.plan import plan_sampling
 from sampling.sample_sets import sample_batch
 from training import fit
@@ -59,16 +60,15 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
         ) -> None:
             if not self.contender:
                 ema = next(c for c in trainer.callbacks if isinstance(c, Ema))
-                fast = pl_module.compiled.get(True)
+                # a model of its own, because it is compiled in another mode
+                model = DiffusionModel(**pl_module.hparams).to(pl_module.device).eval()
+                if args.device == "cuda":
+                    compile_network(model, "reduce-overhead", args.batch, precise)
 
                 def draw(steps: int) -> None:
-                    with ema.applied(pl_module):
-                        if args.device == "cuda" and False not in pl_module.compiled:
-                            devices.compile_network(
-                                pl_module, "reduce-overhead", args.batch, precise
-                            )
-                        plan = plan_sampling(pl_module, sampler, steps, precision=precise)
-                        sample_batch(pl_module, plan, range(args.batch), seed=0)
+                    model.unet.load_state_dict(ema.weights)
+                    plan = plan_sampling(model, sampler, steps, precision=precise)
+                    sample_batch(model, plan, range(args.batch), seed=0)
 
                 self.contender = Contender(
                     args,
@@ -76,7 +76,6 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
                     still(pl_module.unet),
                     draw,
                     bf16=precise != "32-true",
-                    compiled=fast and (lambda x, t: fast(x, t, None, None)),
                 )
             self.contender.before_step()
 
@@ -131,10 +130,7 @@ def plain(args: argparse.Namespace) -> None:
     def draw(steps: int) -> None:
         x = torch.randn_like(x_0)
         for i in range(steps, 0, -1):
-            t, s = (
-                torch.full((args.batch,), T * j // steps, device=args.device) for j in (i, i - 1)
-            )
-            x = model.denoise_sample(x, t, s)
+            x = model.denoise_sample(x, T * i // steps, T * (i - 1) // steps)
 
     Contender(args, model.unet, optimizer, draw, step).run()
 

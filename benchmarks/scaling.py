@@ -138,7 +138,7 @@ def kept(size: int, recompute: bool) -> float:
     from Unet import Unet
 
     net, found = Unet(size=size), []
-    net.recompute = recompute
+    net.recompute_activations(recompute)
     for count in (2, 4):
         storages: dict[int, int] = {}
 

@@ -6,10 +6,10 @@ A checkpoint is data from anywhere. It is read with `weights_only=True`, which r
 shapes and values are checked before a network is built from it.
 """
 
-import inspect
 import reprlib
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,87 +19,8 @@ from torch import Tensor
 from checkpoints import export, posthoc_ema
 from checkpoints import run_dir as RunFolder
 from checkpoints.loaded_model import LoadedModel
-from diffusion.objective import T_SAMPLINGS, WEIGHTINGS
-from diffusion.schedules import SCHEDULES
-from DiffusionModel import PARAMETERIZATIONS, VARIANCES, DiffusionModel
-
-NUMBERS: dict[str, tuple[type, float, float]] = {
-    "T": (int, 1, 100_000),
-    "beta_small": (float, 1e-12, 0.9999),
-    "beta_large": (float, 1e-12, 0.9999),
-    "depth": (int, 1, 16),
-    "size": (int, 1, 1024),
-    "width": (int, 4, 1024),
-    "blocks": (int, 1, 16),
-    "dropout": (float, 0, 0.999),
-    "patch": (int, 1, 16),
-    "film": (bool, 0, 1),
-    "classes": (int, 0, 100_000),
-    "outputs": (int, 1, 2),
-    "augmentations": (int, 0, 64),
-    "augment": (float, 0, 1),
-    "label_dropout": (float, 0, 1),
-    "zero_terminal_snr": (bool, 0, 1),
-    "lr": (float, 0, 10),
-    "warmup": (int, 0, 10**9),
-    "seed": (int, 0, 2**63 - 1),
-}
-LISTS = {
-    "mults": (1, 8, 64),
-    "attention": (0, 16, 1024),
-}  # fewest, most, and the largest number in it
-CHOICES = {
-    "parameterization": PARAMETERIZATIONS,
-    "variance": VARIANCES,
-    "schedule": SCHEDULES,
-    "weighting": WEIGHTINGS,
-    "t_sampling": T_SAMPLINGS,
-}
-
-
-def check_settings(settings: dict[str, Any]) -> None:
-    """Raise ValueError, in one line, at the first setting of a `DiffusionModel` of a wrong type or out of range."""
-    for name, value in settings.items():
-        if name in NUMBERS:
-            kind, low, high = NUMBERS[name]
-            good, expected = (
-                type(value) is kind and low <= value <= high,
-                f"{kind.__name__} from {low:g} to {high:g}",
-            )
-        elif name in LISTS:
-            fewest, most, high = LISTS[name]
-            good = (
-                type(value) is tuple
-                and fewest <= len(value) <= most
-                and all(type(v) is int and 1 <= v <= high for v in value)
-            )
-            expected = f"{fewest} to {most} whole numbers from 1 to {high}"
-        elif name in CHOICES:
-            good, expected = value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
-        elif name == "betas":
-            good = (
-                type(value) is tuple
-                and len(value) <= NUMBERS["T"][2]
-                and all(type(v) is float and 0 < v <= 1 for v in value)
-            )
-            expected = "numbers above 0, and at most 1"
-        elif name == "dataset":
-            good, expected = type(value) is str, "a name"
-        elif name == "class_names":
-            good = type(value) is tuple and all(type(v) is str and v.isprintable() for v in value)
-            expected = "printable names"
-        else:
-            raise ValueError(f"unknown setting {reprlib.repr(name)}")
-        if not good:
-            raise ValueError(f"{name} must be {expected}, not {reprlib.repr(value)}")
-    if settings.get("classes") and len(settings.get("class_names", ())) != settings["classes"]:
-        raise ValueError(
-            f"class_names are {len(settings.get('class_names', ()))}, not {settings['classes']}"
-        )
-    if settings.get("beta_small", 0) > settings.get("beta_large", 1):
-        raise ValueError(
-            f"beta_small {settings['beta_small']} is larger than beta_large {settings['beta_large']}"
-        )
+from diffusion.settings import DERIVED, ModelSettings, check_settings
+from DiffusionModel import DiffusionModel
 
 
 def check_weights(weights: Any, expected: dict[str, Tensor]) -> None:
@@ -227,11 +148,7 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of this project: give a file written by train.py"
         )
     check_settings(checkpoint["hyper_parameters"])
-    parameters = (
-        {*inspect.signature(DiffusionModel).parameters} - {"network"}
-        | NUMBERS.keys()
-        | LISTS.keys()
-    )
+    parameters = {field.name for field in fields(ModelSettings)} | {*DERIVED}
     if missing := parameters - checkpoint["hyper_parameters"].keys():
         raise ValueError(
             f"{path} lacks the setting {min(missing)}: it is older than this code; use the version that wrote it"

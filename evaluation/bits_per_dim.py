@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from Dataset import DiffSet, to_float
 from diffusion import likelihood
+from diffusion.probability_flow import flow
 from DiffusionModel import DiffusionModel
 from runtime.randomness import Purpose
 from sampling.samplers import Noise
@@ -104,7 +105,7 @@ def probability_flow(
         uniform = uniform_noise(seed, indices, shape, model.device)
         noise = Noise(seed, indices, shape, model.device, Purpose.LIKELIHOOD_NOISE)
         labels = y if model.unet.classes else None
-        bits.append(likelihood.flow(model, x_0, uniform, noise, labels))
+        bits.append(flow(model, x_0, uniform, noise, labels))
     return summarize(torch.cat(bits).cpu().double(), data)
 
 

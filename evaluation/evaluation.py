@@ -21,7 +21,7 @@ from evaluation.features import load_feature_extractor
 from evaluation.metrics import RealImages
 from evaluation.results import finite, write_image, write_metrics, write_plot
 from evaluation.tables import table
-from runtime import devices
+from runtime import compiling
 from runtime.processes import Processes
 from sampling import sample_sets
 from sampling import samplers as Sampler
@@ -150,7 +150,7 @@ def draw(args: Namespace, prepared: Namespace, processes: Processes) -> None:
                 *place,
                 f"{how.sampler}, {how.steps} steps, seed {seed}",
             )
-    prepared.model.compiled.clear()  # a likelihood needs gradients, in another precision
+    compiling.run_eagerly()  # the likelihood needs gradients, in another precision
 
 
 def compile_network(args: Namespace, prepared: Namespace, processes: Processes) -> None:
@@ -164,7 +164,7 @@ def compile_network(args: Namespace, prepared: Namespace, processes: Processes) 
         batch = min(args.batch_size, args.num, sample_sets.IMAGES_PER_FILE) * (
             1 if args.guidance == 1 else 2
         )
-        worked = devices.compile_network(
+        worked = compiling.compile_network(
             model,
             args.compile,
             batch,
@@ -172,7 +172,7 @@ def compile_network(args: Namespace, prepared: Namespace, processes: Processes) 
             processes.print,
         )
     if not processes.broadcast(all(processes.gather(worked))):
-        model.compiled.clear()
+        compiling.run_eagerly()
         prepared.hows = [replace(how, compile_mode="") for how in prepared.hows]
 
 

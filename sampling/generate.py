@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from Dataset import to_uint8
 from DiffusionModel import DiffusionModel
-from runtime.devices import compile_network
+from runtime.compiling import compile_network
 from runtime.processes import Processes
 from sampling.editing import invert, slerp
 from sampling.input_images import EditInputs

@@ -59,7 +59,7 @@ def test_schedule_forward_and_posterior_equal_diffusers_for_every_t():
     x_0, eps = torch.rand(1000, 1, 2, 2) * 2 - 1, torch.randn(1000, 1, 2, 2)
     x_t = m.q_sample(x_0, t, eps)
     assert (x_t - scheduler.add_noise(x_0.double(), eps.double(), t - 1)).abs().max() <= 1e-6
-    mean, variance = m.posterior(x_0, x_t, t)
+    mean, variance = m.posterior(x_0, x_t, t, t - 1)
     for i in range(1000):
         torch.manual_seed(i)
         theirs = scheduler.step(
@@ -100,7 +100,7 @@ def test_denoise_undoes_target(parameterization):
     x_0, eps = torch.rand(1000, 1, 2, 2) * 2 - 1, torch.randn(1000, 1, 2, 2)
     m = predicts(None, parameterization=parameterization)
     m.output = m.target(x_0, eps, t)
-    error = (m.denoise(m.q_sample(x_0, t, eps), t, clip=False) - x_0).abs().amax((1, 2, 3))
+    error = (m.denoise(m.q_sample(x_0, t, eps), t, clip=False).x0_hat - x_0).abs().amax((1, 2, 3))
     assert (
         error * m._signal[t]
     ).max() < 2e-6  # eps divides by sqrt(alpha_bar), and so does the error
@@ -115,30 +115,34 @@ def test_v_is_defined_as_by_salimans_and_ho():
 
 @pytest.mark.parametrize("variance", ["large", "small"])
 def test_algorithm_2_line_4_is_the_posterior_without_clipping(variance):
-    x_t, eps, z = (torch.randn(999, 1, 2, 2) for _ in range(3))
-    m, t = predicts(eps, variance=variance), torch.arange(2, 1001)
-    alpha, alpha_bar, before = (
-        u[:, None, None, None] for u in (m.alpha(t), m.alpha_bar(t), m.alpha_bar(t - 1))
-    )
-    sigma = (
-        (1 - alpha).sqrt()
-        if variance == "large"
-        else ((1 - before) / (1 - alpha_bar) * (1 - alpha)).sqrt()
-    )
-    line_4 = (x_t - (1 - alpha) / (1 - alpha_bar).sqrt() * eps) / alpha.sqrt() + sigma * z
-    ours = m.denoise_sample(x_t, t, z=z, clip=False)
-    assert (ours - line_4).abs().max() < 1e-4
-    assert (ours - line_4).abs().mean() < 5e-6
+    for t in (2, 3, 10, 437, 999, 1000):
+        x_t, eps, z = (torch.randn(3, 1, 2, 2) for _ in range(3))
+        m = predicts(eps, variance=variance)
+        alpha, alpha_bar, before = m.alpha(t), m.alpha_bar(t), m.alpha_bar(t - 1)
+        sigma2 = 1 - alpha
+        if variance == "small":
+            sigma2 = (1 - before) / (1 - alpha_bar) * (1 - alpha)
+        mean = (x_t - (1 - alpha) / (1 - alpha_bar) ** 0.5 * eps) / alpha**0.5
+        prediction = m.denoise(x_t, torch.full((3,), t), clip=False)
+        ours = m.denoise_sample(x_t, t, z=z, prediction=prediction)
+        assert (ours - mean - sigma2**0.5 * z).abs().max() < 1e-4
 
 
 def test_the_last_step_adds_no_noise_and_what_is_clipped_is_used():
-    x = torch.randn(3, 1, 2, 2)
+    x, huge = torch.randn(3, 1, 2, 2), torch.full((3, 1, 2, 2), 1e6)
     m = predicts(torch.full((3, 1, 2, 2), 5.0), parameterization="x0")
-    last = m.denoise_sample(x, torch.tensor([1, 1, 2]), z=torch.full_like(x, 1e6))
-    assert torch.allclose(
-        last[:2], torch.ones(2, 1, 2, 2), atol=1e-5
-    )  # x0_hat of 5 was clipped to 1 before its use
-    assert last[2].abs().max() > 1e3
+    last = m.denoise_sample(x, 1, z=huge)
+    # x0_hat of 5 was clipped to 1 before its use
+    assert torch.allclose(last, torch.ones(3, 1, 2, 2), atol=1e-5)
+    assert m.denoise_sample(x, 2, z=huge).abs().max() > 1e3
+
+
+def test_a_reverse_step_draws_noise_by_itself():
+    m, x = model(T=20), torch.randn(3, 1, 8, 8)
+    torch.manual_seed(5)
+    ours = m.denoise_sample(x, 7)
+    torch.manual_seed(5)
+    assert torch.equal(ours, m.denoise_sample(x, 7, 6, torch.randn_like(x), "large"))
 
 
 def test_the_network_counts_from_0():

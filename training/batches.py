@@ -14,6 +14,14 @@ from Dataset import Batches
 from diffusion.draws import Share
 
 
+def micro_batches(
+    x: Tensor, y: Tensor, accumulate: int, rank: int = 0, world: int = 1, attempt: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Share]]:
+    """`accumulate` equal micro-batches of one process's images (B,C,H,W) and labels (B,) of a step."""
+    for i, (x_i, y_i) in enumerate(zip(x.chunk(accumulate), y.chunk(accumulate))):
+        yield x_i, y_i, Share(rank * accumulate + i, world * accumulate, attempt)
+
+
 class TrainingBatches:
     """The micro-batches of one process: `accumulate` for each batch of `Dataset.Batches`.
 
@@ -30,12 +38,9 @@ class TrainingBatches:
         return len(self.batches) * self.accumulate
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Share]]:
-        parts = self.batches.world * self.accumulate
-        first = self.batches.rank * self.accumulate
+        rank, world = self.batches.rank, self.batches.world
         for x, y in self.batches:
-            micro_batches = zip(x.chunk(self.accumulate), y.chunk(self.accumulate))
-            for i, (x_i, y_i) in enumerate(micro_batches):
-                yield x_i, y_i, Share(first + i, parts, self.attempt)
+            yield from micro_batches(x, y, self.accumulate, rank, world, self.attempt)
 
     def state_dict(self) -> dict[str, int]:
         return self.batches.state_dict()

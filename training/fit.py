@@ -23,11 +23,15 @@ from DiffusionModel import DiffusionModel
 from image_data.grids import write_grid
 from runtime import devices
 from runtime.atomic_file import complete_file
+from runtime.compiling import compile_network
 from runtime.processes import Processes, Refused, cluster_environment, own_exit_status
 from runtime.signals import Stop, exit_status
 from training import loggers
+from training.batches import AccumulationProgress, TrainingBatches, ValidationBatches
 from training.checkpointing import Checkpointing
+from training.dropout_seed import DropoutSeed
 from training.ema import Ema
+from training.gradient_guard import GradientGuard
 from training.lightning_workarounds import (
     leave_signals_alone,
     skip_sigterm_broadcast,
@@ -36,6 +40,8 @@ from training.lightning_workarounds import (
 from training.posthoc_averages import PowerEmas
 from training.preview import Preview
 from training.progress import Progress
+from training.training_loss import TrainingLoss
+from training.validation import Validation, bin_names
 
 GOING_BACK = 3  # times that a run which diverges is taken back to its last good checkpoint
 
@@ -83,11 +89,15 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
 def prepare_step(
     args: Namespace, model: DiffusionModel, B: int, mode: str, precision: str, say: Any = print
 ) -> None:
-    """How a step of B images is computed: in parts, with less kept for the gradient, by a compiled network; the numbers are the same
-    but for rounding. `mode`: of torch.compile, "off", or "auto" for what suits the device."""
-    model.accumulate, model.unet.recompute = args.accumulate, args.gradient_checkpointing
-    mode = {"auto": "default" if model.device.type == "cuda" else "off"}.get(mode, mode)
-    devices.compile_network(model, mode, B // args.accumulate, precision, say)
+    """Prepare the network for training steps of B images: recomputed activations, compiling.
+
+    mode: of torch.compile, "off", or "auto" for what suits the device. Neither changes the numbers
+    beyond rounding.
+    """
+    model.unet.recompute_activations(args.gradient_checkpointing)
+    if mode == "auto":
+        mode = "default" if model.device.type == "cuda" else "off"
+    compile_network(model, mode, B // args.accumulate, precision, say)
 
 
 def fit(
@@ -108,19 +118,30 @@ def fit(
     )
     nodes = processes.num_nodes
     say = print if first else lambda *_, **__: None
-    elapsed, stop.deferred = (
-        0.0,
-        True,
-    )  # a signal that comes before the first step is answered after it
+    stop.deferred = True  # a signal that arrives before the first step is handled after it
+    elapsed = 0.0
+    attempt = resume["noise"]["stream"] if resume else 0
     while True:
         done = resume["global_step"] if resume else 0
         if done:
             say(f"going on at step {done} of {run_dir}", flush=True)
         ema = Ema(args.ema_decay)
-        checkpoints = Checkpointing(run_dir, args.save_every, args.max_time, run.course, stop)
+        guard = GradientGuard(args.clip, attempt)
+        checkpoints = Checkpointing(
+            run_dir, args.save_every, args.max_time, run.course, stop, guard
+        )
+        batches = TrainingBatches(run.batches, args.accumulate, attempt)
+        validation = Validation(ValidationBatches(run.validation, checkpoints.signal_arrived))
+        common: list[pl.Callback] = [
+            AccumulationProgress(),
+            DropoutSeed(attempt),
+            guard,
+            TrainingLoss(args.log_every),
+            validation,
+        ]
         checkpoints.elapsed = elapsed
         averages = [PowerEmas(run_dir / "averages", args.save_every)] if args.posthoc_ema else []
-        progress = Progress(args.batch_size, checkpoints.seconds_left)
+        progress = Progress(args.batch_size, checkpoints.seconds_left, validation)
         shown: list[pl.Callback] = [
             Preview(run_dir / "samples", ema, args.batch_size, stop),
             progress,
@@ -156,8 +177,8 @@ def fit(
             precision=precision,
             max_steps=args.max_steps,
             max_epochs=-1,
-            gradient_clip_val=args.clip or None,
-            val_check_interval=args.val_every,
+            accumulate_grad_batches=args.accumulate,
+            val_check_interval=args.val_every * args.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             log_every_n_steps=args.log_every,
@@ -166,7 +187,7 @@ def fit(
             enable_checkpointing=False,
             use_distributed_sampler=False,
             logger=False,
-            callbacks=[ema, *averages, *measured, checkpoints, *(shown if first else [])],
+            callbacks=[*common, ema, *averages, *measured, checkpoints, *(shown if first else [])],
             default_root_dir=unused_root_dir(run_dir),
         )
         leave_signals_alone(trainer)
@@ -180,7 +201,7 @@ def fit(
                 precision,
                 say,
             )
-            columns = ["train_loss", "val_loss", *model.bin_names(), *loggers.MEASURED]
+            columns = ["train_loss", "val_loss", *bin_names(model.T), *loggers.MEASURED]
             trainer.loggers = (
                 [
                     loggers.MetricsCsv(run_dir / "metrics.csv", columns, done),
@@ -191,8 +212,8 @@ def fit(
             )
             trainer.fit(
                 model,
-                run.batches,
-                run.validation,
+                batches,
+                validation.batches,
                 ckpt_path=resume["path"] if resume else None,
                 weights_only=True,
             )
@@ -239,14 +260,14 @@ def fit(
                 if checkpoints.stopped_by
                 else 0
             )
-        if model.stream == GOING_BACK:
+        if attempt == GOING_BACK:
             say(
                 f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {RunFolder.last(run_dir)}; "
                 "try a smaller --lr",
                 file=sys.stderr,
             )
             return own_exit_status(1)
-        stream, elapsed, refusal = model.stream + 1, checkpoints.seconds(), ""
+        attempt, elapsed, refusal = attempt + 1, checkpoints.seconds(), ""
         try:  # to a checkpoint saved for its step's number: a run that was stopped in between goes back to the same place
             resume = (
                 Checkpoint.to_resume("auto", run_dir, model, run.course, args.save_every)
@@ -263,13 +284,12 @@ def fit(
             )
         resume = Checkpoint.read(path) if path else None
         say(
-            f"the loss is not finite {at}: back to {path or 'the start'} with other noise, {stream} of {GOING_BACK} times",
+            f"the loss is not finite {at}: back to {path or 'the start'} with other noise, {attempt} of {GOING_BACK} times",
             file=sys.stderr,
             flush=True,
         )
         if resume:
-            resume["noise"], resume["elapsed"] = {"stream": stream, "skipped": 0}, elapsed
+            resume["noise"], resume["elapsed"] = {"stream": attempt, "skipped": 0}, elapsed
         torch.manual_seed(args.seed)
         model = DiffusionModel(**run.settings)
-        model.stream = stream
         run.batches.load_state_dict({"epoch": 0, "batch": 0})

@@ -4,14 +4,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from training.lightning_workarounds import log_now
 from training.step_callback import StepCallback
 
 
 class TrainingLoss(StepCallback):
-    """Log `train_loss` every `every` steps: the mean over the images of all processes.
-
-    `self.log` would log it once more, for another step, when training is stopped.
-    """
+    """Log `train_loss` every `every` steps: the mean over the images of all processes."""
 
     def __init__(self, every: int):
         self.every = every
@@ -26,7 +24,5 @@ class TrainingLoss(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step % self.every == 0:
             mean = trainer.strategy.reduce(self.loss, reduce_op="mean")
-            for logger in trainer.loggers:
-                # Loggers count steps from 0.
-                logger.log_metrics({"train_loss": float(mean)}, trainer.global_step - 1)
+            log_now(trainer, {"train_loss": float(mean)}, trainer.global_step)
         self.loss = torch.zeros_like(self.loss)

@@ -15,6 +15,7 @@ import Inference
 from checkpoints import checkpoint, diffusers_format, run_dir
 from checkpoints import export as Interchange
 from checkpoints.loaded_model import LoadedModel
+from diffusion.settings import check_settings
 from DiffusionModel import DiffusionModel
 from sampling.guidance import Guided
 from sampling.samplers import ddpm
@@ -169,7 +170,7 @@ def test_the_published_network_is_the_papers():
     """Its configurations, and without memory the names and shapes of its weights."""
     from diffusers import UNet2DModel
 
-    settings = diffusers_format.unet_settings(PUBLISHED, (), checkpoint.check_settings)
+    settings = diffusers_format.unet_settings(PUBLISHED, (), check_settings)
     with torch.device("meta"):
         paper, theirs = Unet(), UNet2DModel.from_config(PUBLISHED)
     assert {**settings, "attention": (16,)} == {**paper.settings, "class_names": ()}
@@ -181,7 +182,7 @@ def test_the_published_network_is_the_papers():
     assert {k: v.shape for k, v in named.items()} == {
         k: v.shape for k, v in theirs.state_dict().items()
     }
-    schedule = diffusers_format.scheduler_settings(SCHEDULER, checkpoint.check_settings)
+    schedule = diffusers_format.scheduler_settings(SCHEDULER, check_settings)
     defaults = {name: p.default for name, p in inspect.signature(DiffusionModel).parameters.items()}
     assert schedule == {name: defaults[name] for name in schedule}
 

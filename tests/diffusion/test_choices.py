@@ -7,17 +7,30 @@ import pytest
 import torch
 from models import conditional, model, predicts, spread_out
 
+import DiffusionModel as DiffusionModel_module
 from checkpoints import posthoc_ema
 from diffusion import augment, likelihood, objective, schedules
+from diffusion.denoiser import Prediction
+from diffusion.draws import Draws
 from DiffusionModel import DiffusionModel
+from runtime.randomness import Purpose
 from sampling.guidance import Guided
 from sampling.samplers import SAMPLERS, Noise, ddpm, sample, time_grid
+from training.batches import micro_batches
 
 T = torch.arange(1, 1001)
 
 
 def random(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def plain_errors(m: DiffusionModel, x_0: torch.Tensor, step: int) -> tuple:
+    """t (B,) of a training step and the squared errors (B,) at it, by Algorithm 1 written out."""
+    draws = Draws(x_0, (m.seed, Purpose.TRAIN, step, 0))
+    t, eps = draws.times("uniform", m._ratio[1:]), draws.normal()
+    output = m(m.q_sample(x_0, t, eps), t)[:, : x_0.shape[1]]
+    return t, ((output - m.target(x_0, eps, t)) ** 2).mean((1, 2, 3))
 
 
 # ---- schedules -------------------------------------------------------------------------------------------------------
@@ -146,7 +159,7 @@ def test_weights_are_those_of_their_papers():
 
 def test_a_weighted_loss_is_the_weighted_mean_of_the_plain_errors():
     x = torch.rand(16, 1, 8, 8) * 2 - 1
-    t, error = model()._errors(x, (0, 1, 5, 0))
+    t, error = plain_errors(model(), x, 5)
     weighted = model(weighting="min-snr").get_loss(x, 5)
     assert torch.allclose(
         weighted, (error * objective.weight("min-snr", "eps", model()._snr[t])).mean()
@@ -183,9 +196,12 @@ def test_lognormal_times_have_the_mean_and_spread_of_edm():
 @pytest.mark.parametrize("kind", ["stratified", "lognormal"])
 def test_only_training_draws_its_own_times(kind):
     m, plain, x = model(t_sampling=kind), model(), torch.zeros(64, 1, 8, 8)
-    key = (0, 2, 0)
-    assert torch.equal(m._errors(x, key)[0], plain._errors(x, key)[0])
-    assert not torch.equal(m._errors(x, key, train=True)[0], plain._errors(x, key, train=True)[0])
+    batch = (x, torch.zeros(64, dtype=torch.long))
+    assert torch.equal(m.validation_step(batch, 0)["t"], plain.validation_step(batch, 0)["t"])
+    draws = [Draws(x, (0, Purpose.TRAIN, 0)) for _ in range(2)]
+    own, uniform = draws[0].times(kind, m._ratio[1:]), draws[1].times("uniform", m._ratio[1:])
+    assert not torch.equal(own, uniform)
+    assert not torch.equal(m.get_loss(x, 0), plain.get_loss(x, 0))
 
 
 # ---- learned variance --------------------------------------------------------------------------------------------------
@@ -232,7 +248,7 @@ def test_the_bound_equals_a_slow_loop():
     t, eps = torch.arange(1, 21), torch.randn(20, 1, 8, 8, generator=random(1))
     x_t = m.q_sample(x_0, t, eps)
     output = m(x_t, t)
-    ours = m.bound_term(output, x_0, x_t, t)
+    ours = likelihood.learned_variance_bound(m, output, x_0, x_t, t)
     beta = [0.0, *schedules.betas("linear", 20).tolist()]
     abar = np.cumprod(1 - np.array(beta))
     normal = torch.distributions.Normal
@@ -262,7 +278,7 @@ def test_the_bound_equals_a_slow_loop():
         assert float(ours[i]) == pytest.approx(float(term.mean()) / math.log(2), rel=2e-3), k
 
 
-def test_the_hybrid_loss_adds_the_bound_which_only_the_variance_learns_from():
+def test_the_hybrid_loss_adds_the_bound_which_only_the_variance_learns_from(monkeypatch):
     m, x_0 = learned(), torch.rand(8, 1, 8, 8) * 2 - 1
     t, eps = (
         torch.randint(1, 1001, (8,), generator=random()),
@@ -270,13 +286,15 @@ def test_the_hybrid_loss_adds_the_bound_which_only_the_variance_learns_from():
     )
     x_t = m.q_sample(x_0, t, eps)
     output = m(x_t, t).detach().requires_grad_()
-    m.bound_term(output, x_0, x_t, t).sum().backward()
+    likelihood.learned_variance_bound(m, output, x_0, x_t, t).sum().backward()
     assert output.grad is not None
     assert output.grad[:, :1].abs().max() == 0
     assert output.grad[:, 1:].abs().max() > 0
-    t, plain = m._errors(x_0, (0, 1, 3, 0))
-    m.bound_term = lambda output, x_0, x_t, t: torch.full((8,), 7.0)
-    assert torch.allclose(m._errors(x_0, (0, 1, 3, 0), train=True)[1], plain + 1e-3 * 1000 * 7.0)
+    _, plain = plain_errors(m, x_0, 3)
+    monkeypatch.setattr(
+        DiffusionModel_module, "learned_variance_bound", lambda *_: torch.full((8,), 7.0)
+    )
+    assert torch.allclose(m.get_loss(x_0, 3), plain.mean() + 1e-3 * 1000 * 7.0)
 
 
 def test_a_step_with_learned_variance_equals_diffusers():
@@ -294,7 +312,7 @@ def test_a_step_with_learned_variance_equals_diffusers():
         z = torch.randn(x.shape, generator=random(t))
         output = m(x, torch.full((3,), t))
         expected = theirs.step(output, t - 1, x, generator=random(t)).prev_sample
-        assert torch.allclose(m.denoise_sample(x, torch.full((3,), t), z=z), expected, atol=1e-4), t
+        assert torch.allclose(m.denoise_sample(x, t, z=z), expected, atol=1e-4), t
         *_, (_, ours, _) = ddpm(m, x, [t, t - 1], lambda z=z: z, "learned")
         assert torch.allclose(ours, expected, atol=1e-4), t
 
@@ -303,10 +321,8 @@ def test_a_step_with_learned_variance_equals_diffusers():
 def test_learned_variance_ends_at_the_two_of_the_paper(share, variance):
     m, x = learned(), torch.randn(2, 1, 8, 8)
 
-    def both(x, t):
-        return m.denoise(x, t), torch.full_like(x, share)
-
-    m.denoise_and_share = both
+    predict = m.denoise
+    m.denoise = lambda x, t: Prediction(predict(x, t).x0_hat, torch.full_like(x, share))
     for steps in (13, 999):
         runs = []
         for kind in ("learned", variance):
@@ -401,7 +417,7 @@ def test_the_network_is_told_in_training_and_samples_without():
         lambda _, args: seen.append(args[3] if len(args) > 3 else None)
     )
     m.get_loss(x, 0)
-    m._errors(x, (0, 2, 0))
+    m.validation_step((x, torch.zeros(6, dtype=torch.long)), 0)
     m.denoise(x, torch.full((6,), 500))
     assert seen[0].shape == (6, 9)
     assert (seen[0] != 0).any()
@@ -441,20 +457,25 @@ def test_guidance_is_a_line_through_without_and_with():
         torch.full((4,), 600),
         torch.tensor([0, 1, 2, 0]),
     )
-    without, with_label = m.denoise(x, t, clip=False), m.denoise(x, t, y, clip=False)
+    without = m.denoise(x, t, clip=False).x0_hat
+    with_label = m.denoise(x, t, y, clip=False).x0_hat
     assert (without - with_label).abs().max() > 1e-3
     for scale, expected in (
         (0.0, without),
         (1.0, with_label),
         (3.0, without + 3 * (with_label - without)),
     ):
-        assert torch.allclose(Guided(m, y, scale, clip=False).denoise(x, t), expected, atol=1e-5)
-        assert torch.allclose(Guided(m, y, scale).denoise(x, t), expected.clamp(-1, 1), atol=1e-5)
-    assert torch.equal(Guided(m).denoise(x, t), without.clamp(-1, 1))
+        assert torch.allclose(
+            Guided(m, y, scale, clip=False).denoise(x, t).x0_hat, expected, atol=1e-5
+        )
+        assert torch.allclose(
+            Guided(m, y, scale).denoise(x, t).x0_hat, expected.clamp(-1, 1), atol=1e-5
+        )
+    assert torch.equal(Guided(m).denoise(x, t).x0_hat, without.clamp(-1, 1))
     signal, sigma = m.signal_and_sigma(t)
     eps, eps_y, guided = (
         (x - signal * x_0) / sigma
-        for x_0 in (without, with_label, Guided(m, y, 3.0, clip=False).denoise(x, t))
+        for x_0 in (without, with_label, Guided(m, y, 3.0, clip=False).denoise(x, t).x0_hat)
     )
     assert torch.allclose(
         guided, (1 + 2) * eps_y - 2 * eps, atol=1e-4
@@ -467,7 +488,9 @@ def test_guidance_applies_in_its_interval_alone():
     for t, inside in ((1, False), (99, False), (100, True), (800, True), (801, False)):
         at = torch.full((4,), t)
         assert torch.allclose(
-            guided.denoise(x, at), Guided(m, y, 3.0 if inside else 1.0).denoise(x, at), atol=1e-6
+            guided.denoise(x, at).x0_hat,
+            Guided(m, y, 3.0 if inside else 1.0).denoise(x, at).x0_hat,
+            atol=1e-6,
         )
 
 
@@ -478,9 +501,8 @@ def test_guidance_with_a_learned_variance_takes_the_variance_of_the_label():
         torch.full((4,), 600),
         torch.tensor([0, 1, 2, 0]),
     )
-    x0_hat, share = Guided(m, y, 3.0).denoise_and_share(x, t)
-    assert torch.allclose(x0_hat, Guided(m, y, 3.0).denoise(x, t), atol=1e-6)
-    assert torch.allclose(share, m.denoise_and_share(x, t, y)[1], atol=1e-6)
+    share = Guided(m, y, 3.0).denoise(x, t).share
+    assert torch.allclose(share, m.denoise(x, t, y).share, atol=1e-6)
 
 
 def test_labels_that_the_model_does_not_know_are_refused():
@@ -548,16 +570,14 @@ EVERYTHING = dict(
 
 def test_the_shares_of_processes_are_one_batch():
     x, y = torch.rand(8, 1, 8, 8, generator=random()) * 2 - 1, torch.arange(8) % 3
-    m, key = spread_out(model(**EVERYTHING)), (0, 1, 5, 0)
-    whole = m._errors((x, y), key, train=True)
-    parts = [
-        m._errors(
-            (x[4 * rank : 4 * rank + 4], y[4 * rank : 4 * rank + 4]), key, rank, 2, train=True
-        )
-        for rank in (0, 1)
-    ]
-    for a, b in zip(whole, map(torch.cat, zip(*parts))):
-        assert torch.allclose(a.float(), b.float(), rtol=1e-4)
+    m = spread_out(model(**EVERYTHING))
+    whole = m.get_loss((x, y), 5)
+    for parts in (2, 4, 8):
+        losses = [m.get_loss(part, 5) for part in micro_batches(x, y, parts)]
+        assert torch.allclose(torch.stack(losses).mean(), whole, rtol=1e-4)
+    one_rank = [m.get_loss(part, 5) for part in micro_batches(x[4:], y[4:], 2, rank=1, world=2)]
+    of_four = [m.get_loss(part, 5) for part in micro_batches(x, y, 4)]
+    assert torch.equal(torch.stack(one_rank), torch.stack(of_four[2:]))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -339,7 +339,7 @@ def test_what_was_measured_before_a_failure_is_kept(run, tiny_data, capsys, monk
     def fails(*_, **__):
         raise ValueError("the probability flow cannot be followed: a test")
 
-    monkeypatch.setattr(likelihood, "flow", fails)
+    monkeypatch.setattr(bits_per_dim, "flow", fails)
     assert (
         evaluate.main(
             ["--ckpt", str(run), "--device", "cpu", "--bound", "4", "--num", "0", "--flow", "2"]

@@ -1,6 +1,7 @@
 """How a step is computed changes its time and memory, and not what is learned: parts, gradient checkpointing, torch.compile."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import evaluate
 import Inference
 import train
 from DiffusionModel import DiffusionModel
-from evaluation import evaluation
-from runtime import devices
+from evaluation import bits_per_dim, evaluation
+from runtime.compiling import compile_network
 from sampling import sample_sets
+from training.batches import micro_batches
+from training.gradient_guard import GradientGuard
 from Unet import Unet, attend
 
 NETWORK = {"width": 8, "mults": (1, 2), "attention": (4,), "blocks": 1, "size": 8}
@@ -50,11 +53,13 @@ def test_a_batch_in_parts_is_the_batch(choices):
         torch.nn.init.normal_(parameter, std=0.2)
     batch, found = (torch.rand(12, 3, 8, 8) * 2 - 1, torch.arange(12) % 3), {}
     for parts in (1, 2, 3, 12):
-        model.accumulate = parts
         model.zero_grad()
-        loss = model.loss_in_parts(batch, 5)
-        loss.backward()
-        found[parts] = [loss.detach(), *gradients(model)]
+        total = torch.zeros(())
+        for micro_batch in micro_batches(*batch, parts):
+            loss = model.get_loss(micro_batch, 5) / parts
+            loss.backward()
+            total += loss.detach()
+        found[parts] = [total, *gradients(model)]
     assert torch.equal(found[1][0], model.get_loss(batch, 5).detach())
     for parts in (2, 3, 12):
         for whole, summed in zip(found[1], found[parts], strict=True):
@@ -97,7 +102,7 @@ def kept_bytes(net: Unet, recompute: bool) -> tuple[int, list[torch.Tensor]]:
         kept += values.numel() * values.element_size()
         return values
 
-    net.recompute = recompute
+    net.recompute_activations(recompute)
     net.zero_grad()
     torch.manual_seed(1)  # dropout
     with torch.autograd.graph.saved_tensors_hooks(count, lambda values: values):
@@ -118,7 +123,7 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradient():
 @pytest.mark.parametrize("clip", [1e-3, 1e3, 0.0])
 def test_the_gradients_norm_is_clipped(clip, fused, monkeypatch):
     """Adam divides by its own mean, so that clipping shows in the momentum: after one step that is a tenth of the clipped gradient."""
-    monkeypatch.setattr("DiffusionModel.FUSED", fused)
+    monkeypatch.setattr("training.gradient_guard.FUSED", fused)
     model = DiffusionModel(T=20, beta_large=0.2, lr=0.0, **NETWORK)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -127,7 +132,7 @@ def test_the_gradients_norm_is_clipped(clip, fused, monkeypatch):
     before = gradients(model)
     norm = float(torch.cat([g.flatten() for g in before]).norm())
     assert 1e-3 < norm < 1e3
-    model.configure_gradient_clipping(optimizer, clip or None)
+    GradientGuard(clip, attempt=0).on_before_optimizer_step(None, model, optimizer)
     optimizer.step()
     for gradient, parameter in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(
@@ -153,235 +158,165 @@ def test_the_speedrun_trains(tiny_data, tmp_path):
     )
 
 
-def test_where_it_cannot_compile_it_says_so_and_trains(tiny_data, tmp_path, monkeypatch, capsys):
-    def broken(*_, **__):
-        raise RuntimeError("no compiler here\nand many more lines")
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
-    assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--compile", "default") == 0
-    assert (
-        "--compile default does not work here (no compiler here): going on without"
-        in capsys.readouterr().err
-    )
-    assert len(losses(tmp_path / "run")) == 2
+# ---- torch.compile ---------------------------------------------------------------------------------
 
 
-def test_what_is_compiled_is_trained_and_not_sampled(tiny_data, tmp_path, monkeypatch):
-    called = []
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda forward, mode: lambda *inputs: (called.append(mode), forward(*inputs))[1],
-    )
-    assert (
-        fit(tiny_data, tmp_path / "run", "--max-steps", 7, "--compile", "reduce-overhead") == 0
-    )  # validates and previews once
-    assert called == ["reduce-overhead"] * (3 + 7)  # three to try it
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_the_compiled_network_is_the_network():
-    model = DiffusionModel(**{**NETWORK, "mults": (1,), "attention": (), "classes": 3})
-    model.unet = net = trained(mults=(1,), attention=(), classes=3)
-    x, t, y = torch.randn(4, 3, 8, 8), torch.arange(4), torch.tensor([0, 1, 2, 3])
-    names = list(net.state_dict())
-    compiled, refusal = devices.compiled(net, "default", model.example(4), "32-true")
-    assert not refusal
-    assert compiled is not None
-    assert list(net.state_dict()) == names
-    assert all(p.grad is None for p in net.parameters())
-    with torch.compiler.set_stance(
-        "fail_on_recompile"
-    ):  # the example was like what training gives it
-        found = compiled(x, t, y, None)
-    found.square().sum().backward()
-    fast = gradients(net)
-    net.zero_grad()
-    expected = net(x, t, y)
-    expected.square().sum().backward()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    for a, b in zip(fast, gradients(net), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Compiled code and the compiler's stance do not survive a test."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.set_stance("default")
+        torch._dynamo.reset()
 
 
 @pytest.fixture
-def translations(monkeypatch):
-    """Modes and batch sizes with which the network that torch.compile is said to have translated is called."""
-    called = []
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda forward, mode: (
-            lambda x, *rest: (called.append((mode, len(x))), forward(x, *rest))[1]
-        ),
-    )
-    return called
+def compiled_calls(monkeypatch):
+    """The mode and batch size of every call that compiled code answers. Dynamo traces and guards as
+    usual; the traced graph is run as it is, for a real backend would take a minute."""
+    calls, real = [], torch.compile
+
+    def compile_traced(function, mode):
+        def backend(graph, example_inputs):
+            def run(*inputs):
+                images = next(
+                    one
+                    for one in inputs
+                    if getattr(one, "ndim", 0) == 4 and one.shape[1:] == (3, 8, 8)
+                )
+                calls.append((mode, len(images)))
+                return graph.forward(*inputs)
+
+            return run
+
+        return real(function, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compile_traced)
+    return calls
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Compiling fails."""
+    real = torch.compile
+
+    def broken(graph, example_inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode: real(function, backend=broken))
 
 
 def sampled(run, out, *flags):
-    assert (
-        Inference.main(
-            [
-                str(word)
-                for word in ("--ckpt", run, "--out", out, "--steps", 4, "--save-steps", 0, *flags)
-            ]
-        )
-        == 0
-    )
+    words = ["--ckpt", run, "--out", out, "--steps", 4, "--save-steps", 0, *flags]
+    assert Inference.main([str(word) for word in words]) == 0
     return np.load(out / "samples.npz")["arr_0"].astype(int)
 
 
-def test_whole_batches_are_sampled_by_what_is_compiled(tiny_run, tmp_path, translations):
-    plain = sampled(tiny_run, tmp_path / "plain", "--num", 7, "--batch-size", 3)
-    assert not translations
-    fast = sampled(
-        tiny_run, tmp_path / "fast", "--num", 7, "--batch-size", 3, "--compile", "reduce-overhead"
-    )
-    assert translations == [("reduce-overhead", 3)] * (
-        3 + 2 * 4
-    )  # three to try it; the last image alone is the network's own
+def evaluated(run, data, root, *flags):
+    words = ["--ckpt", run, "--dataset", data, "--data-root", root, "--num", 8, "--seeds", "0,1"]
+    words += ["--steps", 4, "--features", "classifier", *flags]
+    assert evaluate.main([str(word) for word in words]) == 0
+
+
+def test_training_steps_are_compiled_and_validation_and_previews_are_not(
+    tiny_data, tmp_path, compiled_calls
+):
+    """Seven steps with a validation and a preview; three calls to warm up."""
+    options = ["--max-steps", 7, "--compile", "reduce-overhead"]
+    assert fit(tiny_data, tmp_path / "run", *options) == 0
+    assert compiled_calls == [("reduce-overhead", 8)] * (3 + 7)
+
+
+def test_where_it_cannot_compile_it_says_so_and_trains(tiny_data, tmp_path, no_compiler, capsys):
+    assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--compile", "default") == 0
+    assert "--compile default does not work here (" in capsys.readouterr().err
+    assert len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_the_compiled_network_is_the_network():
+    model = DiffusionModel(**{**NETWORK, "mults": (1,), "attention": ()}, class_names=())
+    x_0 = torch.rand(4, 3, 8, 8) * 2 - 1
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.train()
+    model.get_loss(x_0, 0).backward()
+    expected, names = gradients(model), list(model.state_dict())
+    assert compile_network(model, "default", 4, "32-true")
+    assert list(model.state_dict()) == names
+    assert all(p.grad is None for p in model.parameters())
+    with torch.compiler.set_stance("fail_on_recompile"):  # the warm-up was like training
+        model.get_loss(x_0, 0).backward()
+    for a, b in zip(expected, gradients(model), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_whole_batches_are_sampled_by_compiled_code(tiny_run, tmp_path, compiled_calls):
+    flags = ["--num", 7, "--batch-size", 3]
+    plain = sampled(tiny_run, tmp_path / "plain", *flags)
+    assert not compiled_calls
+    fast = sampled(tiny_run, tmp_path / "fast", *flags, "--compile", "reduce-overhead")
+    # three calls to warm up; the last image alone is sampled eagerly
+    assert compiled_calls == [("reduce-overhead", 3)] * (3 + 2 * 4)
     assert np.array_equal(plain, fast)
 
 
-def test_guidance_doubles_the_batch_that_is_compiled(conditional_run, tmp_path, translations):
-    sampled(
-        conditional_run, tmp_path, "--num", 3, "--class", 1, "--guidance", 2, "--compile", "default"
-    )
-    assert translations == [("default", 6)] * (3 + 4)
+def test_guidance_doubles_the_batch_that_is_compiled(conditional_run, tmp_path, compiled_calls):
+    flags = ["--num", 3, "--class", 1, "--guidance", 2, "--compile", "default"]
+    sampled(conditional_run, tmp_path, *flags)
+    assert compiled_calls == [("default", 6)] * (3 + 4)
 
 
-def test_samples_to_measure_are_compiled_where_some_are_wanted(
-    tiny_run, tiny_data, tmp_path, translations, monkeypatch
+def test_sample_sets_are_compiled_and_the_likelihood_is_not(
+    tiny_run, tiny_data, tmp_path, compiled_calls, monkeypatch
 ):
     monkeypatch.setattr(evaluation, "load_feature_extractor", lambda *_: None)
     measured = []
-    monkeypatch.setattr(
-        evaluation, "measure", lambda args, prepared: measured.append(dict(prepared.model.compiled))
-    )
-    monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 4)  # a file's, and so the most in a batch
+
+    def measure(plan, prepared):
+        measured.append(bits_per_dim.variational_bound(prepared.model, prepared.unseen, 4))
+
+    monkeypatch.setattr(evaluation, "measure", measure)
+    monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 4)  # and so the most in a batch
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    words = [
-        str(word)
-        for word in (
-            "--ckpt",
-            run,
-            "--dataset",
-            tiny_data,
-            "--data-root",
-            tmp_path,
-            "--bound",
-            0,
-            "--num",
-            8,
-            "--seeds",
-            "0,1",
-            "--steps",
-            4,
-            "--features",
-            "classifier",
-            "--compile",
-            "default",
-        )
-    ]
-    assert evaluate.main(words) == 0
-    assert translations == [("default", 4)] * (
-        3 + 2 * (1 + 2 * 4)
-    )  # each set begins with a step to warm up
-    assert measured == [{}]  # what is compiled is for sampling alone
-    assert evaluate.main(words) == 0
-    assert len(translations) == 21
-    assert evaluate.main(words[:-2]) == 0
-    assert (
-        len(list((run / "evaluation").glob("unipc-4-*"))) == 2
-    )  # they are other images, if only by rounding
+    evaluated(run, tiny_data, tmp_path, "--bound", 0, "--batch-size", 4, "--compile", "default")
+    # each set begins with a step to warm up
+    assert compiled_calls == [("default", 4)] * (3 + 2 * (1 + 2 * 4))
+    assert len(measured) == 1
 
 
-def test_samples_that_were_not_compiled_are_not_said_to_be(
-    tiny_run, tiny_data, tmp_path, monkeypatch, capsys
+def test_samples_made_without_a_compiler_are_those_of_the_plain_network(
+    tiny_run, tiny_data, tmp_path, no_compiler, capsys, monkeypatch
 ):
-    def broken(*_, **__):
-        raise RuntimeError("no compiler here")
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
     monkeypatch.setattr(evaluation, "load_feature_extractor", lambda *_: None)
     monkeypatch.setattr(evaluation, "measure", lambda *_: None)
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    words = [
-        str(word)
-        for word in (
-            "--ckpt",
-            run,
-            "--dataset",
-            tiny_data,
-            "--data-root",
-            tmp_path,
-            "--bound",
-            0,
-            "--num",
-            8,
-            "--seeds",
-            "0,1",
-            "--steps",
-            4,
-            "--features",
-            "classifier",
-        )
-    ]
-    assert evaluate.main([*words, "--compile", "default"]) == 0
-    assert capsys.readouterr().err.count("does not work here") == 1  # for both seeds
+    evaluated(run, tiny_data, tmp_path, "--bound", 0, "--compile", "default")
+    assert capsys.readouterr().err.count("does not work here") == 1  # once for both seeds
     (folder,) = (run / "evaluation").glob("unipc-4-*")
-    assert evaluate.main(words) == 0
+    evaluated(run, tiny_data, tmp_path, "--bound", 0)
     assert list((run / "evaluation").glob("unipc-4-*")) == [folder]
 
 
-def test_where_it_cannot_compile_it_says_so_and_samples(tiny_run, tmp_path, monkeypatch, capsys):
-    def broken(*_, **__):
-        raise RuntimeError("no compiler here")
-
+def test_where_it_cannot_compile_it_says_so_and_samples(tiny_run, tmp_path, no_compiler, capsys):
     plain = sampled(tiny_run, tmp_path / "plain", "--num", 2)
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
-    assert np.array_equal(
-        sampled(tiny_run, tmp_path / "out", "--num", 2, "--compile", "max-autotune"), plain
-    )
-    assert (
-        "--compile max-autotune does not work here (no compiler here): going on without"
-        in capsys.readouterr().err
-    )
+    flags = ["--num", 2, "--compile", "max-autotune"]
+    assert np.array_equal(sampled(tiny_run, tmp_path / "out", *flags), plain)
+    assert "--compile max-autotune does not work here (" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_samples_are_the_samples(tmp_path, tiny_data):
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 3, "--mults", 1, "--attention", "") == 0
-    plain = sampled(tmp_path / "run", tmp_path / "plain", "--num", 4, "--batch-size", 4)
-    with torch.compiler.set_stance(
-        "fail_on_recompile"
-    ):  # what it was tried with is like what sampling gives it
-        fast = sampled(
-            tmp_path / "run",
-            tmp_path / "fast",
-            "--num",
-            4,
-            "--batch-size",
-            4,
-            "--compile",
-            "default",
-        )
+    flags = ["--num", 4, "--batch-size", 4]
+    plain = sampled(tmp_path / "run", tmp_path / "plain", *flags)
+    fast = sampled(tmp_path / "run", tmp_path / "fast", *flags, "--compile", "default")
     assert np.abs(plain - fast).max() <= 1
 
 
 def test_graphs_and_parts_are_refused_together(refused, tiny_data, tmp_path):
-    said = refused(
-        train.main,
-        "--dataset",
-        tiny_data,
-        "--run-dir",
-        tmp_path / "run",
-        *TINY,
-        "--accumulate",
-        2,
-        "--compile",
-        "reduce-overhead",
-        "--max-steps",
-        2,
-    )
-    assert "give --compile default" in said
+    words = ["--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY]
+    words += ["--accumulate", 2, "--compile", "reduce-overhead", "--max-steps", 2]
+    assert "give --compile default" in refused(train.main, *words)

@@ -20,6 +20,7 @@ import Inference
 import train
 from checkpoints import checkpoint
 from checkpoints import run_dir as RunFolder
+from diffusion.settings import check_settings
 from DiffusionModel import DiffusionModel
 
 
@@ -639,7 +640,7 @@ def test_few_bytes_that_claim_to_be_many_are_refused_at_once(stopped, tmp_path):
     with pytest.raises(ValueError, match="too many"):
         checkpoint.plain(many)
     with pytest.raises(ValueError, match="width must be"):
-        checkpoint.check_settings({"width": many})
+        check_settings({"width": many})
     assert time.process_time() - began < 0.5
 
 
@@ -736,25 +737,24 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_first_step(
 
 @pytest.fixture
 def bad_steps(monkeypatch):
-    """A function: from now on the loss is not a number where `bad(model, step)`."""
+    """A function: from now on the loss is not a number where `bad(attempt, step)`."""
 
     def spoil(bad):
         original = DiffusionModel.get_loss
-        monkeypatch.setattr(
-            DiffusionModel,
-            "get_loss",
-            lambda self, batch, i: (
-                original(self, batch, i) * (float("nan") if self.training and bad(self, i) else 1)
-            ),
-        )
+
+        def get_loss(self, batch, step):
+            bad_step = bad(batch[2].attempt, step)
+            return original(self, batch, step) * (float("nan") if bad_step else 1)
+
+        monkeypatch.setattr(DiffusionModel, "get_loss", get_loss)
 
     return spoil
 
 
 @pytest.mark.parametrize("fused", [("cpu",), ()])
 def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps, monkeypatch, fused):
-    monkeypatch.setattr("DiffusionModel.FUSED", fused)
-    bad_steps(lambda model, i: i in (5, 7))
+    monkeypatch.setattr("training.gradient_guard.FUSED", fused)
+    bad_steps(lambda attempt, i: i in (5, 7))
     assert fit(tiny_data, tmp_path / "six", "--max-steps", 6, "--save-every", 5) == 0
     before, after = (
         RunFolder.contents(file) for file in reversed(RunFolder.newest_first(tmp_path / "six"))
@@ -804,7 +804,7 @@ def test_five_bad_steps_go_back_and_on_with_other_noise(
     tiny_data, tmp_path, bad_steps, capsys, interrupted
 ):
     """Bad with the first noise only. Interrupted before, in or after the trouble, it is the same run."""
-    bad_steps(lambda model, i: 31 <= i < 40 and model.stream == 0)
+    bad_steps(lambda attempt, i: 31 <= i < 40 and attempt == 0)
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 60) == 0
     assert "the loss is not finite at step 40" in (told := capsys.readouterr().err)
     assert "step_00000025.ckpt with other noise, 1 of 3 times" in told
@@ -823,7 +823,7 @@ def test_five_bad_steps_go_back_and_on_with_other_noise(
 def test_a_run_that_diverges_before_its_first_checkpoint_starts_anew(
     tiny_data, tmp_path, bad_steps, capsys
 ):
-    bad_steps(lambda model, i: i >= 3 and model.stream < 2)
+    bad_steps(lambda attempt, i: i >= 3 and attempt < 2)
     assert fit(tiny_data, tmp_path, "--max-steps", 30) == 0
     assert "back to the start with other noise, 2 of 3 times" in capsys.readouterr().err
     assert RunFolder.contents(RunFolder.newest(tmp_path))["noise"] == {"stream": 2, "skipped": 0}
@@ -831,7 +831,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_starts_anew(
 
 
 def test_what_was_saved_before_going_back_to_the_start_is_set_aside(tiny_data, tmp_path, bad_steps):
-    bad_steps(lambda model, i: i >= 12 and model.stream == 0)
+    bad_steps(lambda attempt, i: i >= 12 and attempt == 0)
     assert fit(tiny_data, tmp_path, "--max-steps", 8) == 0  # stopped between two saves
     assert fit(tiny_data, tmp_path, "--max-steps", 22) == 0
     assert checkpoints(tmp_path) == ["step_00000022.ckpt"]
@@ -844,7 +844,7 @@ def test_what_was_saved_before_going_back_to_the_start_is_set_aside(tiny_data, t
 def test_where_the_saving_steps_have_changed_it_goes_back_to_the_newest(
     tiny_data, tmp_path, bad_steps, capsys
 ):
-    bad_steps(lambda model, i: i >= 42 and model.stream == 0)
+    bad_steps(lambda attempt, i: i >= 42 and attempt == 0)
     assert fit(tiny_data, tmp_path, "--max-steps", 40, "--save-every", 20) == 0
     assert fit(tiny_data, tmp_path, "--max-steps", 55, "--save-every", 30) == 0
     assert "step_00000040.ckpt with other noise, 1 of 3 times" in capsys.readouterr().err
@@ -852,7 +852,7 @@ def test_where_the_saving_steps_have_changed_it_goes_back_to_the_newest(
 
 
 def test_it_gives_up_after_three_times_and_says_so(tiny_data, tmp_path, bad_steps, capsys):
-    bad_steps(lambda model, i: i >= 31)
+    bad_steps(lambda attempt, i: i >= 31)
     assert fit(tiny_data, tmp_path, "--max-steps", 100) == 1
     lines = capsys.readouterr().err.splitlines()
     assert sum("with other noise" in line for line in lines) == 3
