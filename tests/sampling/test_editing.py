@@ -5,6 +5,7 @@ import pytest
 import torch
 from models import conditional, model, spread_out
 
+from diffusion.denoiser import Prediction
 from sampling.editing import invert, repaint, slerp
 from sampling.guidance import Guided
 from sampling.samplers import GRIDS, ddim, levels, time_grid
@@ -45,7 +46,7 @@ def test_the_latent_of_a_gaussian_is_its_whitening():
 
         def denoise(self, x, t):
             a = m.alpha_bar(int(t[0]))
-            return x * a**0.5 * s**2 / (a * s**2 + 1 - a)
+            return Prediction(x * a**0.5 * s**2 / (a * s**2 + 1 - a))
 
     x = torch.linspace(-1, 1, 9).view(9, 1, 1, 1)
     *_, (t, latent, _) = invert(Known(), x, range(0, 1001))
@@ -68,7 +69,7 @@ class Pair:
             * self.covariance
             @ torch.linalg.inv(a * self.covariance + (1 - a) * torch.eye(2))
         )
-        return (self.mean + (x[:, 0, 0] - a**0.5 * self.mean) @ gain.T)[:, None, None]
+        return Prediction((self.mean + (x[:, 0, 0] - a**0.5 * self.mean) @ gain.T)[:, None, None])
 
 
 def test_inpainting_keeps_what_is_known_and_fits_the_rest_to_it():

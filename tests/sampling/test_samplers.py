@@ -5,6 +5,7 @@ import pytest
 import torch
 from models import SMALL, model
 
+from diffusion.denoiser import Prediction
 from DiffusionModel import DiffusionModel
 from sampling.samplers import Noise, ddim, ddpm, dpm, heun, sample, time_grid, unipc
 
@@ -22,7 +23,8 @@ class Gaussian(DiffusionModel):
             * self.covariance
             @ torch.linalg.inv(a * self.covariance + (1 - a) * torch.eye(2))
         )
-        return (self.mean + (x[:, :, 0, 0] - a.sqrt() * self.mean) @ gain.T)[:, :, None, None]
+        x0_hat = self.mean + (x[:, :, 0, 0] - a.sqrt() * self.mean) @ gain.T
+        return Prediction(x0_hat[:, :, None, None])
 
 
 @pytest.mark.parametrize("variance", ["large", "small"])
@@ -109,7 +111,7 @@ class Mixture:
         away = z - signal * self.means  # (N,2,2)
         weight = (self.share.log() - variance.log() - (away**2).sum(2) / variance / 2).softmax(1)
         inside = self.means + (signal * self.spread**2 / variance)[:, None] * away
-        return (weight[:, :, None] * inside).sum(1)[:, :, None, None]
+        return Prediction((weight[:, :, None] * inside).sum(1)[:, :, None, None])
 
 
 def end(sampler, model, x, n):
@@ -155,7 +157,7 @@ class Smooth(DiffusionModel):
     """A smooth denoiser that is no expectation of anything, of any size: what equality with other code is tested with."""
 
     def denoise(self, x, t, y=None, clip=True):
-        return torch.tanh(0.8 * x - 0.3 * x.flip(3) + t[:, None, None, None] / 2000)
+        return Prediction(torch.tanh(0.8 * x - 0.3 * x.flip(3) + t[:, None, None, None] / 2000))
 
 
 def theirs(scheduler, m, x, generator=None):
