@@ -8,8 +8,11 @@ Letters in the shape columns: N, M and L images, C channels, H and W height and 
 or pixels.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from image_data.grids import image_grid
 
 QUERY_CHUNK = 1000  # images whose neighbours are searched at once
 SEARCH_CHUNK = 10_000  # images that are searched at once
@@ -17,6 +20,8 @@ REAL_IMAGES = 1000  # held-out images, and samples, that tell what is usual
 SHARE = 0.01  # of the real images: those nearest to others define what counts as a copy
 ROUNDING = 0.001  # of the distance from the mean image: distances below count as zero
 TINY = 1e-9  # avoids a division by zero
+GRAY = 128  # between the images of `draw_neighbours`
+GROUP_GAP = 6  # pixels between the groups of a row
 
 
 def nearest(
@@ -112,14 +117,15 @@ def draw_neighbours(
     samples (N,C,H,W), train (M,C,H,W). by_pixels, by_features: indices (N,>=columns) of the
     neighbours, which stand in two groups with a gray gap before each.
     """
-    N, C, H, _ = samples.shape
-    gap = torch.full((N, C, H + 2, 6), 128, dtype=torch.uint8)
-
-    def framed(images: Tensor) -> Tensor:
-        return torch.nn.functional.pad(images, (1, 1, 1, 1), value=128)
-
-    def neighbours(indices: Tensor) -> list[Tensor]:
-        return [framed(train[column]) for column in indices.T[:columns]]
-
-    rows = [framed(samples), gap, *neighbours(by_pixels), gap, *neighbours(by_features)]
-    return torch.cat(list(torch.cat(rows, dim=3)), dim=1)
+    N, C = samples.shape[:2]
+    groups = [samples]
+    for indices in (by_pixels, by_features):
+        groups.append(train[indices[:, :columns]].flatten(0, 1))
+    panels = []
+    for images in groups:
+        pixels = images.permute(0, 2, 3, 1).numpy()  # (N * columns,H,W,C)
+        framed = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=GRAY)
+        panels.append(image_grid(framed, columns=len(images) // N, gap=0))
+    gap = np.full((panels[0].shape[0], GROUP_GAP, C), GRAY, np.uint8)
+    picture = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+    return torch.from_numpy(picture).permute(2, 0, 1)  # (C,H',W')
