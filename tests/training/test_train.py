@@ -18,7 +18,6 @@ import train
 from checkpoints import checkpoint as Checkpoint
 from checkpoints import run_dir as RunFolder
 from DiffusionModel import DiffusionModel
-from runtime import devices
 from training.ema import Ema
 from training.posthoc_averages import PowerEmas
 
@@ -462,25 +461,6 @@ def test_other_settings_than_the_runs_are_refused(refused, tiny_run, tiny_data):
         train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--batch-size", "4"
     )
     assert "was trained with batch_size 8, not 4" in line
-
-
-def test_precision_auto_finds_bf16_where_the_processor_has_it(monkeypatch):
-    import pathlib
-
-    for flags, expected in (
-        ("fma avx512f avx512_bf16 amx_tile", "bf16-mixed"),
-        ("fma avx2", "32-true"),
-    ):
-        monkeypatch.setattr(pathlib.Path, "read_text", lambda self, flags=flags: flags)
-        monkeypatch.setattr(pathlib.Path, "exists", lambda self: True)
-        assert devices.pick_precision("cpu", "auto") == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("01:30:00", 5400)]
-)
-def test_durations(text, seconds):
-    assert train.duration(text) == seconds
 
 
 def test_images_reach_the_loss_in_the_right_range(tiny_data, tmp_path, monkeypatch):

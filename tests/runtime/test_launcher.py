@@ -1,0 +1,143 @@
+"""How a script starts its work and ends it: processes, bad input, exit statuses.
+
+Runs of two processes are tested in tests/training/test_survival.py and with each script.
+"""
+
+import os
+
+import pytest
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from runtime import processes
+from runtime.launcher import launch
+from runtime.processes import Refused, own_exit_status, resolve_layout
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in os.environ:
+        if name.startswith(("SLURM_", "TORCHELASTIC_", "GROUP_", "LOCAL_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def machine():
+    return launch("train.py", device="cpu", precision="bf16")
+
+
+def test_a_single_process(machine):
+    assert machine.is_first
+    assert machine.device == torch.device("cpu")
+    assert machine.precision == "bf16-mixed"
+    assert (machine.processes.global_rank, machine.processes.world_size) == (0, 1)
+    assert machine.processes.num_nodes == 1
+    assert machine.processes.broadcast("x") == "x"
+    assert machine.processes.gather("x") == ["x"]
+    assert machine.processes.abort(3) == 3
+    machine.processes.leave()
+
+
+def test_what_cannot_be_launched_is_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        launch("train.py", device="mps" if torch.cuda.is_available() else "cuda")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: error: --device ")
+    assert error.count("\n") == 1
+
+
+def test_prepare_returns_the_result(machine):
+    assert machine.prepare(lambda shared: (shared + 1, None), 1) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("bad input"), OSError("bad input")])
+def test_bad_input_is_one_line_and_status_2(machine, capsys, error):
+    def make(_):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        machine.prepare(make)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "train.py: error: bad input\n"
+    with pytest.raises(Refused) as refused:
+        machine.processes.first_then_others(make)
+    assert refused.value.by_all
+
+
+def test_a_failure_is_one_line_and_status_2(machine, capsys):
+    assert machine.fail("out of memory") == 2
+    assert machine.fail("all fail", by_all=True) == 2
+    lines = ["train.py: error: out of memory", "train.py: error: all fail"]
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_child_process_leaves_the_exit_status_to_its_parent(monkeypatch):
+    monkeypatch.delenv(processes.PARENT_VARIABLE, raising=False)
+    assert own_exit_status(75) == 75
+    monkeypatch.setenv(processes.PARENT_VARIABLE, str(os.getppid()))
+    assert own_exit_status(75) == 0
+
+
+def test_another_error_than_a_lost_process_is_raised(machine):
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        machine.processes.abort_on_lost_process(RuntimeError("shapes differ"))
+
+
+def test_a_lost_process_is_reported(machine, capsys):
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    with pytest.raises(SystemExit) as ended:
+        machine.processes.abort_on_lost_process(lost)
+    assert ended.value.code == 1
+    assert "another process is gone: run the same command again" in capsys.readouterr().err
+
+
+def srun(tasks: int, nodes: int) -> dict[str, str]:
+    tasks_and_nodes = {"SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_NUM_NODES": str(nodes)}
+    return {**tasks_and_nodes, "SLURM_PROCID": "0", "SLURM_NTASKS": str(tasks)}
+
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none",
+    "LOCAL_WORLD_SIZE": "3",
+    "GROUP_WORLD_SIZE": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "layout", "cluster"),
+    [
+        ({}, (None, None), (1, 1), LightningEnvironment),
+        ({}, (2, None), (2, 1), LightningEnvironment),
+        (srun(1, 1), (None, None), (1, 1), LightningEnvironment),
+        (srun(4, 2), (None, None), (2, 2), SLURMEnvironment),
+        (srun(4, 2), (2, 2), (2, 2), SLURMEnvironment),
+        (TORCHRUN, (None, None), (3, 2), TorchElasticEnvironment),
+        (srun(4, 2) | TORCHRUN, (None, None), (3, 2), TorchElasticEnvironment),
+    ],
+)
+def test_layout_is_that_of_srun_or_torchrun(monkeypatch, environment, arguments, layout, cluster):
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")  # restored after the test
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_layout("cpu", *arguments) == layout
+    assert type(processes.cluster_environment()) is cluster
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "arguments", "message"),
+    [
+        (srun(3, 2), "cpu", (None, None), "3 tasks do not spread evenly over 2 nodes"),
+        (srun(4, 2), "cpu", (4, None), "--devices 4 and --num-nodes None are not the 2 tasks on"),
+        (TORCHRUN, "cpu", (3, 1), "--num-nodes 1 are not the 3 tasks on each of 2 nodes"),
+        ({}, "cuda", (99, None), "99 processes on this machine, and it has"),
+        ({}, "mps", (2, None), "--devices 2: there is one mps device"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(monkeypatch, environment, device, arguments, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        resolve_layout(device, *arguments)
