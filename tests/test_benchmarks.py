@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
@@ -26,6 +27,7 @@ def rows(table: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in found}
 
 
+@pytest.mark.slow
 def test_speed_prints_a_table():
     out = printed(
         "speed.py",

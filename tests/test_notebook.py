@@ -138,6 +138,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(folder, monkeypatch):
     monkeypatch.setenv("DDPM_STEPS", "80")
     monkeypatch.delenv("MPLBACKEND", raising=False)

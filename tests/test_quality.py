@@ -65,6 +65,7 @@ def samples(m: DiffusionModel, sampler: str, steps: int, count: int = COUNT) -> 
     return x.clamp(-1, 1)
 
 
+@pytest.mark.slow
 def test_the_default_sampler_is_no_worse_in_20_steps_than_1000_ancestral_ones(trained):
     m, real = trained
     assert (

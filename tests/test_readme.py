@@ -149,7 +149,13 @@ def folder(tmp_path_factory, conditional_run, tiny_data):
     return place
 
 
-@pytest.mark.parametrize("command", PYTHON)
+def of_each_script(commands: list[str]) -> list:
+    """The commands, as parameters of a test; all but the first of each script are slow."""
+    first = {script_of(command)[0]: command for command in reversed(commands)}.values()
+    return [c if c in first else pytest.param(c, marks=pytest.mark.slow) for c in commands]
+
+
+@pytest.mark.parametrize("command", of_each_script(PYTHON))
 def test_each_does_what_it_says(command, folder, tiny_data, monkeypatch, capsys):
     script, flags = script_of(command)
     if "inception" in flags:

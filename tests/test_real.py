@@ -1,6 +1,7 @@
 """One training on real images: the loss falls below a stated value, samples are closer to the data than noise is."""
 
 import numpy as np
+import pytest
 import torch
 
 import Inference
@@ -9,14 +10,15 @@ from checkpoints import run_dir
 from Dataset import DiffSet
 from evaluation.classifier import load_or_train
 
+pytestmark = pytest.mark.slow
+
 STEPS = 300
-LOSS = (
-    0.30  # of v-prediction on unseen images; 0.25 when this was written, above 0.6 before training
-)
-FACTOR = 2.0  # noise is so much farther from the nearest real image than samples are; 2.6 when this was written
-SPREAD = (
-    0.5  # of samples among themselves, against that of real images: blank or equal samples fail
-)
+# Of v-prediction on unseen images: 0.25 when this was written, above 0.6 before training.
+LOSS = 0.30
+# How much farther from the nearest real image noise is than samples: 2.6 when this was written.
+FACTOR = 2.0
+# Of samples among themselves, against that of real images: blank or equal samples fail.
+SPREAD = 0.5
 
 
 def distance_to_nearest(images: torch.Tensor, data: torch.Tensor) -> float:

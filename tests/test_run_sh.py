@@ -57,7 +57,7 @@ def test_from_nothing_to_a_gif_and_again(tmp_path, tiny_data):
 def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
     """With a stand-in for srun; the job's copy of the file lies elsewhere, as SLURM's does."""
     (tmp_path / "srun").write_text(
-        '#!/bin/sh\necho "srun $*"\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
+        '#!/bin/sh\necho "srun $*"\nwhile [ "${1#--}" != "$1" ]; do shift; done\ntest -f "$2"\n'
     )
     (tmp_path / "srun").chmod(0o755)
     (tmp_path / "slurm_script").write_text((ROOT / "run.sh").read_text())

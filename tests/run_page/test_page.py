@@ -441,6 +441,7 @@ def pixels(window, which: int) -> str:
     return window.evaluate(f"document.querySelectorAll('canvas')[{which}].toDataURL()")
 
 
+@pytest.mark.slow
 def test_the_slider_moves_both_pictures(visit, run):
     window = visit()
     assert not window.get_by_text("The slider needs JavaScript").is_visible()
@@ -469,6 +470,7 @@ def test_the_slider_moves_both_pictures(visit, run):
     assert seen[-1][0] == seen[-1][1]  # at t = 0 the image is what is predicted
 
 
+@pytest.mark.slow
 def test_a_canvas_shows_the_frame_to_the_pixel(visit, run):
     window = visit()
     window.get_by_role("slider").press("Home")
@@ -481,6 +483,7 @@ def test_a_canvas_shows_the_frame_to_the_pixel(visit, run):
         assert np.array_equal(drawn[top : top + 8, left : left + 8, :3], frames[0, image])
 
 
+@pytest.mark.slow
 def test_a_single_frame_stays_when_it_is_played(visit, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     with np.load(run / "images" / "trajectory.npz") as found:
@@ -499,6 +502,7 @@ def test_a_single_frame_stays_when_it_is_played(visit, run, tmp_path):
     assert window.locator("#t").inner_text() == "0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_play_goes_to_the_end_and_can_be_paused(visit, motion):
     window = visit(reduced_motion=motion)
@@ -539,6 +543,7 @@ def test_play_goes_to_the_end_and_can_be_paused(visit, motion):
     assert slider.input_value() == "0"
 
 
+@pytest.mark.slow
 def test_a_phone_does_not_scroll_sideways(visit):
     window = visit(width=360)
     window.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
@@ -577,6 +582,7 @@ CONTRASTS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_and_curves_stand_out(visit, scheme):
     """WCAG 2.1 AA: 4.5 of words, 3 of lines, from the colours that the browser has computed."""
@@ -586,6 +592,7 @@ def test_words_and_curves_stand_out(visit, scheme):
     assert [(ratio, what) for ratio, what in found if ratio < 4.5] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"color_scheme": "dark"}, {"width": 360}])
 def test_axe_finds_nothing(visit, how):
     axe = pytest.importorskip(
@@ -598,6 +605,7 @@ def test_axe_finds_nothing(visit, how):
     assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
 
 
+@pytest.mark.slow
 def test_hostile_names_run_nothing_and_are_shown(visit, run):
     window = visit()
     assert window.title() == "run <i>: a DDPM"
@@ -606,6 +614,7 @@ def test_hostile_names_run_nothing_and_are_shown(visit, run):
     assert EVIL in window.evaluate("document.querySelector('.tiles').textContent")
 
 
+@pytest.mark.slow
 def test_without_scripts_and_on_paper(visit):
     window = visit(java_script_enabled=False)
     assert window.get_by_text("The slider needs JavaScript").is_visible()

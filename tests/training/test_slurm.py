@@ -17,6 +17,7 @@ from training_runs import losses, steps, weights_hash
 
 import train
 
+pytestmark = pytest.mark.slow
 LOCAL = ROOT.parent / "shared" / "slurm_local.sh"
 RUN = [*TINY, "--seed", "0", "--val-every", "500", "--save-every", "100", "--max-steps"]
 
