@@ -109,6 +109,18 @@ def conditional_run(tiny_data, tmp_path_factory):
     return run_dir
 
 
+QUICK = {"MIN_STEPS": 20, "WIDE_WIDTH": 16, "NARROW_WIDTH": 16}
+
+
+@pytest.fixture
+def quick_classifier(monkeypatch):
+    """The classifier whose features evaluate.py compares: small, and trained in two seconds."""
+    from evaluation import classifier
+
+    for name, value in QUICK.items():
+        monkeypatch.setattr(classifier, name, value)
+
+
 @pytest.fixture
 def real_root():
     """A function: name of a real dataset -> the data folder that has it.

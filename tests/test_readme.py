@@ -156,7 +156,7 @@ def of_each_script(commands: list[str]) -> list:
 
 
 @pytest.mark.parametrize("command", of_each_script(PYTHON))
-def test_each_does_what_it_says(command, folder, tiny_data, monkeypatch, capsys):
+def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, monkeypatch, capsys):
     script, flags = script_of(command)
     if "inception" in flags:
         pytest.skip("its weights are downloaded")

@@ -11,6 +11,8 @@ from conftest import ROOT
 from Dataset import DiffSet
 from evaluation import classifier
 
+pytestmark = pytest.mark.usefixtures("quick_classifier")
+
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
@@ -32,7 +34,6 @@ def kinds(tmp_path_factory):
 
 def test_it_learns_is_kept_and_is_the_same_again(kinds, monkeypatch):
     train_set, test_set, root = kinds
-    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     before = torch.get_rng_state()
     model = classifier.load_or_train(train_set, test_set, root)
     assert torch.equal(
@@ -41,7 +42,7 @@ def test_it_learns_is_kept_and_is_the_same_again(kinds, monkeypatch):
     assert float(model.accuracy) == pytest.approx(0.8)
     assert (model(train_set.images).argmax(1) == train_set.labels).all()
     assert model(train_set.images).shape == (200, 2)
-    assert model.features(train_set.images[:3]).shape == (3, 256)
+    assert model.features(train_set.images[:3]).shape == (3, 4 * classifier.WIDE_WIDTH)
     assert len(list(root.glob("kinds-classifier-*.pt"))) == 1
     with monkeypatch.context() as patched:
         patched.setattr(classifier, "train_classifier", lambda *_: pytest.fail("it was kept"))
@@ -58,9 +59,8 @@ def test_it_learns_is_kept_and_is_the_same_again(kinds, monkeypatch):
     assert len(list(root.glob("kinds-classifier-*.pt"))) == 2
 
 
-def test_images_of_another_size_are_resized(kinds, monkeypatch):
+def test_images_of_another_size_are_resized(kinds):
     train_set, test_set, root = kinds
-    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     model = classifier.load_or_train(train_set, test_set, root)
     large = train_set.images[:20].repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert (model(large).argmax(1) == train_set.labels[:20]).all()
@@ -87,7 +87,7 @@ def test_shifted_images_are_moved_by_whole_pixels_and_repeat_their_edge():
     ("argv", "said"),
     [
         (["recipes.py", "--recipe", "nosuch"], "unknown recipe nosuch"),
-        (["recipes.py", "--images", "150"], "multiple of 100"),
+        pytest.param(["recipes.py", "--images", "150"], "multiple of 100", marks=pytest.mark.slow),
     ],
 )
 def test_benchmarks_say_what_is_wrong(argv, said):

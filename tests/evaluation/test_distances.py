@@ -14,7 +14,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as inceptionv3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from Dataset import DiffSet
-from evaluation import distances, features, metrics, neighbours
+from evaluation import classifier, distances, features, metrics, neighbours
 
 
 def normal(count, size, shift=0.0, seed=0):
@@ -28,12 +28,11 @@ def shapes(tmp_path_factory):
     data.images, data.labels = data.images[:4000], data.labels[:4000]
     unseen.images, unseen.labels = unseen.images[:1000], unseen.labels[:1000]
     root = tmp_path_factory.mktemp("shapes")
-    return Namespace(
-        train_set=data,
-        test_set=unseen,
-        root=root,
-        classifier=features.load_feature_extractor("classifier", data, unseen, root),
-    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(classifier, "NARROW_WIDTH", 16)
+        patched.setattr(classifier, "MIN_STEPS", 60)
+        extractor = features.load_feature_extractor("classifier", data, unseen, root)
+    return Namespace(train_set=data, test_set=unseen, root=root, classifier=extractor)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,9 @@ def blurred(images, level):
     )
 
 
-@pytest.mark.parametrize("name", ["classifier", "efficientnet-lite0"])
+@pytest.mark.parametrize(
+    "name", ["classifier", pytest.param("efficientnet-lite0", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("worse", "levels"), [(noisy, (0, 12, 36, 108)), (blurred, (0, 0.6, 1.2, 2))]
 )
@@ -270,7 +271,7 @@ def test_features_of_real_images_are_kept_and_taken_anew_where_they_are_damaged(
         new.write_bytes(damage)
         assert features.reference_features(
             shapes.classifier, shapes.test_set, shapes.root, 51
-        ).shape == (51, 128)
+        ).shape == (51, 64)
 
 
 def test_what_is_missing_is_said_in_one_line(shapes, monkeypatch, tmp_path):

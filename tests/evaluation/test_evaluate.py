@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import QUICK, ROOT
 from PIL import Image
 
 import evaluate
@@ -20,6 +20,8 @@ from evaluation.features import load_feature_extractor
 from runtime.randomness import Purpose
 from sampling import sample_sets
 from sampling.samplers import Noise
+
+pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 
 def measure(capsys, run, data, *more):
@@ -440,7 +442,18 @@ def test_two_processes_measure_what_one_does(run, tiny_data, capsys, tmp_path):
         "--devices",
         "2",
     ]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    changes = [f"classifier.{name} = {value}" for name, value in QUICK.items()]
+    (tmp_path / "sitecustomize.py").write_text(
+        "\n".join(["from evaluation import classifier", *changes])
+    )
+    process = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+    )
     assert process.returncode == 0, process.stderr
     assert "Traceback" not in process.stderr
     two = json.loads(process.stdout.splitlines()[-1])

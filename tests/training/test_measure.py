@@ -13,14 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from checkpoints import run_dir as RunFolder
-from evaluation import bits_per_dim, classifier
+from evaluation import bits_per_dim
 from runtime import signals
 from training import measure as Measuring
 
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch):
-    monkeypatch.setattr(classifier, "MIN_STEPS", 5)
+pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 
 def trained(data, run_dir, *more):
