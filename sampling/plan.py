@@ -121,7 +121,7 @@ def check_guidance(
             f"--guidance-interval ends past T = {model.T} of this model: "
             f"choose steps from 0 to {model.T}"
         )
-    if guidance != 1 and not (model.unet.classes and model.hparams["label_dropout"]):
+    if guidance != 1 and not (model.unet.classes and model.settings.label_dropout):
         raise ValueError(
             "--guidance needs a model trained with --class-conditional and "
             "without --label-dropout 0: leave it out"

@@ -152,7 +152,7 @@ def plan_request(request: ImageRequest, model: DiffusionModel, saved: list[int])
 def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
     """The number of images, their labels and their order in a grid. Raises ValueError."""
     label, num, classes = request.label, request.num, model.unet.classes
-    always_labelled = model.hparams["label_dropout"] == 0
+    always_labelled = model.settings.label_dropout == 0
     if request.guidance != 1 and always_labelled:
         raise ValueError(
             "this model was trained with --label-dropout 0, and guidance needs what that hides: "
@@ -186,7 +186,7 @@ def one_row_each(labels: list[int], num: int) -> ImageSet:
 
 def find_labels(text: str, model: DiffusionModel) -> list[int]:
     """The labels of --class: one by its name or number, or all. Raises ValueError."""
-    names = [name.lower() for name in model.hparams["class_names"]]
+    names = [name.lower() for name in model.settings.class_names]
     count = model.unet.classes
     if not count:
         raise ValueError(
