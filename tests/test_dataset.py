@@ -1,4 +1,4 @@
-"""Datasets: decoded once, the right range, the order of batches."""
+"""Datasets: names, range of values, order of batches."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_the_real_datasets(real_root, name, depth, classes):
 
 
 def test_a_decoded_dataset_is_read_from_its_npz(tmp_path, monkeypatch):
-    """The file alone is enough: torchvision is not asked."""
+    """No download is needed if the file exists."""
     images = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 1), dtype=np.uint8)
     np.savez(
         tmp_path / "mnist.npz",
@@ -166,7 +166,7 @@ def test_a_batch_larger_than_the_dataset_is_refused(tmp_path):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_each_batch(tiny_data, world):
-    """Their shares, side by side, are the batch of one process; every process is at the same position."""
+    """Their shares, concatenated, are the batch of one process; all have the same position."""
     data = DiffSet(True, str(tiny_data), image_size=8)
     whole = list(Batches(data, 8, seed=3, flip=True))
     shares = [Batches(data, 8, seed=3, flip=True, rank=rank, world=world) for rank in range(world)]
@@ -179,7 +179,8 @@ def test_processes_share_each_batch(tiny_data, world):
 
 
 def test_processes_take_validation_batches_in_turn(tiny_data):
-    """20 images in batches of 8 are three: two for the first process, one and an empty one for the second."""
+    """20 images are three batches of 8: two for the first process, one and an empty one for the
+    second."""
     data = DiffSet(False, str(tiny_data), image_size=8)
     whole = list(Batches(data, 8, shuffle=False))
     first, second = (list(Batches(data, 8, shuffle=False, rank=rank, world=2)) for rank in (0, 1))

@@ -1,4 +1,4 @@
-"""A run as one page: what it shows, what it says of what is not there, what it withstands, and the page in a real browser."""
+"""The page of a run: its contents, missing and damaged files, and its behaviour in a browser."""
 
 import base64
 import html.parser
@@ -33,7 +33,7 @@ BROWSER = next(
 
 
 def measured() -> dict:
-    """What evaluate.py could have measured."""
+    """Metrics as evaluate.py writes them."""
 
     def one(mean):
         return {
@@ -77,7 +77,7 @@ def measured() -> dict:
 
 @pytest.fixture(scope="module")
 def run(tiny_data, tmp_path_factory):
-    """A finished run with all that a page shows, whose class names, whose folder and whose command are hostile."""
+    """A finished run with every section; its class names, folder and command contain HTML."""
     folder = tmp_path_factory.mktemp("report") / """<b>"a&b'</b>""".replace("/", "")
     folder.mkdir()
     with np.load(tiny_data) as archive:
@@ -137,7 +137,7 @@ def page(run):
 
 
 class Parsed(html.parser.HTMLParser):
-    """The tags of a page with their attributes, and its words."""
+    """The tags of a page with their attributes, and its text."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -158,7 +158,7 @@ def image_of(src: str) -> np.ndarray:
     )
 
 
-# ---- what it shows -----------------------------------------------------------------------------------------------------
+# ---- contents ----
 
 
 def test_all_of_the_run_is_on_the_page(page, run, capsys):
@@ -233,7 +233,7 @@ def test_the_sprite_has_every_frame_of_some_images_and_fits(tmp_path, N, H, C, F
 
 
 def test_real_images_are_noised_by_the_models_schedule(run):
-    """t = 0 is the image; at two other t the noise, solved for, is the same."""
+    """At t = 0 it is the image itself; at two other t the noise is the same."""
     process = read_checkpoint_summary(run).process
     found = noise_real_images(run / "samples" / "real.png", process, 8, 3)
     real = np.asarray(Image.open(run / "samples" / "real.png"))
@@ -246,7 +246,7 @@ def test_real_images_are_noised_by_the_models_schedule(run):
         )
     model, eps = checkpoint.load_model(run).model, {}
     for t in (15, 20):
-        inside = abs(x[t]) < 0.999  # what lies beyond is cut off
+        inside = abs(x[t]) < 0.999  # values outside are clipped
         eps[t] = np.where(
             inside,
             (x[t] - model.alpha_bar(t) ** 0.5 * x[0]) / (1 - model.alpha_bar(t)) ** 0.5,
@@ -289,7 +289,7 @@ def test_a_chart_is_to_scale():
     assert charts.ticks(3, 3) == [3]
 
 
-# ---- what is not there, and what should not be ----------------------------------------------------------------------------
+# ---- missing and damaged files ----
 
 
 def test_what_is_not_there_is_said_with_the_command_that_makes_it(run, tmp_path):
@@ -397,7 +397,7 @@ def test_a_copy_without_the_template_says_what_is_missing(refused, run, tmp_path
     assert "no page.html beside report.py" in refused(report.main, run)
 
 
-# ---- in a browser --------------------------------------------------------------------------------------------------------
+# ---- in a browser ----
 
 
 @pytest.fixture(scope="module")
@@ -415,7 +415,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, page):
-    """A function: the page in a window of its own; afterwards nothing went wrong in it, and nothing was asked of any other place."""
+    """A function that opens the page; at the end, no window may have errors or other requests."""
     windows, wrong, asked = [], [], []
 
     def open_page(width=1000, file=page, **how):
@@ -467,16 +467,15 @@ def test_the_slider_moves_both_pictures(visit, run):
         )
     assert len({x for x, _ in seen}) == len({x0_hat for _, x0_hat in seen}) == 4
     assert seen[1] == seen[3]
-    assert seen[-1][0] == seen[-1][1]  # at t = 0 the image is what is predicted
+    assert seen[-1][0] == seen[-1][1]  # at t = 0 the prediction is the image
 
 
 @pytest.mark.slow
 def test_a_canvas_shows_the_frame_to_the_pixel(visit, run):
     window = visit()
     window.get_by_role("slider").press("Home")
-    frames = np.load(run / "images" / "trajectory.npz")[
-        "frames"
-    ]  # (F,8,8,8,3), of which four are shown
+    # (F,8,8,8,3), of which four images are shown
+    frames = np.load(run / "images" / "trajectory.npz")["frames"]
     drawn = image_of(pixels(window, 0))
     for i, image in enumerate(np.linspace(0, 7, 4).round().astype(int)):
         top, left = i // 2 * 9, i % 2 * 9
@@ -507,7 +506,7 @@ def test_a_single_frame_stays_when_it_is_played(visit, run, tmp_path):
 def test_play_goes_to_the_end_and_can_be_paused(visit, motion):
     window = visit(reduced_motion=motion)
     window.clock.install(time=0)
-    window.clock.pause_at(1)  # from now on time passes where it is told to
+    window.clock.pause_at(1)  # time passes only in run_for
     button, slider, said = (
         window.get_by_role("button"),
         window.get_by_role("slider"),
@@ -516,7 +515,7 @@ def test_play_goes_to_the_end_and_can_be_paused(visit, motion):
     pause = {"no-preference": 120, "reduce": 1000}[motion]
     before = slider.input_value()
     window.clock.run_for(5000)
-    assert slider.input_value() == before  # nothing moves by itself
+    assert slider.input_value() == before  # nothing moves without a click
     button.click()
     assert (button.inner_text(), said.inner_text(), slider.input_value()) == (
         "Pause",
@@ -548,22 +547,22 @@ def test_a_phone_does_not_scroll_sideways(visit):
     window = visit(width=360)
     window.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     assert window.evaluate("document.documentElement.scrollWidth") == 360
-    outside = """[...document.querySelectorAll('main *, header *')].filter(e => !e.closest('.wide, .hidden, svg') &&
-        (e.getBoundingClientRect().right > 360 || e.getBoundingClientRect().left < 0)).map(e => e.outerHTML.slice(0, 80))"""
+    outside = """[...document.querySelectorAll('main *, header *')]
+        .filter(e => !e.closest('.wide, .hidden, svg'))
+        .filter(e => e.getBoundingClientRect().right > 360 || e.getBoundingClientRect().left < 0)
+        .map(e => e.outerHTML.slice(0, 80))"""
     assert window.evaluate(outside) == []
-    assert (
-        window.evaluate(
-            "Math.min(...[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height))"
-        )
-        >= 10
-    )
+    heights = """[...document.querySelectorAll('svg text')]
+        .map(e => e.getBoundingClientRect().height)"""
+    assert min(window.evaluate(heights)) >= 10
     for control in (window.get_by_role("button"), window.get_by_role("slider")):
-        assert control.bounding_box()["height"] >= 44  # a thumb
+        assert control.bounding_box()["height"] >= 44  # large enough for a thumb
 
 
 CONTRASTS = """() => {
   const parts = color => color.match(/[\\d.]+/g).map(Number);
-  const light = color => parts(color).slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = color => parts(color).slice(0, 3).map(v => linear(v / 255))
       .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const paint = e => getComputedStyle(e).backgroundColor;
   const behind = e => parts(paint(e))[3] === 0 ? behind(e.parentElement) : paint(e);
@@ -571,7 +570,8 @@ CONTRASTS = """() => {
   while (walk.nextNode()) {
     const e = walk.currentNode.parentElement, style = getComputedStyle(e);
     if (!walk.currentNode.data.trim() || ['SCRIPT', 'STYLE'].includes(e.tagName)) continue;
-    const [a, b] = [e.closest('svg') ? style.fill : style.color, behind(e)].map(light).sort((x, y) => y - x);
+    const ink = e.closest('svg') ? style.fill : style.color;
+    const [a, b] = [ink, behind(e)].map(light).sort((x, y) => y - x);
     found.push([(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 80)]);
   }
   for (const e of document.querySelectorAll('svg .first, svg .second')) {
@@ -585,7 +585,7 @@ CONTRASTS = """() => {
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_and_curves_stand_out(visit, scheme):
-    """WCAG 2.1 AA: 4.5 of words, 3 of lines, from the colours that the browser has computed."""
+    """WCAG 2.1 AA: 4.5 for text, 3 for lines, with the colours computed by the browser."""
     found, paper = visit(color_scheme=scheme).evaluate(CONTRASTS)
     assert (paper > 0.5) == (scheme == "light")
     assert len(found) > 100
