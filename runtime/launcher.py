@@ -73,5 +73,5 @@ def launch(
     except ValueError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    chosen = processes.broadcast(pick_precision(device_type, precision))
+    chosen: Precision = processes.broadcast(pick_precision(device_type, precision))
     return Machine(prog, processes.device, chosen, processes)

@@ -88,7 +88,7 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
     ("script", "most"),
     [
         ("train.py", 125),
-        ("Inference.py", 85),
+        ("Inference.py", 95),
         ("make_gif.py", 20),
         ("evaluate.py", 80),
         ("convert.py", 45),
