@@ -24,12 +24,11 @@ from diffusion import objective
 from diffusion.denoiser import Denoiser, Prediction
 from diffusion.draws import Draws, split_batch
 from diffusion.likelihood import learned_variance_bound
+from diffusion.objective import BOUND
 from diffusion.settings import ModelSettings
 from diffusion.variance import reverse_deviation
 from runtime.randomness import Purpose
 from Unet import Unet
-
-BOUND = 1e-3  # weight of the bound in the hybrid loss, section 3.1 of Nichol & Dhariwal 2021
 
 
 class ForwardProcess(nn.Module):
@@ -55,8 +54,7 @@ class ForwardProcess(nn.Module):
                 "_ratio": ((1 - alpha_bar) / alpha_bar) ** 0.5,  # sigma / signal
             }
         for name, values in tables.items():
-            table = torch.tensor(values, dtype=torch.float32)
-            self.register_buffer(name, table, persistent=False)
+            self.register_buffer(name, torch.tensor(values).float(), persistent=False)
 
     def beta(self, t: Any) -> Any:
         return self._beta[t] if isinstance(t, Tensor) else self.schedule["beta"][t]
@@ -81,16 +79,14 @@ class ForwardProcess(nn.Module):
         return torch.where(one_step, self._beta[t][:, None, None, None], longer)
 
     def q_sample(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_0). Eq. 4, Ho et al. 2020. x_0, eps (B,C,H,W) of any size, t (B,) in
-        0..T."""
+        """x_t ~ q(x_t | x_0), Eq. 4, Ho et al. 2020. x_0, eps (B,C,H,W), t (B,) in 0..T."""
         signal, sigma = self.signal_and_sigma(t)
         return signal * x_0 + sigma * eps
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B,C,H,W) and variance (B,1,1,1) of q(x_s | x_t, x_0). Eq. 6 and 7, Ho et al. 2020,
-        which has s = t - 1; any s < t (B,)."""
-        signal_s, sigma_s = self.signal_and_sigma(s)
-        sigma_t = self.signal_and_sigma(t)[1]
+        """Mean (B,C,H,W) and variance (B,1,1,1) of q(x_s | x_t, x_0), s < t (B,). Eq. 6 and 7, Ho
+        et al. 2020, where s = t - 1."""
+        (signal_s, sigma_s), (_, sigma_t) = self.signal_and_sigma(s), self.signal_and_sigma(t)
         beta = self.step_beta(t, s)
         mean = (signal_s * beta * x_0 + (1 - beta).sqrt() * sigma_s**2 * x_t) / sigma_t**2
         return mean, beta * sigma_s**2 / sigma_t**2
@@ -100,22 +96,18 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     """Section 3: a network that predicts the noise, how it is trained, and one reverse step.
 
     settings: the fields of `ModelSettings` by name. All of them end up in `hparams`, so that
-    `DiffusionModel(**hparams)` is this model again. Raises ValueError where the betas are not T
-    numbers or leave no trace of x_0 to predict it from, or where the network's sizes do not
-    divide.
+    `DiffusionModel(**hparams)` is this model again. Raises ValueError where the betas leave no
+    trace of x_0 to predict it from, or where the network's sizes do not divide.
     """
 
     def __init__(self, **settings: Any):
         super().__init__()
-        self.settings = ModelSettings.from_dict(settings)
-        self.T, self.seed = self.settings.T, self.settings.seed
-        self.parameterization, self.variance = (
-            self.settings.parameterization,
-            self.settings.variance,
-        )
-        self.unet = Unet(**self.settings.network)
-        self.tabulate(self.settings.beta())
-        self.save_hyperparameters(asdict(self.settings) | self.settings.network)
+        self.settings = chosen = ModelSettings.from_dict(settings)
+        self.T, self.seed = chosen.T, chosen.seed
+        self.parameterization, self.variance = chosen.parameterization, chosen.variance
+        self.unet = Unet(**chosen.network)
+        self.tabulate(chosen.beta())
+        self.save_hyperparameters(asdict(chosen) | chosen.network)
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
@@ -125,8 +117,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return self.unet(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should predict: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 -
-        alpha_bar) x_0."""
+        """What the network should predict: eps, x_0, or v = signal eps - sigma x_0."""
         if self.parameterization == "eps":
             return eps
         if self.parameterization == "x0":
@@ -135,8 +126,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return signal * eps - sigma * x_0
 
     def predictions(self, output: Tensor, x: Tensor, signal: Any, sigma: Any) -> Prediction:
-        """The prediction in the network's `output` for x = signal x_0 + sigma eps; where the
-        network predicts eps it is Eq. 15, Ho et al. 2020."""
+        """x0_hat, Eq. 15, Ho et al. 2020, from the output for x = signal x_0 + sigma eps."""
         output, *rest = output.float().split(x.shape[1], dim=1)
         share = (rest[0] + 1) / 2 if rest else None
         if self.parameterization == "eps":
@@ -148,8 +138,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def denoise(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True
     ) -> Prediction:
-        """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,) or None; x0_hat is
-        `clip`ped to [-1, 1] as in the paper's code."""
+        """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T, for labels y (B,) or None. clip: x0_hat
+        to [-1, 1], as in the paper's code."""
         x0_hat, share = self.predictions(self(x, t, y), x, *self.signal_and_sigma(t))
         return Prediction(x0_hat.clamp(-1, 1) if clip else x0_hat, share)
 
@@ -162,13 +152,11 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         variance: str | None = None,
         prediction: Prediction | None = None,
     ) -> Tensor:
-        """One reverse step, Algorithm 2 of Ho et al. 2020: x_t (B,C,H,W) -> x_s; s = t - 1 by
-        default.
+        """One reverse step, Algorithm 2 of Ho et al. 2020: x_t (B,C,H,W) -> x_s, s = t - 1.
 
-        Where s < t - 1, beta(t) becomes 1 - alpha_bar(t) / alpha_bar(s). z (B,C,H,W) is standard
-        normal noise, drawn here by default; none is added where s = 0. variance: the model's by
-        default. Only `denoise` and `alpha_bar` are used, so that the sampler ddpm runs this for
-        any `Denoiser`.
+        For s < t - 1, beta(t) becomes 1 - alpha_bar(t) / alpha_bar(s). z (B,C,H,W): standard normal
+        noise, drawn by default; none is added where s = 0. variance: the model's by default. Only
+        `denoise` and `alpha_bar` are used: the sampler ddpm runs this for any `Denoiser`.
         """
         s = t - 1 if s is None else s
         x0_hat, share = prediction or self.denoise(x, torch.full((len(x),), t, device=x.device))
@@ -183,13 +171,11 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return mean + sigma * (torch.randn_like(x) if z is None else z)
 
     def get_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        """Algorithm 1 of Ho et al. 2020, L_simple (Eq. 14): the mean squared error at t ~ U{1..T};
-        or with other times and weights, and with a learned variance L_hybrid (Eq. 16, Nichol &
-        Dhariwal 2021).
+        """Algorithm 1 of Ho et al. 2020, L_simple (Eq. 14); or with other times and weights, and
+        with a learned variance L_hybrid (Eq. 16, Nichol & Dhariwal 2021).
 
-        batch: x_0 (B,C,H,W) in [-1,1], or (x_0, labels (B,)), or (x_0, labels, `Share`). All that
-        is random is a function of (seed, batch_idx), so every batch of a training run needs a
-        number of its own.
+        batch: x_0 (B,C,H,W) in [-1,1], or (x_0, labels (B,)), or (x_0, labels, `Share`). Times and
+        noise are a function of (seed, batch_idx): every batch needs a number of its own.
         """
         x_0, y, share = split_batch(batch, self.unet.classes)  # (B,C,H,W), (B,)
         draws = Draws(x_0, (self.seed, Purpose.TRAIN, batch_idx, share.attempt), share)
@@ -199,8 +185,10 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         x_0, augmentation = draws.augment(x_0, self.settings.augment)  # (B,C,H,W), (B,L)
         x_t = self.q_sample(x_0, t, eps)  # (B,C,H,W)
         output = self(x_t, t, y, augmentation).float()  # (B,C or 2C,H,W)
-        error = self.squared_error(output, x_0, eps, t)  # (B,)
-        return self.weighted(error, output, x_0, x_t, t).mean()
+        error = self.squared_error(output, x_0, eps, t) * self.weight(t)  # (B,)
+        if self.variance == "learned":
+            error = error + BOUND * self.T * learned_variance_bound(self, output, x_0, x_t, t)
+        return error.mean()
 
     def squared_error(self, output: Tensor, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The mean squared error of each image, (B,)."""
@@ -208,23 +196,15 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         error = F.mse_loss(output[:, : x_0.shape[1]], target, reduction="none")
         return error.mean(dim=(1, 2, 3))
 
-    def weighted(
-        self, error: Tensor, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor
-    ) -> Tensor:
-        """The loss of each image (B,), from its squared error (B,)."""
-        weighting = self.settings.weighting
-        if weighting != "plain":
-            error = error * objective.weight(weighting, self.parameterization, self._snr[t])
-        if self.variance == "learned":
-            error = error + BOUND * self.T * learned_variance_bound(self, output, x_0, x_t, t)
-        return error
+    def weight(self, t: Tensor) -> Tensor:
+        """The weight (B,) of the squared error at t (B,): 1 in the paper."""
+        return objective.weight(self.settings.weighting, self.parameterization, self._snr[t])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.get_loss(batch, self.trainer.global_step)  # batch_idx restarts every epoch
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """t (B,) and the squared error (B,) of held-out images, the same t and eps in every
-        validation."""
+        """t (B,) and the squared error (B,) at it; every validation draws the same t and eps."""
         x_0, y, share = split_batch(batch, self.unet.classes)
         number = batch_idx * share.parts + share.part  # several processes share the batches
         draws = Draws(x_0, (self.seed, Purpose.VALIDATE, number))

@@ -157,17 +157,17 @@ class Stage(nn.Module):
 
 
 class Unet(nn.Module):
-    """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout of 0.1.
+    """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout
+    of 0.1.
 
     depth: channels of the image. size: its height and width. width: channels of the first level;
     level i has `width * mults[i]`. attention: resolutions (in pixels of the feature map) with
-    self-attention; the middle always has it. blocks: residual blocks a level on the way down (one more
-    on the way up). dropout: see `ResidualBlock`, as film.
-    patch: side of the squares folded into channels at the input and unfolded at the output
-    (space-to-depth); 1 is the paper's, 2 makes everything about 4 times cheaper.
-    classes: number of labels, 0 for none. outputs: images in the output for each image in the input.
-    augmentations: length of the vector that describes how an image was augmented, all 0 for not at all
-    (Karras et al. 2022, appendix F.2).
+    self-attention; the middle always has it. blocks: residual blocks a level on the way down (one
+    more on the way up). dropout: see `ResidualBlock`, as film. patch: side of the squares folded
+    into channels at the input and unfolded at the output (space-to-depth); 1 is the paper's, 2
+    makes everything about 4 times cheaper. classes: number of labels, 0 for none. outputs: images
+    in the output for each image in the input. augmentations: length of the vector that describes
+    how an image was augmented, all 0 for not at all (Karras et al. 2022, appendix F.2).
 
     Raises ValueError where the sizes do not divide.
     """
@@ -234,9 +234,9 @@ class Unet(nn.Module):
     def initialize(self) -> None:
         """Initialize all weights: Glorot's uniform and zero biases, as in the paper's code.
 
-        The last layer of every residual branch and of the network is zero, so that each block starts as
-        its shortcut and the output as zero. Label embeddings start apart from each other, so that the
-        network learns to use them early.
+        The last layer of every residual branch and of the network is zero, so that each block
+        starts as its shortcut and the output as zero. Label embeddings start apart from each
+        other, so that the network learns to use them early.
         """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -284,13 +284,14 @@ class Unet(nn.Module):
         return stage(h, e)
 
     def recompute_activations(self, recompute: bool = True) -> None:
-        """In training, keep only the input of each stage and compute the rest again for the gradient
-        ("gradient checkpointing", Chen et al. 2016): a quarter of the memory for activations, a fifth
-        more time, the same numbers."""
+        """In training, keep only the input of each stage and compute the rest again for the
+        gradient ("gradient checkpointing", Chen et al. 2016): a quarter of the memory for
+        activations, a fifth more time, the same numbers."""
         self.recompute = recompute
 
     def example(self, B: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Arguments of `forward` for B images, all zero; with an augmentation in training mode only."""
+        """Arguments of `forward` for B images, all zero; with an augmentation in training mode
+        only."""
         device = self.conv_in.weight.device
         x = torch.zeros(B, self.depth, self.size, self.size, device=device)
         t = torch.zeros(B, dtype=torch.long, device=device)

@@ -1,6 +1,6 @@
-"""Augmentation that does not leak into samples: the network is told what was done to each image.
+"""Augmentation that does not leak into samples: the network is given a label of what was done.
 
-    x, label = augmented(x, draw(128, 0.12, generator))       # (B,C,H,W), (B,9): to the network, with x
+    x, label = augmented(x, draw(128, 0.12, generator))       # (B,C,H,W), (B,9)
 
 At sampling the label is 0, which means "nothing was done", and the network gives images as they
 are in the data. Karras et al. 2022, "Elucidating the design space of diffusion-based generative
@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LABELS = 9
-SCALE, STRETCH, SHIFT = (
-    0.2,
-    0.2,
-    0.125,
-)  # standard deviations: of log2 of the size, likewise, and of a share of the side
+# Standard deviations: of log2 of the size, of log2 of the stretch, of the shift as a fraction of
+# the side.
+SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
 
 
 def draw(count: int, probability: float, random: torch.Generator) -> Tensor:

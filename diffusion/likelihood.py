@@ -1,7 +1,7 @@
 """Bits/dim of images under the model: the variational bound of Ho et al. 2020.
 
-    bound(model, x_0, noise)              # (T+1,B): every term, one sample of each; their sum is the bound
-    estimate(model, x_0, noise, uniform)  # (B,): an unbiased estimate from K terms, for uniform (B,K)
+    bound(model, x_0, noise)              # (T+1,B): every term, from one sample each
+    estimate(model, x_0, noise, uniform)  # (B,): an unbiased estimate from K terms
 
 In bits for each of an image's C*H*W values, of images x_0 (B,C,H,W) in [-1, 1] with 256 gray
 levels.

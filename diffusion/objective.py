@@ -1,7 +1,7 @@
-"""What a training step asks of the network: at which t, and how much each answer counts.
+"""The training objective: the distribution of t, and the weight of the error at each t.
 
     t = draw_times("uniform", 128, sigma, generator)        # (B,) in 1..T
-    loss = (weight("min-snr", "v", snr) * error).mean()     # error: squared, in what the network predicts
+    loss = (weight("min-snr", "v", snr) * squared_error).mean()
 
 snr is alpha_bar(t) / (1 - alpha_bar(t)), sigma = 1 / sqrt(snr) the noise beside an image of scale
 1 (Karras et al. 2022). Letters in the shape columns: B batch, T the number of steps.
@@ -15,6 +15,7 @@ WEIGHTINGS = ("plain", "min-snr", "p2", "edm")
 MEAN, STD = -1.2, 1.2  # of ln sigma, table 1 of Karras et al. 2022
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], likewise
 GAMMA = 5.0  # where min-SNR cuts
+BOUND = 1e-3  # weight of the bound in the hybrid loss, section 3.1 of Nichol & Dhariwal 2021
 
 
 def draw_times(

@@ -1,10 +1,9 @@
-"""Noise schedules: beta(1) .. beta(T), by which alpha_bar falls from 1 at t = 0 to (nearly) 0 at t
-= T.
+"""Noise schedules: beta(1) .. beta(T), with which alpha_bar falls from 1 at t = 0 to about 0 at T.
 
     beta = betas("cosine", T=1000)                 # float64 (T,)
     alpha_bar = np.cumprod(1 - beta)               # float64 (T,), at t = 1 .. T
 
-All of it in float64; letters in the shape columns: T the number of steps.
+All in float64. Letters in the shape columns: T the number of steps.
 """
 
 from pathlib import Path
@@ -60,7 +59,8 @@ def read_betas(path: str) -> tuple[float, ...]:
         raise ValueError(unknown("schedule", path, SCHEDULES, " or a file of betas")) from None
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot be read as a table of betas ({error}): one number a line, from t = 1 to t = T"
+            f"{path} cannot be read as a table of betas ({error}): one number a line, "
+            "from t = 1 to t = T"
         ) from None
     if not beta or not all(0 < b < 1 for b in beta):
         raise ValueError(

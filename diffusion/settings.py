@@ -1,8 +1,9 @@
-"""The settings of a `DiffusionModel`, and the check of settings that come from a file or a command
-line.
+"""The settings of a `DiffusionModel`.
 
-settings = ModelSettings(T=1000, width=128)        # the rest is that of Ho et al. 2020
-check_settings({"T": 1000, "width": "128"})        # ValueError: width must be int from 4 to 1024, not '128'
+    settings = ModelSettings(T=1000, width=128)        # the rest as in Ho et al. 2020
+    check_settings({"T": 1000, "width": "128"})        # ValueError: width must be int ..
+
+Settings that come from a file or a command line are checked once, by `check_settings`.
 """
 
 import reprlib
@@ -106,8 +107,8 @@ class ModelSettings:
             )
         if self.parameterization == "eps" and last < LEAST_SIGNAL:
             raise ValueError(
-                f"the betas leave no trace of the image at t = {T} (alpha_bar is {last:.0e}): choose "
-                "fewer steps, smaller betas, or parameterization v or x0"
+                f"the betas leave no trace of the image at t = {T} (alpha_bar is {last:.0e}): "
+                "choose fewer steps, smaller betas, or parameterization v or x0"
             )
         if self.zero_terminal_snr and self.weighting in ("min-snr", "p2"):
             raise ValueError(

@@ -20,7 +20,7 @@ from diffusion import likelihood
 from diffusion.probability_flow import flow
 from DiffusionModel import DiffusionModel
 from runtime.randomness import Purpose
-from sampling.samplers import Noise
+from sampling.noise import Noise
 
 
 def batches(

@@ -33,8 +33,8 @@ from evaluation.distances import (
 from evaluation.features import FeatureExtractor, extract_features, reference_features
 from evaluation.neighbours import audit, draw_neighbours, nearest
 from runtime.randomness import Purpose
+from sampling.noise import Noise
 from sampling.sample_sets import SampleCost
-from sampling.samplers import Noise
 
 Split = Literal["train", "test"]
 OTHER_SPLIT: dict[Split, Split] = {"train": "test", "test": "train"}

@@ -1,7 +1,9 @@
-"""torch.compile for a network, for one batch size; everything else runs as it is written.
+"""torch.compile for a network and one batch size.
 
-compile_network(model, "default", batch_size, "bf16-mixed")      # before training or sampling
-with eager(): ...                                               # other batch sizes, validation
+    compile_network(model, "default", batch_size, "bf16-mixed")      # before training or sampling
+    with eager(): ...                                               # validation, previews
+
+Everything else runs eagerly, for compiling takes a minute for each batch size and mode.
 """
 
 import contextlib
@@ -15,11 +17,11 @@ import torch
 def compile_network(
     model: Any, mode: str, B: int, precision: str, say: Callable[..., Any] = print
 ) -> bool:
-    """Compile `model.unet` for B images in this mode of torch.compile, for training or for sampling,
-    whichever mode the model is in; "off" does nothing.
+    """Compile `model.unet` for B images in this mode of torch.compile, for training or for
+    sampling, whichever mode the model is in; "off" does nothing.
 
-    If it cannot be compiled, print why, go on without, and return False. In sampling, other batch sizes
-    run eagerly from then on. Raises torch.OutOfMemoryError.
+    If it cannot be compiled, print why, go on without, and return False. In sampling, other batch
+    sizes run eagerly from then on. Raises torch.OutOfMemoryError.
     """
     if mode == "off":
         return True

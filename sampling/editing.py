@@ -1,6 +1,6 @@
 """Editing images: into their DDIM latents and back, inpainting, and interpolation.
 
-    *_, (T, latent, _) = invert(model, image, times[::-1])      # the x_T from which ddim returns to it
+    *_, (T, latent, _) = invert(model, image, times[::-1])      # x_T, from which ddim returns
     for t, x_t, x0_hat in repaint(model, x, times, noise, known, mask): ...
 
 Generators over times, which use the same of a model as `samplers`. Letters in the shape columns: N
@@ -20,13 +20,13 @@ from sampling.samplers import Step, ancestral_step, levels, predict
 
 @torch.no_grad()
 def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> Iterator[Step]:
-    """Run `ddim` with eta 0 backwards, from x_0 = `x` to the x_t (N,C,H,W) from which it returns to it;
-    times rise from 0.
+    """Run `ddim` with eta 0 backwards, from x_0 = `x` to the x_t (N,C,H,W) from which it returns
+    to it; times rise from 0.
 
-    Each step solves ddim's own equation for x_s by `tries` fixed-point iterations (Pan et al. 2023,
-    "AIDI"), so that sampling gives the image again; with one iteration it is the inversion of Song et
-    al. 2021, section 5.4. The x0_hat yielded with x_t was made at the next time. The model must not
-    clip its predictions.
+    Each step solves ddim's own equation for x_s by `tries` fixed-point iterations (Pan et al.
+    2023, "AIDI"), so that sampling gives the image again; with one iteration it is the inversion
+    of Song et al. 2021, section 5.4. The x0_hat yielded with x_t was made at the next time. The
+    model must not clip its predictions.
     """
     eps: Tensor | None = None
     for t, s in pairwise(times := list(times)):
@@ -59,12 +59,12 @@ def repaint(
     jump: int = 10,
     rounds: int = 5,
 ) -> Iterator[Step]:
-    """Inpaint where `mask` (H,W) is true and keep `known` (C,H,W) elsewhere: Algorithm 1 of Lugmayr et
-    al. 2022, "RePaint".
+    """Inpaint where `mask` (H,W) is true and keep `known` (C,H,W) elsewhere: Algorithm 1 of
+    Lugmayr et al. 2022, "RePaint".
 
-    After each ancestral step the known pixels are replaced by q(x_s | x_0 = known). After every `jump`
-    steps noise is added back for as many, `rounds` times in all, so that both regions come to fit. Each
-    t is yielded once, the last time that it is reached.
+    After each ancestral step the known pixels are replaced by q(x_s | x_0 = known). After every
+    `jump` steps noise is added back for as many, `rounds` times in all, so that both regions come
+    to fit. Each t is yielded once, the last time that it is reached.
     """
     times = list(times)
     walk = [times[0]]

@@ -21,8 +21,8 @@ from runtime.compiling import compile_network
 from runtime.processes import Processes
 from sampling.editing import invert, slerp
 from sampling.input_images import EditInputs
+from sampling.noise import Noise
 from sampling.plan import SamplingPlan, guided_model, sample_steps
-from sampling.samplers import Noise
 
 
 @dataclass(frozen=True)

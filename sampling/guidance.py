@@ -18,10 +18,10 @@ class Guided:
     """Classifier-free guidance, Ho & Salimans 2022: x0_hat = without + scale * (with - without the
     label). With scale 1 it is the model for these labels, and without labels the model itself.
 
-    model: a `DiffusionModel`. y (N,): labels, or None. scale: w + 1 in their Eq. 6 (a combination of
-    predictions of x_0 is the same combination of predictions of eps). interval: guidance applies to
-    the t in it, both ends included; elsewhere the scale is 1 (Kynkäänniemi et al. 2024, whose
-    interval is one of sigma). clip: whether x0_hat is clipped to [-1, 1], after guidance.
+    model: a `DiffusionModel`. y (N,): labels, or None. scale: w + 1 in their Eq. 6 (a combination
+    of predictions of x_0 is the same combination of predictions of eps). interval: guidance
+    applies to the t in it, both ends included; elsewhere the scale is 1 (Kynkäänniemi et al. 2024,
+    whose interval is one of sigma). clip: whether x0_hat is clipped to [-1, 1], after guidance.
     Raises ValueError for labels that the model was not trained with.
     """
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from DiffusionModel import DiffusionModel
 from sampling.editing import repaint
 from sampling.guidance import Guided
-from sampling.samplers import Noise, Step, sample, time_grid
+from sampling.noise import Noise
+from sampling.samplers import Step, sample
+from sampling.time_grid import time_grid
 
 # the defaults of --sampler and --steps: see the table in the README
 DEFAULT_SAMPLER = "unipc"

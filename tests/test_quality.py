@@ -7,7 +7,9 @@ import Inference
 from Dataset import Batches, DiffSet
 from DiffusionModel import DiffusionModel
 from sampling import plan
-from sampling.samplers import Noise, sample, time_grid
+from sampling.noise import Noise
+from sampling.samplers import sample
+from sampling.time_grid import time_grid
 
 STEPS, COUNT = 1000, 2000
 

@@ -1,7 +1,7 @@
 """What the Trainer is given to iterate over: micro-batches for training, batches for validation.
 
-Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and a `Share` that says which part of the
-step's random numbers belongs to these images.
+Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and a `Share` that says which part
+of the step's random numbers belongs to these images.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,8 @@ from diffusion.draws import Share
 def micro_batches(
     x: Tensor, y: Tensor, accumulate: int, rank: int = 0, world: int = 1, attempt: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Share]]:
-    """`accumulate` equal micro-batches of one process's images (B,C,H,W) and labels (B,) of a step."""
+    """`accumulate` equal micro-batches of one process's images (B,C,H,W) and labels (B,) of a
+    step."""
     for i, (x_i, y_i) in enumerate(zip(x.chunk(accumulate), y.chunk(accumulate))):
         yield x_i, y_i, Share(rank * accumulate + i, world * accumulate, attempt)
 
@@ -25,8 +26,8 @@ def micro_batches(
 class TrainingBatches:
     """The micro-batches of one process: `accumulate` for each batch of `Dataset.Batches`.
 
-    attempt: how often this run went back to an earlier checkpoint, to go on with other noise. The state
-    is that of `batches`, after the last batch of which a micro-batch was served.
+    attempt: how often this run went back to an earlier checkpoint, to go on with other noise. The
+    state is that of `batches`, after the last batch of which a micro-batch was served.
     """
 
     def __init__(self, batches: Batches, accumulate: int, attempt: int):
@@ -52,8 +53,8 @@ class TrainingBatches:
 class ValidationBatches:
     """The validation batches of one process, which end early when `is_stopped` says so.
 
-    It is asked before each batch, by all processes equally often. `cut_short` tells whether the last pass
-    ended early.
+    It is asked before each batch, by all processes equally often. `cut_short` tells whether the
+    last pass ended early.
     """
 
     def __init__(self, batches: Batches, is_stopped: Callable[[], bool]):

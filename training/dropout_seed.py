@@ -10,8 +10,8 @@ from runtime.randomness import Purpose, seed_of
 
 
 class DropoutSeed(pl.Callback):
-    """Seed torch's default generators, from which dropout draws, before each step: by the model's seed,
-    the step, the process, and how often the run went back to an earlier checkpoint."""
+    """Seed torch's default generators, from which dropout draws, before each step: by the model's
+    seed, the step, the process, and how often the run went back to an earlier checkpoint."""
 
     def __init__(self, attempt: int):
         self.attempt = attempt

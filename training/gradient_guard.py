@@ -14,10 +14,11 @@ MAX_SKIPPED = 5  # steps in a row; after so many, training does not recover by i
 
 
 class GradientGuard(pl.Callback):
-    """Clip the norm of the gradient to `clip` (0: not at all), and skip the step if it is not finite.
+    """Clip the norm of the gradient to `clip` (0: not at all), and skip the step if it is not
+    finite.
 
-    On `FUSED` devices nothing waits for the result: Adam divides by the norm and skips the step within
-    its own kernel, as fused optimizers do for automatic mixed precision.
+    On `FUSED` devices nothing waits for the result: Adam divides by the norm and skips the step
+    within its own kernel, as fused optimizers do for automatic mixed precision.
 
     skipped (): the steps skipped in a row, on the device. It is stored under the checkpoint's key
     "noise", with `attempt`: how often this run went back to an earlier checkpoint.
@@ -34,8 +35,8 @@ class GradientGuard(pl.Callback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Make the gradient NaN where the loss is not finite. The mean over all processes is then NaN,
-        too, so that all of them skip the step."""
+        """Make the gradient NaN where the loss is not finite. The mean over all processes is then
+        NaN, too, so that all of them skip the step."""
         finite = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         loss.register_hook(lambda gradient: gradient * finite)
 

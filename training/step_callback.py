@@ -9,8 +9,8 @@ from torch import Tensor
 class StepCallback(pl.Callback):
     """A callback with `on_step_end`.
 
-    Lightning calls `on_train_batch_end` for each micro-batch of a step when gradients are accumulated;
-    `on_step_end` follows the last of them, after the optimizer's step.
+    Lightning calls `on_train_batch_end` for each micro-batch of a step when gradients are
+    accumulated; `on_step_end` follows the last of them, after the optimizer's step.
     """
 
     def on_train_batch_end(

@@ -15,7 +15,9 @@ from diffusion.draws import Draws
 from DiffusionModel import DiffusionModel
 from runtime.randomness import Purpose
 from sampling.guidance import Guided
-from sampling.samplers import SAMPLERS, Noise, ddpm, sample, time_grid
+from sampling.noise import Noise
+from sampling.samplers import SAMPLERS, ddpm, sample
+from sampling.time_grid import time_grid
 from training.batches import micro_batches
 
 T = torch.arange(1, 1001)

@@ -19,7 +19,7 @@ from evaluation import bits_per_dim, doctor, metrics, results
 from evaluation.features import load_feature_extractor
 from runtime.randomness import Purpose
 from sampling import sample_sets
-from sampling.samplers import Noise
+from sampling.noise import Noise
 
 pytestmark = pytest.mark.usefixtures("quick_classifier")
 

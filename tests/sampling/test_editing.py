@@ -8,7 +8,8 @@ from models import conditional, model, spread_out
 from diffusion.denoiser import Prediction
 from sampling.editing import invert, repaint, slerp
 from sampling.guidance import Guided
-from sampling.samplers import GRIDS, ddim, levels, time_grid
+from sampling.samplers import ddim, levels
+from sampling.time_grid import GRIDS, time_grid
 
 
 def roundtrip(m, image, times, tries):

@@ -7,8 +7,10 @@ import torch
 from models import conditional, model
 
 from sampling.guidance import Guided
+from sampling.noise import Noise
 from sampling.plan import labels_in_turn, plan_sampling, sample_steps
-from sampling.samplers import Noise, sample, time_grid
+from sampling.samplers import sample
+from sampling.time_grid import time_grid
 
 
 def test_the_defaults_are_those_of_the_help():

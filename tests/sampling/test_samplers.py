@@ -7,7 +7,9 @@ from models import SMALL, model
 
 from diffusion.denoiser import Prediction
 from DiffusionModel import DiffusionModel
-from sampling.samplers import Noise, ddim, ddpm, dpm, heun, sample, time_grid, unipc
+from sampling.noise import Noise
+from sampling.samplers import ddim, ddpm, dpm, heun, sample, unipc
+from sampling.time_grid import time_grid
 
 
 class Gaussian(DiffusionModel):
