@@ -131,7 +131,6 @@ def test_every_option_reaches_the_output_and_trains(options):
     out.square().sum().backward()
     silent = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()}
     assert not silent
-    assert Unet(**net.settings).state_dict().keys() == net.state_dict().keys()
 
 
 def test_a_label_matters_only_where_there_are_classes():

@@ -15,7 +15,7 @@ import Inference
 from checkpoints import checkpoint, diffusers_format, run_dir
 from checkpoints import export as Interchange
 from checkpoints.loaded_model import LoadedModel
-from diffusion.settings import check_settings
+from diffusion.settings import ModelSettings, check_settings
 from DiffusionModel import DiffusionModel
 from sampling.guidance import Guided
 from sampling.samplers import ddpm
@@ -173,7 +173,7 @@ def test_the_published_network_is_the_papers():
     settings = diffusers_format.unet_settings(PUBLISHED, (), check_settings)
     with torch.device("meta"):
         paper, theirs = Unet(), UNet2DModel.from_config(PUBLISHED)
-    assert {**settings, "attention": (16,)} == {**paper.settings, "class_names": ()}
+    assert {**settings, "attention": (16,)} == {**ModelSettings().network, "class_names": ()}
     config = diffusers_format.unet_config(settings)
     assert {name: config[name] for name in PUBLISHED if name[0] != "_"} == {
         k: v for k, v in PUBLISHED.items() if k[0] != "_"

@@ -17,6 +17,7 @@ from training_runs import contents, fit, losses, same
 import train
 from checkpoints import checkpoint as Checkpoint
 from checkpoints import run_dir as RunFolder
+from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from training.ema import Ema
 from training.posthoc_averages import PowerEmas
@@ -297,7 +298,6 @@ def test_dry_run_prints_what_to_expect_and_leaves_nothing(tiny_data, tmp_path, c
 
 
 def test_the_papers_preset_is_the_papers():
-    from Unet import Unet
 
     args = train.build_parser().parse_args(["--preset", "paper"])
     assert (args.T, args.beta_small, args.beta_large, args.parameterization, args.variance) == (
@@ -324,12 +324,9 @@ def test_the_papers_preset_is_the_papers():
         False,
     )
     assert train.PRESETS["paper"] == {}
-    assert (
-        Unet(
-            width=args.width, mults=args.mults, attention=args.attention, blocks=args.blocks
-        ).settings
-        == Unet().settings
-    )
+    paper = ModelSettings()
+    for name in ("width", "mults", "attention", "blocks"):
+        assert getattr(args, name) == getattr(paper, name)
 
 
 @pytest.mark.parametrize(
