@@ -14,15 +14,14 @@ from conftest import ROOT
 
 import convert
 import Dataset
-import DiffusionModel
 import evaluate
 import Inference
 import make_gif
 import report
 import train
-from diffusion import objective, schedules
+from diffusion import objective, schedules, settings
 from runtime import arguments, flags
-from sampling import samplers
+from sampling import samplers, time_grid
 
 SCRIPTS = {
     "train.py": train,
@@ -110,9 +109,9 @@ def test_the_command_line_knows_every_name_of_the_modules():
     """Choices are declared twice, because the modules that have them import torch."""
     known = {action.dest: action.choices for script, action in OPTIONS if script == "train.py"}
     assert flags.SAMPLERS == samplers.SAMPLERS
-    assert flags.GRIDS == samplers.GRIDS
-    assert known["parameterization"] == DiffusionModel.PARAMETERIZATIONS
-    assert known["variance"] == DiffusionModel.VARIANCES
+    assert flags.GRIDS == time_grid.GRIDS
+    assert known["parameterization"] == settings.PARAMETERIZATIONS
+    assert known["variance"] == settings.VARIANCES
     assert known["weighting"] == objective.WEIGHTINGS
     assert known["t_sampling"] == objective.T_SAMPLINGS
     said = {action.dest: action.help for script, action in OPTIONS if script == "train.py"}
