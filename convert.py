@@ -1,17 +1,22 @@
 # PYTHON_ARGCOMPLETE_OK
 """A checkpoint in other people's formats.
 
-    python convert.py --ckpt runs/cifar10 --to diffusers --out pipeline               # DDPMPipeline.from_pretrained("pipeline")
-    python convert.py --ckpt runs/cifar10 --to safetensors --out model.safetensors    # weights, and all that rebuilds the model
-    python convert.py --ckpt runs/cifar10 --to onnx --out model.onnx                  # the network, for any number of images
-    python convert.py --ckpt runs/mnist --to diffusers --class 7 --out sevens         # a model with classes, as one of a single class
+    # DDPMPipeline.from_pretrained("pipeline")
+    python convert.py --ckpt runs/cifar10 --to diffusers --out pipeline
+    # weights, and all that rebuilds the model
+    python convert.py --ckpt runs/cifar10 --to safetensors --out model.safetensors
+    # the network, for any number of images
+    python convert.py --ckpt runs/cifar10 --to onnx --out model.onnx
+    # a model with classes, as one of a single class
+    python convert.py --ckpt runs/mnist --to diffusers --class 7 --out sevens
 
-And back: --ckpt, here as in Inference.py and evaluate.py, is also such a .safetensors file, or the folder of a DDPMPipeline, as
-google/ddpm-cifar10-32 and its like are published.
+And back: --ckpt, here as in Inference.py and evaluate.py, is also such a .safetensors file, or the
+folder of a DDPMPipeline, as google/ddpm-cifar10-32 and its like are published.
 
-t in the ONNX file counts as everywhere in this project: from 1, hardly noised, to T, noise. diffusers counts from 0, and so does the
-unet of a pipeline. Not every network is one of diffusers': all normalizations must have as many groups, which they have where each
-level's channels are a multiple of 128, and no patches may be folded; the others go to the other two formats.
+t in the ONNX file counts as everywhere in this project: from 1, hardly noised, to T, noise.
+diffusers counts from 0, and so does the unet of a pipeline. Not every network is one of diffusers':
+all normalizations must have as many groups, which they have where each level's channels are a
+multiple of 128, and no patches may be folded; the others go to the other two formats.
 """
 
 import argparse
@@ -59,68 +64,47 @@ def main(argv: list[str] | None = None) -> int:
     if wrong := contradiction(args):
         parser.error(wrong)
 
-    from checkpoints import checkpoint, export
+    from checkpoints.export import ExportSettings, export
 
-    weights = args.weights if args.ema_length is None else f"ema of length {args.ema_length:g}"
+    settings = ExportSettings(
+        checkpoint=args.ckpt,
+        format=args.to,
+        out=args.out,
+        ema=args.weights == "ema",
+        ema_length=args.ema_length,
+        class_name=args.label,
+    )
     try:
-        if args.to == "diffusers":
-            export.check_place(args.out)
-        loaded = checkpoint.load_model(args.ckpt, "cpu", args.weights == "ema", args.ema_length)
-        if args.label is not None:
-            loaded = export.of_one_class(loaded, args.label)
-        model = loaded.model
+        description = export(settings)
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:
         parser.error(str(error))
-    try:
-        if args.to == "diffusers":
-            export.write_pipeline(loaded, args.out, weights)
-            said = "a DDPMPipeline of diffusers" + (
-                "" if model.T == 1000 else f", to be called with num_inference_steps={model.T}"
-            )
-            if model.unet.classes:
-                said += (
-                    f"; its network takes class_labels ({model.unet.classes}: none), and DDPMPipeline passes none: "
-                    "call the network yourself, or convert with --class for a pipeline of one"
-                )
-        elif args.to == "safetensors":
-            export.write_safetensors(loaded, args.out, weights)
-            said = f"weights and settings: python Inference.py --ckpt {args.out}"
-        else:
-            error = export.write_onnx(loaded, args.out, weights)
-            said = (
-                f"x, t{', y' if model.unet.classes else ''} -> {model.parameterization}, t from 1 to {model.T}; "
-                + (
-                    f"in onnxruntime it is off by {error:.1e}"
-                    if error is not None
-                    else "not compared: pip install onnxruntime"
-                )
-            )
-    except OSError as error:
-        parser.error(f"cannot write {args.out} ({error.strerror or error}): choose another --out")
-    except ValueError as error:
-        parser.error(str(error))
-    print(f"{args.out}: {said}")
+    print(f"{args.out}: {description}")
     return 0
 
 
 def contradiction(args: argparse.Namespace) -> str:
-    """What is wrong with flags that do not go together or with what is there, in one line, or nothing."""
+    """Return what is wrong with the combination of flags, in one line, or an empty string."""
     if args.ema_length is not None and args.weights == "raw":
         return "--ema-length averages the weights: leave out --weights raw"
-    ending = ENDINGS[args.to]
-    if args.out.suffix != ending if ending else args.out.suffix in (".safetensors", ".onnx"):
-        return f"--to {args.to} writes {f'a {ending} file' if ending else 'a folder'}: choose another --out than {args.out}"
+    ending, suffix = ENDINGS[args.to], args.out.suffix
+    if ending and suffix != ending:
+        return f"--to {args.to} writes a {ending} file: choose another --out than {args.out}"
+    if not ending and suffix in (".safetensors", ".onnx"):
+        return f"--to {args.to} writes a folder: choose another --out than {args.out}"
     if ending and args.out.is_dir():
         return f"{args.out} is a folder: choose another --out"
-    if args.to == "onnx" and (
-        missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
-    ):
-        return f"--to onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime"
+    if args.to == "onnx":
+        packages = ("onnx", "onnxscript")
+        missing = [name for name in packages if not importlib.util.find_spec(name)]
+        if missing:
+            names = " and ".join(missing)
+            return f"--to onnx needs {names}: pip install onnx onnxscript onnxruntime"
     return ""
 
 
 if __name__ == "__main__":
-    Stop().arm()  # a signal ends it at once and leaves no half-written file; run again, it writes the same bytes
+    # A signal ends it at once and leaves no half-written file; run again, it writes the same bytes.
+    Stop().arm()
     sys.exit(main())

@@ -354,7 +354,7 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
     unarmed, stop = stop is None, stop or Stop()
 
-    from checkpoints import checkpoint
+    from checkpoints.checkpoint import read_checkpoint
     from runtime import launcher
     from training import fit
 
@@ -379,7 +379,7 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
                 path = fit.settle(
                     args, run, held, {"preset": preset, "device": device, "precision": precision}
                 )
-            return (run, path, checkpoint.read(path) if path else None), path
+            return (run, path, read_checkpoint(path) if path else None), path
 
         # the first process downloads the data and finds the checkpoint to resume from
         run, path, resume = machine.prepare(begin)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import checkpoint as checkpoints
-from checkpoints import run_dir as run_directory
+from checkpoints.checkpoint import read_checkpoint
+from checkpoints.run_dir import newest_checkpoint
 from evaluation.finding import Finding
 
 MIN_UPDATES = 1000  # of the average of the weights
@@ -14,7 +14,7 @@ MIN_UPDATES = 1000  # of the average of the weights
 def check_checkpoint(run_dir: Path) -> list[Finding]:
     """Findings about the newest checkpoint."""
     try:
-        checkpoint = checkpoints.read(run_directory.newest(run_dir) or run_dir / "checkpoints")
+        checkpoint = read_checkpoint(newest_checkpoint(run_dir) or run_dir / "checkpoints")
         average, raw = checkpoint["ema"]["weights"], checkpoint["state_dict"]
         weights = [*average.values(), *raw.values()]
         finite = all(bool(torch.isfinite(value).all()) for value in weights)

@@ -9,7 +9,7 @@ Inference.py write), the dataset where it is on disk, and the run directories be
 
 from pathlib import Path
 
-from checkpoints import run_dir as run_directory
+from checkpoints.run_dir import read_run_settings
 from evaluation.checkpoint_checks import check_checkpoint
 from evaluation.finding import Finding
 from evaluation.loss_checks import check_losses
@@ -29,7 +29,7 @@ def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> li
             f"{run_dir} is no run directory: --doctor reads the metrics.csv of one "
             "that train.py has written"
         )
-    config = run_directory.settings(run_dir)
+    config = read_run_settings(run_dir)
     return [
         *check_losses(run_dir, config),
         *check_checkpoint(run_dir),

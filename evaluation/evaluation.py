@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from checkpoints import checkpoint, run_dir
+from checkpoints.checkpoint import load_model
+from checkpoints.run_dir import read_run_settings
 from Dataset import DiffSet
 from evaluation import bits_per_dim, metrics
 from evaluation.features import load_feature_extractor
@@ -34,7 +35,7 @@ STEPS = (5, 10, 20, 50)  # of a sweep
 def prepare(args: Namespace, path: Path, processes: Processes) -> tuple[Namespace, Path]:
     """The model, the real images, the networks that judge, how samples are drawn: with all that is wrong known before the first
     of them; and the checkpoint's file, for the other processes. Raises ValueError or OSError, in one line."""
-    loaded = checkpoint.load_model(path, processes.device, args.weights == "ema", args.ema_length)
+    loaded = load_model(path, processes.device, args.weights == "ema", args.ema_length)
     model = loaded.model
     home, swept = args.ckpt if args.ckpt.is_dir() else args.ckpt.parent, args.sweep or ()
     samplers = args.sampler or (Sampler.SAMPLERS if "sampler" in swept else (None,))
@@ -66,7 +67,7 @@ def prepare(args: Namespace, path: Path, processes: Processes) -> tuple[Namespac
         )
     if processes.global_rank:
         return prepared, path  # the others only draw samples
-    name = args.dataset or run_dir.settings(home).get("dataset") or model.hparams["dataset"]
+    name = args.dataset or read_run_settings(home).get("dataset") or model.hparams["dataset"]
     if not name:
         raise ValueError(f"{path} does not say which images it was trained on: give --dataset")
     data, unseen = (

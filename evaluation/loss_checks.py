@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from checkpoints import run_dir as run_directory
+from checkpoints.run_dir import read_run_settings
 from evaluation.finding import Finding
 from evaluation.metrics_csv import read_rows
 
@@ -127,7 +127,7 @@ def losses_of_similar_runs(run_dir: Path, config: dict[str, Any], step: float) -
     losses = []
     run_dir = run_dir.resolve()
     for file in sorted(run_dir.parent.glob("*/metrics.csv")):
-        other = run_directory.settings(file.parent)
+        other = read_run_settings(file.parent)
         similar = bool(other) and all(other.get(name) == config.get(name) for name in SIMILAR)
         if file.parent == run_dir or not similar:
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import run_dir as run_directory
+from checkpoints.run_dir import newest_checkpoint
 from Dataset import NAMES, DiffSet
 from evaluation.finding import Finding
 from image_data.npz_files import NpzError, is_image_array, read_npz
@@ -26,7 +26,7 @@ def check_samples(run_dir: Path, dataset: str | None, root: str) -> list[Finding
     samples = read_samples(file)
     if samples is None:
         return [Finding("samples", None, f"there are none at {file}: {command}")]
-    newest = run_directory.newest(run_dir)
+    newest = newest_checkpoint(run_dir)
     if newest and newest.stat().st_mtime > file.stat().st_mtime:
         observation = f"{file} is older than the newest checkpoint: {command}"
         return [Finding("samples", None, observation)]

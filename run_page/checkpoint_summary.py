@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints import checkpoint as Checkpoint
+from checkpoints.checkpoint import first_valid_checkpoint
 from DiffusionModel import DiffusionModel
 
 SCHEDULE_SETTINGS = (
@@ -32,7 +32,7 @@ class CheckpointSummary:
 
 def read_checkpoint_summary(run_dir: Path) -> CheckpointSummary:
     """Read the newest checkpoint that can be read and summarized."""
-    return summarize(Checkpoint.first_sound(run_dir, check))
+    return summarize(first_valid_checkpoint(run_dir, check))
 
 
 def check(checkpoint: dict[str, Any]) -> None:

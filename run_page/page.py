@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from checkpoints import run_dir as RunFolder
+from checkpoints.run_dir import newest_checkpoint
 from run_page.checkpoint_summary import CheckpointSummary, read_checkpoint_summary
 from run_page.curves import Losses, Schedule, describe_schedule, read_losses
 from run_page.metric_tables import Metrics, describe_metrics
@@ -116,7 +116,7 @@ def is_run_dir(folder: Path) -> bool:
     """Whether a folder holds the settings or a checkpoint of a training run."""
     if not folder.is_dir():
         return False
-    return (folder / "config.json").is_file() or RunFolder.newest(folder) is not None
+    return (folder / "config.json").is_file() or newest_checkpoint(folder) is not None
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import torch
 
 import Inference
 import train
-from checkpoints import run_dir
+from checkpoints.checkpoint_file import read_checkpoint_file
+from checkpoints.run_dir import newest_checkpoint
 from Dataset import DiffSet
 from evaluation.classifier import load_or_train
 
@@ -69,7 +70,7 @@ def test_it_learns_fashionmnist(real_root, tmp_path):
     )
     print(
         f"validation loss {loss:.4f}; distance of samples {near:.2f}, of noise {far:.2f}, ratio {far / near:.2f}; spread {spread:.2f}; "
-        f"EMA of {run_dir.contents(run_dir.newest(tmp_path / 'run'))['ema']['n']} steps"
+        f"EMA of {read_checkpoint_file(newest_checkpoint(tmp_path / 'run'))['ema']['n']} steps"
     )
     assert loss < LOSS
     assert far / near > FACTOR

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoints.diffusers_format import to_diffusers
+from checkpoints.diffusers_weights import to_diffusers
 from Unet import ResidualBlock, Stage, Unet, Upsample, time_embedding
 
 

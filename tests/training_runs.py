@@ -15,7 +15,8 @@ import torch
 from conftest import ROOT, TINY
 
 import train
-from checkpoints import run_dir as RunFolder
+from checkpoints.checkpoint_file import read_checkpoint_file
+from checkpoints.run_dir import newest_checkpoint
 
 STEPS = 200
 
@@ -127,7 +128,7 @@ def validation_losses(run_dir):
 
 
 def weights_hash(run_dir):
-    found = RunFolder.contents(RunFolder.newest(run_dir))
+    found = read_checkpoint_file(newest_checkpoint(run_dir))
     digest = hashlib.sha256(repr((found["global_step"], found["ema"]["n"])).encode())
     for part in (found["state_dict"], found["ema"]["weights"]):
         for name in sorted(part):
@@ -147,7 +148,7 @@ def fit(data, run_dir, *extra) -> int:
 
 
 def contents(run_dir) -> dict:
-    file = RunFolder.newest(run_dir)
+    file = newest_checkpoint(run_dir)
     assert file is not None
     return torch.load(file, weights_only=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from checkpoints.run_dir import keep_newest, last
+from checkpoints.run_dir import describe_newest, remove_old_checkpoints
 from runtime.processes import is_lost_process
 from runtime.signals import EXIT_RUN_AGAIN, SIGNALS, Stop
 from training.gradient_guard import MAX_SKIPPED, GradientGuard
@@ -147,7 +147,7 @@ class Checkpointing(StepCallback):
         self.saved = self.run_dir / "checkpoints" / f"step_{trainer.global_step:08d}.ckpt"
         trainer.save_checkpoint(self.saved, weights_only=False)
         if trainer.is_global_zero:
-            keep_newest(self.run_dir, self.keep, self.every)
+            remove_old_checkpoints(self.run_dir, self.keep, self.every)
 
     def signal_arrived(self) -> bool:
         """Whether a signal was sent to any process. All processes must call this equally often."""
@@ -180,7 +180,7 @@ class Checkpointing(StepCallback):
             reason = " ".join(str(exception).split())[:100]
             print(
                 f"train.py: another process of this run is gone at step {trainer.global_step}; "
-                f"{last(self.run_dir)}; run the same command again to go on ({reason})",
+                f"{describe_newest(self.run_dir)}; run the same command again to go on ({reason})",
                 file=sys.stderr,
             )
             exit_without_teardown(EXIT_RUN_AGAIN if "SLURM_JOB_ID" in os.environ else 1)

@@ -17,8 +17,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 
-from checkpoints import checkpoint as Checkpoint
-from checkpoints import run_dir as RunFolder
+from checkpoints.checkpoint import read_checkpoint
+from checkpoints.checkpoint_file import CompleteCheckpointIO
+from checkpoints.resume import find_resume_checkpoint
+from checkpoints.run_dir import describe_newest, lock_run_dir
 from DiffusionModel import DiffusionModel
 from image_data.grids import write_grid
 from runtime import devices
@@ -50,15 +52,15 @@ def settle(args: Namespace, run: Any, held: ExitStack, about: dict[str, str]) ->
     """Claim the run directory for as long as `held` is, find the checkpoint to go on from, and write what a run begins
     with, so that a folder that cannot be written to is known now. Raises ValueError or OSError, in one line."""
     try:
-        if lock := RunFolder.claim(run.run_dir):
+        if lock := lock_run_dir(run.run_dir):
             held.enter_context(lock)
-        resume = Checkpoint.to_resume(args.resume, run.run_dir, run.model, run.course)
+        resume = find_resume_checkpoint(args.resume, run.run_dir, run.model, run.course)
         if not resume or resume["global_step"] < args.max_steps:
             (run.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
             if (
                 not lock or not (run.run_dir / ".lock").exists()
             ):  # it is new, or an earlier run was moved aside, lock and all
-                held.enter_context(RunFolder.claim(run.run_dir))
+                held.enter_context(lock_run_dir(run.run_dir))
             with complete_file(run.run_dir / "config.json") as temporary:
                 temporary.write_text(
                     json.dumps(
@@ -173,7 +175,7 @@ def fit(
             strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
             if world > 1
             else "auto",
-            plugins=[RunFolder.CompleteCheckpointIO(resume), cluster_environment()],
+            plugins=[CompleteCheckpointIO(resume), cluster_environment()],
             precision=precision,
             max_steps=args.max_steps,
             max_epochs=-1,
@@ -224,7 +226,7 @@ def fit(
         except OSError as error:
             print(
                 f"train.py: cannot write to {run_dir} ({error.strerror or error}) at step {trainer.global_step}; "
-                f"{RunFolder.last(run_dir)}",
+                f"{describe_newest(run_dir)}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -241,7 +243,7 @@ def fit(
         )
         if checkpoints.stopped_by and not (over and checkpoints.saved):
             say(
-                f"stopped by {checkpoints.stopped_by.name} {at}; {RunFolder.last(run_dir)}; run the same command again to go on",
+                f"stopped by {checkpoints.stopped_by.name} {at}; {describe_newest(run_dir)}; run the same command again to go on",
                 flush=True,
             )
             return own_exit_status(exit_status(checkpoints.stopped_by))
@@ -262,7 +264,7 @@ def fit(
             )
         if attempt == GOING_BACK:
             say(
-                f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {RunFolder.last(run_dir)}; "
+                f"train.py: the loss is not finite {at}, for the {GOING_BACK + 1}th time; {describe_newest(run_dir)}; "
                 "try a smaller --lr",
                 file=sys.stderr,
             )
@@ -270,7 +272,7 @@ def fit(
         attempt, elapsed, refusal = attempt + 1, checkpoints.seconds(), ""
         try:  # to a checkpoint saved for its step's number: a run that was stopped in between goes back to the same place
             resume = (
-                Checkpoint.to_resume("auto", run_dir, model, run.course, args.save_every)
+                find_resume_checkpoint("auto", run_dir, model, run.course, args.save_every)
                 if first
                 else None
             )
@@ -282,7 +284,7 @@ def fit(
                 f"the loss is not finite {at}, and there is nothing to go back to: {refusal}",
                 by_all=True,
             )
-        resume = Checkpoint.read(path) if path else None
+        resume = read_checkpoint(path) if path else None
         say(
             f"the loss is not finite {at}: back to {path or 'the start'} with other noise, {attempt} of {GOING_BACK} times",
             file=sys.stderr,

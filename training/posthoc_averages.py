@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from checkpoints import posthoc_ema
-from checkpoints.run_dir import CompleteCheckpointIO, checksum
+from checkpoints.checkpoint_file import CompleteCheckpointIO, checksum_path
 from DiffusionModel import DiffusionModel
 from training.step_callback import StepCallback
 
@@ -80,4 +80,4 @@ class PowerEmas(StepCallback):
         for file in self.folder.glob("step_*.ckpt"):
             if condition(int(file.stem.removeprefix("step_"))):
                 file.unlink()
-                checksum(file).unlink(missing_ok=True)
+                checksum_path(file).unlink(missing_ok=True)

@@ -12,10 +12,14 @@ from safetensors.torch import load_file, save_file
 
 import convert
 import Inference
-from checkpoints import checkpoint, diffusers_format, run_dir
-from checkpoints import export as Interchange
+from checkpoints import diffusers_scheduler, diffusers_unet
+from checkpoints.checkpoint import load_model
+from checkpoints.checkpoint_file import sha256_of
+from checkpoints.diffusers_format import WEIGHTS, write_pipeline
+from checkpoints.diffusers_weights import to_diffusers
 from checkpoints.loaded_model import LoadedModel
-from diffusion.settings import ModelSettings, check_settings
+from checkpoints.safetensors_format import write_model
+from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from sampling.guidance import Guided
 from sampling.samplers import ddpm
@@ -98,7 +102,7 @@ def change(file: Path, **values) -> None:
 @pytest.fixture
 def written(tmp_path):
     """A pipeline of the small model."""
-    Interchange.write_pipeline(loaded_from(model()), tmp_path / "pipe", "ema")
+    write_pipeline(loaded_from(model()), tmp_path / "pipe", "ema")
     return tmp_path / "pipe"
 
 
@@ -109,8 +113,8 @@ def test_what_a_silent_configuration_means_is_what_diffusers_says():
     from diffusers import DDPMScheduler, UNet2DModel
 
     for ours, theirs in (
-        (diffusers_format.UNET, UNet2DModel),
-        (diffusers_format.SCHEDULER, DDPMScheduler),
+        (diffusers_unet.DEFAULTS, UNet2DModel),
+        (diffusers_scheduler.DEFAULTS, DDPMScheduler),
     ):
         assert ours == {
             name: p.default
@@ -135,7 +139,7 @@ def test_what_a_silent_configuration_means_is_what_diffusers_says():
 def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp_path):
     """Algorithm 2 from T to 0 with the same noise: by diffusers' pipeline, untouched, and by `Sampler.ddpm`; all steps, and five."""
     ours = model(**settings)
-    Interchange.write_pipeline(loaded_from(ours), tmp_path, "ema")
+    write_pipeline(loaded_from(ours), tmp_path, "ema")
     theirs, shape = pipeline(tmp_path), (3, ours.unet.depth, 8, 8)
     for steps in (20, 5):
         found = theirs(
@@ -153,7 +157,7 @@ def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp
         expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         assert np.abs(found - expected).max() <= 1e-4
         assert ((expected > 0.001) & (expected < 0.999)).mean() > 0.2  # pixels that are not clipped
-    back = checkpoint.load_model(tmp_path).model
+    back = load_model(tmp_path).model
     mine = {name: value for name, value in ours.state_dict().items() if "augmentation" not in name}
     assert back.state_dict().keys() == mine.keys()
     assert all(torch.equal(value, mine[name]) for name, value in back.state_dict().items())
@@ -170,28 +174,27 @@ def test_the_published_network_is_the_papers():
     """Its configurations, and without memory the names and shapes of its weights."""
     from diffusers import UNet2DModel
 
-    settings = diffusers_format.unet_settings(PUBLISHED, (), check_settings)
+    settings = diffusers_unet.unet_settings(PUBLISHED, ())
     with torch.device("meta"):
         paper, theirs = Unet(), UNet2DModel.from_config(PUBLISHED)
     assert {**settings, "attention": (16,)} == {**ModelSettings().network, "class_names": ()}
-    config = diffusers_format.unet_config(settings)
+    config = diffusers_unet.unet_config(settings)
     assert {name: config[name] for name in PUBLISHED if name[0] != "_"} == {
         k: v for k, v in PUBLISHED.items() if k[0] != "_"
     }
-    named = diffusers_format.to_diffusers(paper.state_dict(), 4, 2)
+    named = to_diffusers(paper.state_dict(), 4, 2)
     assert {k: v.shape for k, v in named.items()} == {
         k: v.shape for k, v in theirs.state_dict().items()
     }
-    schedule = diffusers_format.scheduler_settings(SCHEDULER, check_settings)
-    defaults = {name: p.default for name, p in inspect.signature(DiffusionModel).parameters.items()}
-    assert schedule == {name: defaults[name] for name in schedule}
+    schedule = diffusers_scheduler.scheduler_settings(SCHEDULER)
+    assert schedule == {name: getattr(ModelSettings(), name) for name in schedule}
 
 
 @pytest.mark.parametrize("ending", ["bin", "safetensors"])
 def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
     """Everything at the root, few settings said, attention by its old names, weights as torch.save writes them."""
     ours = model(T=1000, beta_large=0.02, depth=3, mults=(1, 1, 1), blocks=2)
-    weights = diffusers_format.to_diffusers(ours.unet.state_dict(), 3, 2)
+    weights = to_diffusers(ours.unet.state_dict(), 3, 2)
     for new, old in (
         ("to_q", "query"),
         ("to_k", "key"),
@@ -215,7 +218,7 @@ def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
         )
     )
     (tmp_path / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    back = checkpoint.load_model(tmp_path).model
+    back = load_model(tmp_path).model
     assert all(
         torch.equal(a, b) for a, b in zip(back.state_dict().values(), ours.state_dict().values())
     )
@@ -241,8 +244,8 @@ def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
 def test_labels_of_a_network_of_others_all_count(tmp_path):
     """Theirs has a row for each class; ours one more, for none, which is then never asked for."""
     ours = model(classes=3, class_names=("a", "b", "c"))
-    Interchange.write_pipeline(loaded_from(ours), tmp_path / "own", "ema")
-    own = checkpoint.load_model(tmp_path / "own").model
+    write_pipeline(loaded_from(ours), tmp_path / "own", "ema")
+    own = load_model(tmp_path / "own").model
     assert own.hparams["class_names"] == ("a", "b", "c")
     assert own.hparams["label_dropout"] == 0.1
     assert torch.equal(own.unet.label.weight, ours.unet.label.weight)
@@ -254,9 +257,9 @@ def test_labels_of_a_network_of_others_all_count(tmp_path):
     )
     with torch.no_grad():
         assert (theirs.unet(x, t - 1, class_labels=y).sample - ours(x, t, y)).abs().max() <= 1e-4
-    file = tmp_path / "own" / "unet" / Interchange.WEIGHTS[0]
+    file = tmp_path / "own" / "unet" / WEIGHTS[0]
     save_file(load_file(file), file)  # without our header
-    other = checkpoint.load_model(tmp_path / "own").model
+    other = load_model(tmp_path / "own").model
     assert other.hparams["class_names"] == ("0", "1", "2", "3")
     assert other.hparams["label_dropout"] == 0
     assert torch.equal(other(x, t, y), ours(x, t, y))
@@ -269,7 +272,7 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
         torch.tensor([3, 20]),
     )
     source = tmp_path / "model.safetensors"
-    Interchange.write_safetensors(loaded_from(ours), source, "ema")
+    write_model(loaded_from(ours), source, "ema")
     assert (
         convert.main(["--ckpt", str(source), "--to", "diffusers", "--out", str(tmp_path / "all")])
         == 0
@@ -407,7 +410,7 @@ def test_scaled_linear_betas_become_a_table(written):
         _class_name="DDIMScheduler",
         variance_type=...,
     )
-    read = checkpoint.load_model(written).model
+    read = load_model(written).model
     expected = DDPMScheduler(20, 1e-4, 0.4, "scaled_linear").alphas_cumprod
     assert np.allclose(read.schedule["alpha_bar"][1:], expected, rtol=1e-5)
     assert read.variance == "small"
@@ -415,7 +418,7 @@ def test_scaled_linear_betas_become_a_table(written):
 
 def spoil(folder: Path, how: str) -> str:
     """Damage a pipeline; -> what the refusal must speak of."""
-    weights = folder / "unet" / Interchange.WEIGHTS[0]
+    weights = folder / "unet" / WEIGHTS[0]
     tensors = load_file(weights)
     first = next(iter(tensors))
     if how == "truncated":
@@ -471,7 +474,7 @@ class Spy:
         "unet/config.json",
         "scheduler/scheduler_config.json",
         "model_index.json",
-        f"unet/{Interchange.WEIGHTS[0]}",
+        f"unet/{WEIGHTS[0]}",
         "shape",
         "nan",
         "missing",
@@ -528,7 +531,7 @@ def test_a_network_that_diffusers_cannot_have_is_refused_and_leaves_nothing(
     settings, tmp_path, refused
 ):
     source = tmp_path / "model.safetensors"
-    Interchange.write_safetensors(loaded_from(model(**settings)), source, "ema")
+    write_model(loaded_from(model(**settings)), source, "ema")
     line = refused(convert.main, "--ckpt", source, "--to", "diffusers", "--out", tmp_path / "pipe")
     assert ("norm_num_groups" if "width" in settings else "patches of 2x2") in line
     assert "choose safetensors or ONNX" in line
@@ -595,8 +598,8 @@ def test_a_checkpoint_becomes_safetensors_that_sample_the_same(
             )
             == 0
         )
-        found[kind] = checkpoint.load_model(file)
-        expected = checkpoint.load_model(
+        found[kind] = load_model(file)
+        expected = load_model(
             conditional_run, "cpu", kind != "raw", 0.1 if kind == "length" else None
         )
         assert found[kind].model.hparams == expected.model.hparams
@@ -604,7 +607,7 @@ def test_a_checkpoint_becomes_safetensors_that_sample_the_same(
         assert written.keys() == original.keys()
         assert all(torch.equal(written[name], original[name]) for name in written)
         assert (found[kind].step, found[kind].trained_on) == (12, expected.trained_on)
-        assert found[kind].sha256 == run_dir.sha256(file)
+        assert found[kind].sha256 == sha256_of(file)
     assert len({float(one.model.unet.conv_out.weight.sum()) for one in found.values()}) == 3
     for source, out in ((conditional_run, "a"), (tmp_path / "ema.safetensors", "b")):
         flags = ["--class", "all", "--num", "1", "--steps", "3", "--device", "cpu"]
@@ -642,7 +645,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_pa
     import onnxruntime
 
     ours, file = model(**settings), tmp_path / "model.onnx"
-    Interchange.write_safetensors(loaded_from(ours), tmp_path / "model.safetensors", "ema")
+    write_model(loaded_from(ours), tmp_path / "model.safetensors", "ema")
     assert (
         convert.main(
             ["--ckpt", str(tmp_path / "model.safetensors"), "--to", "onnx", "--out", str(file)]
@@ -669,7 +672,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_pa
 
 def test_an_onnx_file_that_is_off_or_cannot_be_made_does_not_appear(tmp_path, refused, monkeypatch):
     source, out = tmp_path / "model.safetensors", tmp_path / "x.onnx"
-    Interchange.write_safetensors(loaded_from(model(mults=(1,))), source, "ema")
+    write_model(loaded_from(model(mults=(1,))), source, "ema")
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
     assert "pip install onnx onnxscript" in refused(
         convert.main, "--ckpt", source, "--to", "onnx", "--out", out

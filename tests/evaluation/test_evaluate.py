@@ -12,7 +12,7 @@ from conftest import QUICK, ROOT
 from PIL import Image
 
 import evaluate
-from checkpoints import checkpoint
+from checkpoints.checkpoint import load_model
 from Dataset import DiffSet
 from diffusion import likelihood
 from evaluation import bits_per_dim, doctor, metrics, results
@@ -140,7 +140,7 @@ def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data,
     assert whole["terms"] == pytest.approx(parts["terms"], rel=1e-4, abs=1e-7)
     _, other = bits(capsys, run, tiny_data, "--exact", "--seeds", "1")
     assert other["bits_per_dim"]["bound"]["mean"] != whole["bits_per_dim"]["bound"]["mean"]
-    model, unseen = checkpoint.load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
+    model, unseen = load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
     few, many = (
         bits_per_dim.variational_bound(model, unseen, count, None, title="")["mean"] * count
         for count in (7, 8)
@@ -159,7 +159,7 @@ def test_exact_is_the_bound_and_its_terms_are_its_sum(run, tiny_data, capsys):
     assert sum(float(line.split()[-1]) for line in table[2:]) == pytest.approx(
         bound["mean"], abs=1e-3
     )
-    model, unseen = checkpoint.load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
+    model, unseen = load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
     x_0 = unseen.images.float() / 127.5 - 1
     again = likelihood.bound(
         model, x_0, Noise(0, range(20), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
@@ -175,7 +175,7 @@ def test_classes_are_told(conditional_run, tiny_data, capsys):
     """A model that knows labels is told them: with the other label its bound is another one."""
     _, found = bits(capsys, conditional_run, tiny_data, "--exact")
     model, unseen = (
-        checkpoint.load_model(conditional_run).model,
+        load_model(conditional_run).model,
         DiffSet(False, str(tiny_data), image_size=8),
     )
     x_0 = unseen.images[:20].float() / 127.5 - 1

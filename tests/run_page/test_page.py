@@ -17,7 +17,7 @@ from PIL import Image
 import Inference
 import report
 import train
-from checkpoints import checkpoint
+from checkpoints.checkpoint import load_model
 from evaluation import results
 from evaluation.metrics_csv import read_rows
 from run_page import charts
@@ -180,7 +180,7 @@ def test_all_of_the_run_is_on_the_page(page, run, capsys):
     ):
         assert said in parsed.words, said
     assert "makes what is missing" not in parsed.words  # nothing is missing
-    model = checkpoint.load_model(run).model
+    model = load_model(run).model
     assert f"{sum(p.numel() for p in model.unet.parameters()):,} parameters" in parsed.words
     assert sum(tag == "svg" for tag, _ in parsed.tags) == 4
     assert sum(tag == "canvas" for tag, _ in parsed.tags) == 2
@@ -244,7 +244,7 @@ def test_real_images_are_noised_by_the_models_schedule(run):
         assert np.allclose(
             x[0][8 * i : 8 * i + 8] * 127.5 + 127.5, real[2:10, 2 + 10 * i : 10 + 10 * i]
         )
-    model, eps = checkpoint.load_model(run).model, {}
+    model, eps = load_model(run).model, {}
     for t in (15, 20):
         inside = abs(x[t]) < 0.999  # values outside are clipped
         eps[t] = np.where(

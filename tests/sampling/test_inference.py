@@ -12,7 +12,7 @@ from PIL import Image
 
 import Inference
 import make_gif
-from checkpoints import run_dir
+from checkpoints.run_dir import newest_checkpoint
 
 
 def infer(*argv) -> int:
@@ -222,7 +222,7 @@ def malicious(marker):
 )
 def test_bad_checkpoints_are_refused(refused, tiny_run, tmp_path, kind):
     file, marker = tmp_path / "x.ckpt", tmp_path / "marker"
-    good = run_dir.newest(tiny_run)
+    good = newest_checkpoint(tiny_run)
     content = torch.load(good, weights_only=True)
     first = next(iter(content["ema"]["weights"]))
     if kind == "empty":
@@ -508,11 +508,13 @@ def test_all_classes_are_rows_of_one_grid(conditional_run, tmp_path):
 
 
 def test_the_average_can_be_chosen_afterwards(conditional_run, tmp_path):
-    from checkpoints import checkpoint
+    from checkpoints.checkpoint import load_model
+    from checkpoints.checkpoint_file import read_checkpoint_file
+    from checkpoints.run_dir import newest_checkpoint
 
-    kept = run_dir.contents(run_dir.newest(conditional_run))["power"]
+    kept = read_checkpoint_file(newest_checkpoint(conditional_run))["power"]
     for i, length in enumerate((0.05, 0.1)):
-        found = checkpoint.load_model(conditional_run, length=length).model.unet.state_dict()
+        found = load_model(conditional_run, length=length).model.unet.state_dict()
         assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in kept[i].items())
     samples = []
     for length in (0.05, 0.07):

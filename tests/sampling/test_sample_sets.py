@@ -5,7 +5,7 @@ import pytest
 import torch
 from models import conditional
 
-from checkpoints import checkpoint
+from checkpoints.checkpoint import load_model
 from sampling import plan as sampling_plan
 from sampling import sample_sets
 from sampling.plan import plan_sampling
@@ -13,7 +13,7 @@ from sampling.plan import plan_sampling
 
 @pytest.fixture
 def model(conditional_run):
-    return checkpoint.load_model(conditional_run).model
+    return load_model(conditional_run).model
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +145,7 @@ def test_the_folders_of_earlier_versions_are_found_again(settings, name):
 
 
 def test_what_cannot_be_drawn_is_refused(tiny_run, model):
-    plain = checkpoint.load_model(tiny_run).model
+    plain = load_model(tiny_run).model
     for wrong, said in (
         ({"guidance": 2.0}, "--class-conditional"),
         ({"variance": "learned"}, "trained with it"),

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
-from checkpoints import run_dir as RunFolder
+from checkpoints.checkpoint_file import read_checkpoint_file
+from checkpoints.run_dir import newest_checkpoint
 from evaluation import bits_per_dim
 from runtime import signals
 from training import measure as Measuring
@@ -63,7 +64,7 @@ def test_it_is_logged_and_changes_nothing(tiny_data, tmp_path):
         row for row in measured if not row["bits_per_dim"]
     ] == plain  # every loss, to the last digit
     one, other = (
-        RunFolder.contents(RunFolder.newest(tmp_path / name)) for name in ("plain", "measured")
+        read_checkpoint_file(newest_checkpoint(tmp_path / name)) for name in ("plain", "measured")
     )
     for name, value in one["state_dict"].items():
         assert torch.equal(value, other["state_dict"][name])
@@ -169,9 +170,9 @@ def test_the_time_it_takes_is_not_the_trainings(tiny_data, tmp_path, monkeypatch
     )
     trained(tiny_data, tmp_path / "run", *MEASURE, "--max-time", "6s")
     assert (
-        RunFolder.contents(RunFolder.newest(tmp_path / "run"))["global_step"] == 12
+        read_checkpoint_file(newest_checkpoint(tmp_path / "run"))["global_step"] == 12
     )  # with 9 seconds of measuring
-    assert RunFolder.contents(RunFolder.newest(tmp_path / "run"))["elapsed"] < 6
+    assert read_checkpoint_file(newest_checkpoint(tmp_path / "run"))["elapsed"] < 6
 
 
 def test_a_table_of_older_columns_is_kept(tiny_data, tmp_path):

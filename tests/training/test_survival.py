@@ -18,8 +18,10 @@ from training_runs import RUN, STEPS, Process, losses, runs, steps, validation_l
 
 import Inference
 import train
-from checkpoints import checkpoint
-from checkpoints import run_dir as RunFolder
+from checkpoints.checkpoint import load_model
+from checkpoints.checkpoint_file import DamagedFile, checksum_path, read_checkpoint_file
+from checkpoints.run_dir import list_checkpoints, newest_checkpoint
+from checkpoints.validation import check_plain_data
 from diffusion.settings import check_settings
 from DiffusionModel import DiffusionModel
 
@@ -105,7 +107,7 @@ def test_killed_while_a_checkpoint_is_written_with_tmpdir_elsewhere(start, tmp_p
             start(run_dir, *wide, TMPDIR=elsewhere).until(being_written).kill(signal.SIGKILL).ends()
             caught += bool(list((run_dir / "checkpoints").glob(".step_*.ckpt")))
             for file in (run_dir / "checkpoints").glob("step_*.ckpt"):
-                assert RunFolder.contents(file)
+                assert read_checkpoint_file(file)
         assert caught
         assert start(run_dir, *wide, TMPDIR=elsewhere).ends() == 0
         assert not os.listdir(elsewhere)  # nothing is staged there
@@ -161,9 +163,9 @@ def test_a_signal_leaves_a_complete_checkpoint_and_a_clear_last_line(
     assert process.out.splitlines()[-1].startswith(f"stopped by {name} at step ")
     assert "Traceback" not in process.err
     at = int(process.out.splitlines()[-1].split()[5])
-    assert RunFolder.newest(run_dir).name == f"step_{at:08d}.ckpt"
+    assert newest_checkpoint(run_dir).name == f"step_{at:08d}.ckpt"
     assert steps(run_dir) == at
-    assert checkpoint.load_model(run_dir)
+    assert load_model(run_dir)
     if name == "SIGTERM":
         assert start(run_dir).ends() == 0
         assert_same(run_dir, whole)
@@ -195,7 +197,7 @@ def test_more_signals_do_not_spoil_the_save(start, tmp_path, whole):
         ("stopped by SIGINT", 130),
     ]
     assert "Traceback" not in process.err
-    assert checkpoint.load_model(run_dir)
+    assert load_model(run_dir)
     assert start(run_dir).ends() == 0
     assert_same(run_dir, whole)
 
@@ -550,7 +552,7 @@ def test_a_bad_newest_checkpoint_is_skipped(
 ):
     run_dir, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(stopped, run_dir)
-    newest, content = RunFolder.newest(run_dir), RunFolder.contents(RunFolder.newest(run_dir))
+    newest, content = newest_checkpoint(run_dir), read_checkpoint_file(newest_checkpoint(run_dir))
     data = bytearray(newest.read_bytes())
     if kind.startswith("truncated"):
         newest.write_bytes(data[: len(data) // 2])
@@ -577,7 +579,7 @@ def test_a_bad_newest_checkpoint_is_skipped(
             content["optimizer_states"][0]["param_groups"][0]["betas"] = (0.0, 5.0)
         torch.save(content | change, later)
     if kind not in ("truncated", "one byte"):
-        RunFolder.checksum(newest).unlink()
+        checksum_path(newest).unlink()
     assert fit(tiny_data, run_dir) == 0
     told = capsys.readouterr()
     assert told.err.startswith("skipped: ")
@@ -595,7 +597,7 @@ def test_a_bad_newest_checkpoint_is_skipped(
 def test_where_no_checkpoint_is_sound_nothing_is_touched(stopped, tiny_data, tmp_path, refused):
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
-    for file in RunFolder.newest_first(run_dir):
+    for file in list_checkpoints(run_dir):
         file.write_bytes(b"")
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     line = refused(train.main, "--dataset", tiny_data, "--run-dir", run_dir, *RUN)
@@ -604,7 +606,7 @@ def test_where_no_checkpoint_is_sound_nothing_is_touched(stopped, tiny_data, tmp
 
 
 def test_hostile_numbers_are_refused_in_milliseconds(stopped, tmp_path):
-    content = RunFolder.contents(RunFolder.newest(stopped))
+    content = read_checkpoint_file(newest_checkpoint(stopped))
     for change in (
         {"width": 10**9},
         {"size": 10**9},
@@ -619,26 +621,26 @@ def test_hostile_numbers_are_refused_in_milliseconds(stopped, tmp_path):
         )
         began = time.process_time()
         with pytest.raises(ValueError, match=f"{next(iter(change))} must be"):
-            checkpoint.load_model(tmp_path / "x.ckpt")
+            load_model(tmp_path / "x.ckpt")
         assert time.process_time() - began < 0.5
 
 
 def test_few_bytes_that_claim_to_be_many_are_refused_at_once(stopped, tmp_path):
     """A compressed archive, which could unpack to anything, and a few lists that, walked through, are 10**60."""
     with (
-        zipfile.ZipFile(RunFolder.newest(stopped)) as source,
+        zipfile.ZipFile(newest_checkpoint(stopped)) as source,
         zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
     ):
         for name in source.namelist():
             bomb.writestr(name, source.read(name))
-    with pytest.raises(RunFolder.Damaged):
-        RunFolder.contents(tmp_path / "x.ckpt")
+    with pytest.raises(DamagedFile):
+        read_checkpoint_file(tmp_path / "x.ckpt")
     many = [0] * 10
     for _ in range(60):
         many = [many] * 10
     began = time.process_time()
     with pytest.raises(ValueError, match="too many"):
-        checkpoint.plain(many)
+        check_plain_data(many)
     with pytest.raises(ValueError, match="width must be"):
         check_settings({"width": many})
     assert time.process_time() - began < 0.5
@@ -651,7 +653,7 @@ def test_what_lightning_left_in_the_folder_is_not_loaded(
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
     for folder in (run_dir, run_dir / "checkpoints"):
-        shutil.copy(RunFolder.newest(stopped), folder / "hpc_ckpt_3.ckpt")
+        shutil.copy(newest_checkpoint(stopped), folder / "hpc_ckpt_3.ckpt")
     for name, value in {
         "SLURM_NTASKS": "1",
         "SLURM_JOB_ID": "1",
@@ -716,8 +718,8 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(
     assert "Traceback" not in process.err
     assert process.err.splitlines()[-1].startswith("train.py: cannot write to ")
     assert "No space left on device" in process.err.splitlines()[-1]
-    assert f"the last checkpoint is {RunFolder.newest(run_dir)}" in process.err
-    assert checkpoint.load_model(run_dir)
+    assert f"the last checkpoint is {newest_checkpoint(run_dir)}" in process.err
+    assert load_model(run_dir)
     (disk / "filler").unlink()
     assert Process(tmp_path, "--dataset", tiny_data, "--run-dir", run_dir, *RUN).ends() == 0
     assert_same(run_dir, whole)
@@ -757,7 +759,7 @@ def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps, mo
     bad_steps(lambda attempt, i: i in (5, 7))
     assert fit(tiny_data, tmp_path / "six", "--max-steps", 6, "--save-every", 5) == 0
     before, after = (
-        RunFolder.contents(file) for file in reversed(RunFolder.newest_first(tmp_path / "six"))
+        read_checkpoint_file(file) for file in reversed(list_checkpoints(tmp_path / "six"))
     )
     assert (before["global_step"], after["global_step"]) == (5, 6)
     assert all(
@@ -774,7 +776,9 @@ def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps, mo
     assert fit(tiny_data, tmp_path / "ten", "--max-steps", 10) == 0
     assert all(
         value.isfinite().all()
-        for value in RunFolder.contents(RunFolder.newest(tmp_path / "ten"))["state_dict"].values()
+        for value in read_checkpoint_file(newest_checkpoint(tmp_path / "ten"))[
+            "state_dict"
+        ].values()
     )
 
 
@@ -790,9 +794,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
 
     monkeypatch.setattr(DiffusionModel, "on_after_backward", overflow)
     assert fit(tiny_data, tmp_path, "--max-steps", 6, "--save-every", 5, "--clip", 0) == 0
-    before, after = (
-        RunFolder.contents(file) for file in reversed(RunFolder.newest_first(tmp_path))
-    )
+    before, after = (read_checkpoint_file(file) for file in reversed(list_checkpoints(tmp_path)))
     assert all(
         torch.equal(before["state_dict"][name], after["state_dict"][name])
         for name in before["state_dict"]
@@ -826,7 +828,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_starts_anew(
     bad_steps(lambda attempt, i: i >= 3 and attempt < 2)
     assert fit(tiny_data, tmp_path, "--max-steps", 30) == 0
     assert "back to the start with other noise, 2 of 3 times" in capsys.readouterr().err
-    assert RunFolder.contents(RunFolder.newest(tmp_path))["noise"] == {"stream": 2, "skipped": 0}
+    assert read_checkpoint_file(newest_checkpoint(tmp_path))["noise"] == {"stream": 2, "skipped": 0}
     assert losses(tmp_path).keys() == set(range(1, 31))
 
 
@@ -858,7 +860,7 @@ def test_it_gives_up_after_three_times_and_says_so(tiny_data, tmp_path, bad_step
     assert sum("with other noise" in line for line in lines) == 3
     assert "for the 4th time" in lines[-1]
     assert "step_00000025.ckpt; try a smaller --lr" in lines[-1]
-    assert checkpoint.load_model(tmp_path)
+    assert load_model(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tiny_data, tmp_path, monkeypatch, capsys):
@@ -872,4 +874,4 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_data, tmp_path, monkeypa
     monkeypatch.setattr(DiffusionModel, "on_train_batch_start", break_it)
     assert fit(tiny_data, tmp_path, "--max-steps", 60) == 1
     assert "step_00000025.ckpt; try a smaller --lr" in capsys.readouterr().err
-    assert checkpoint.load_model(tmp_path)
+    assert load_model(tmp_path)

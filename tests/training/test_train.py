@@ -15,8 +15,10 @@ from PIL import Image
 from training_runs import contents, fit, losses, same
 
 import train
-from checkpoints import checkpoint as Checkpoint
-from checkpoints import run_dir as RunFolder
+from checkpoints.checkpoint import load_model
+from checkpoints.checkpoint_file import read_checkpoint_file
+from checkpoints.resume import find_resume_checkpoint
+from checkpoints.run_dir import newest_checkpoint
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from training.ema import Ema
@@ -133,8 +135,8 @@ def test_ema_is_apart_from_the_weights_and_complete(tiny_run):
     assert checkpoint["ema"]["weights"].keys() == live.keys()
     assert not same(checkpoint["ema"]["weights"], live)
     model, raw = (
-        Checkpoint.load_model(tiny_run).model,
-        Checkpoint.load_model(tiny_run, ema=False).model,
+        load_model(tiny_run).model,
+        load_model(tiny_run, ema=False).model,
     )
     assert same(dict(model.unet.named_parameters()), checkpoint["ema"]["weights"])
     assert same(dict(raw.unet.named_parameters()), live)
@@ -252,7 +254,7 @@ def test_a_bad_checkpoint_is_not_resumed(refused, tiny_run, tiny_data, tmp_path,
     file, marker = tmp_path / "x.ckpt", tmp_path / "marker"
     content = contents(tiny_run)
     if part == "truncated":
-        file.write_bytes(RunFolder.newest(tiny_run).read_bytes()[:5000])
+        file.write_bytes(newest_checkpoint(tiny_run).read_bytes()[:5000])
     elif part == "code":
 
         class Bomb:
@@ -386,7 +388,7 @@ def test_eps_is_not_predicted_from_nothing(refused, tiny_data, tmp_path):
 def test_a_table_of_betas_trains_and_is_kept(tiny_data, tmp_path):
     (tmp_path / "betas").write_text("0.01 0.02 0.05 0.1 0.2 0.4 0.6")
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--schedule", tmp_path / "betas") == 0
-    m = Checkpoint.load_model(tmp_path / "run").model
+    m = load_model(tmp_path / "run").model
     assert m.T == 7
     assert [m.beta(t) for t in range(8)] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6]
 
@@ -409,7 +411,7 @@ def test_settings_of_the_choices_are_distrusted(conditional_run, tmp_path, chang
         found | {"hyper_parameters": found["hyper_parameters"] | change}, tmp_path / "x.ckpt"
     )
     with pytest.raises(ValueError, match=said):
-        Checkpoint.load_model(tmp_path / "x.ckpt")
+        load_model(tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("power", [[], "three", "nan"])
@@ -417,7 +419,7 @@ def test_averages_are_distrusted(conditional_run, tmp_path, power):
     found = contents(conditional_run)
     m = DiffusionModel(**found["hyper_parameters"])
     torch.save(found, tmp_path / "x.ckpt")
-    assert Checkpoint.to_resume(
+    assert find_resume_checkpoint(
         str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"]
     )
     if power == "nan":
@@ -426,9 +428,9 @@ def test_averages_are_distrusted(conditional_run, tmp_path, power):
         found["power"] = found["power"] + found["power"][:1] if power else []
     torch.save(found, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"not 2|not finite"):
-        Checkpoint.to_resume(str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"])
+        find_resume_checkpoint(str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"])
     with pytest.raises(ValueError, match=r"must hold 2|not finite"):
-        Checkpoint.load_model(tmp_path / "x.ckpt", length=0.1)
+        load_model(tmp_path / "x.ckpt", length=0.1)
 
 
 def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_data, tmp_path):
@@ -441,7 +443,7 @@ def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_d
     ((tmp_path / "run" / "averages") / "step_00000010.ckpt").write_bytes(b"of another course")
     fit(tiny_data, tmp_path / "run", "--max-steps", 11, *options)
     assert (
-        len(RunFolder.contents(tmp_path / "run" / "averages" / "step_00000010.ckpt")["weights"])
+        len(read_checkpoint_file(tmp_path / "run" / "averages" / "step_00000010.ckpt")["weights"])
         == 2
     )
     few = PowerEmas(tmp_path / "run" / "averages", 2, most=3)

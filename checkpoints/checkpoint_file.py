@@ -1,0 +1,141 @@
+"""One checkpoint file: written whole, with its sha256 beside it; read without running any code.
+
+step_00005000.ckpt    step_00005000.ckpt.sha256
+"""
+
+import hashlib
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+
+from runtime.atomic_file import complete_file
+
+
+class DamagedFile(ValueError):
+    """A file that does not hold what it should; the message gives the reason in one line."""
+
+
+def checksum_path(path: Path) -> Path:
+    """The file beside a checkpoint that holds its sha256, as `sha256sum --check` reads it."""
+    return path.with_name(path.name + ".sha256")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_checkpoint_file(path: str | Path) -> Any:
+    """Read a file that torch.save wrote, without running any code in it.
+
+    The sha256 is verified if there is a checksum file. Raises FileNotFoundError or DamagedFile
+    with a one-line message, and OSError if the file cannot be read: that is not damage.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: give a file written by train.py, or a run directory"
+        )
+    check_sha256(file)
+    try:
+        refuse_compressed(file)
+        with warnings.catch_warnings():
+            # torch warns about foreign files; the error below says it in one line
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile and pickle raise many kinds for damaged files
+        raise DamagedFile(
+            f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
+            "give a file written by train.py"
+        ) from None
+
+
+def check_sha256(file: Path) -> None:
+    """Raise DamagedFile if the checksum file beside `file` does not match."""
+    beside = checksum_path(file)
+    if not beside.is_file():
+        return
+    if beside.read_text(errors="replace").split()[:1] != [sha256_of(file)]:
+        raise DamagedFile(
+            f"checkpoint {file} is damaged: its sha256 is not the one in {beside.name}"
+        )
+
+
+def refuse_compressed(file: Path) -> None:
+    """Raise ValueError unless `file` is an uncompressed archive that is not larger unpacked.
+
+    A compressed archive could unpack to any size. torch's older format is no archive at all.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > file.stat().st_size or any(member.compress_type for member in members):
+        raise ValueError
+
+
+class HashingWriter:
+    """A writer to a file that computes the sha256 of all data on the way.
+
+    torch.save hides why a write failed. So the first error is kept in `error`, and later data are
+    ignored.
+    """
+
+    def __init__(self, file: Any):
+        self.file = file
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        try:
+            if not self.error:
+                self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+class CompleteCheckpointIO(TorchCheckpointIO):
+    """Write Lightning's checkpoints to a temporary file that is then renamed, with a `.sha256`.
+
+    A file that appears is therefore complete. Loading returns `verified`, the contents that were
+    already read and checked; no path or URL is opened.
+    """
+
+    def __init__(self, verified: dict[str, Any] | None = None):
+        self.verified = verified
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        with complete_file(path) as temporary:
+            with open(temporary, "wb") as file:
+                writer: Any = HashingWriter(file)
+                torch.save(checkpoint, writer)
+                if writer.error:
+                    raise writer.error
+                file.flush()
+                os.fsync(file.fileno())
+            # the checksum appears first: there is never a checkpoint without one
+            with complete_file(checksum_path(path)) as beside:
+                beside.write_text(f"{writer.sha256.hexdigest()}  {path.name}\n")
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        assert self.verified is not None
+        return self.verified

@@ -1,0 +1,106 @@
+"""A model's schedule, parameterization and variance as a configuration of DDPMScheduler, and back.
+
+config = scheduler_config(settings)            # settings: those of a `DiffusionModel`, by name
+settings = scheduler_settings(config)
+"""
+
+from typing import Any
+
+import numpy as np
+
+from checkpoints.json_values import shorten, to_float
+from diffusion import schedules
+from diffusion.settings import check_settings
+
+Settings = dict[str, Any]
+
+# what DDPMScheduler takes if its configuration leaves something out
+DEFAULTS: Settings = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "clip_sample_range": 1.0,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+# those with the same numbers; diffusers' sigmoid schedule is another than ours
+SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+VARIANCES = {
+    "fixed_small": "small",
+    "fixed_small_log": "small",
+    "fixed_large": "large",
+    "learned_range": "learned",
+}
+VARIANCE_TYPES = {"large": "fixed_large", "small": "fixed_small", "learned": "learned_range"}
+# values that we can represent
+SUPPORTED = {
+    "_class_name": ("DDPMScheduler", "DDIMScheduler"),
+    "beta_schedule": (*SCHEDULES.values(), "scaled_linear"),
+    "prediction_type": tuple(PREDICTIONS.values()),
+    "variance_type": tuple(VARIANCES),
+    "thresholding": (False,),
+    "clip_sample": (True,),
+    "clip_sample_range": (1.0,),
+}
+
+
+def scheduler_config(settings: Settings) -> Settings:
+    """The configuration of the DDPMScheduler with these settings.
+
+    Fewer steps than T are spread evenly from T to 1, and one more goes to 0 ("linspace").
+    Otherwise the last step would be longer, and DDPMScheduler would add noise in it.
+    """
+    T, betas = settings["T"], settings["betas"]
+    if not betas and settings["schedule"] not in SCHEDULES:
+        betas = schedules.betas(settings["schedule"], T).tolist()
+    return DEFAULTS | {
+        "num_train_timesteps": T,
+        "beta_start": settings["beta_small"],
+        "beta_end": settings["beta_large"],
+        "beta_schedule": SCHEDULES.get(settings["schedule"], "linear"),
+        "trained_betas": tuple(betas) or None,
+        "variance_type": VARIANCE_TYPES[settings["variance"]],
+        "prediction_type": PREDICTIONS[settings["parameterization"]],
+        "timestep_spacing": "linspace",
+        "rescale_betas_zero_snr": settings["zero_terminal_snr"],
+    }
+
+
+def scheduler_settings(config: Settings) -> Settings:
+    """The settings of a `DiffusionModel` for a configuration of DDPMScheduler or DDIMScheduler.
+
+    A DDIMScheduler has the small variance. How many steps are taken, and which, is not part of a
+    model. Raises ValueError with the name of a setting that we cannot represent.
+    """
+    config = {"_class_name": None} | DEFAULTS | config
+    for name, supported in SUPPORTED.items():
+        if config[name] not in supported:
+            choices = " or ".join(map(shorten, supported))
+            raise ValueError(f"{name} is {shorten(config[name])}, where this project has {choices}")
+    our_schedules = {theirs: ours for ours, theirs in SCHEDULES.items()}
+    our_predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
+    settings: Settings = {
+        "T": config["num_train_timesteps"],
+        "beta_small": to_float(config["beta_start"]),
+        "beta_large": to_float(config["beta_end"]),
+        "schedule": our_schedules.get(config["beta_schedule"], "linear"),
+        "betas": tuple(map(to_float, config["trained_betas"] or ())),
+        "zero_terminal_snr": config["rescale_betas_zero_snr"],
+        "parameterization": our_predictions[config["prediction_type"]],
+        "variance": VARIANCES[config["variance_type"]],
+    }
+    check_settings(settings)
+    if config["beta_schedule"] == "scaled_linear" and not settings["betas"]:
+        first, last = settings["beta_small"] ** 0.5, settings["beta_large"] ** 0.5
+        settings["betas"] = tuple((np.linspace(first, last, settings["T"]) ** 2).tolist())
+    return settings

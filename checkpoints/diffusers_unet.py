@@ -1,0 +1,202 @@
+"""A network as a configuration of diffusers' UNet2DModel, and back.
+
+    config = unet_config(settings)                 # settings: those of a `DiffusionModel`, by name
+    settings = unet_settings(config, class_names=())
+
+Each of the two can be networks that the other cannot. These are refused, with the setting's name.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from checkpoints.json_values import shorten, to_float
+from diffusion.settings import DERIVED, NETWORK, check_settings
+from Unet import Unet
+
+Settings = dict[str, Any]
+
+# what UNet2DModel takes if its configuration leaves something out
+DEFAULTS: Settings = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "mid_block_type": "UNetMidBlock2D",
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+
+
+def unet_config(settings: Settings) -> Settings:
+    """The configuration of the UNet2DModel that is this network; ValueError if there is none."""
+    network = {name: settings[name] for name in (*NETWORK, *DERIVED)}
+    groups = number_of_groups(network)
+    levels = range(len(network["mults"]))
+    attends = [network["size"] // 2**level in network["attention"] for level in levels]
+    down = tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends)
+    up = tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends))
+    return DEFAULTS | {
+        "sample_size": network["size"],
+        "in_channels": network["depth"],
+        "out_channels": network["depth"] * network["outputs"],
+        "freq_shift": 1,
+        "flip_sin_to_cos": False,
+        "block_out_channels": tuple(network["width"] * mult for mult in network["mults"]),
+        "down_block_types": down,
+        "up_block_types": up,
+        "layers_per_block": network["blocks"],
+        "downsample_padding": 0,
+        "dropout": network["dropout"],
+        "attention_head_dim": None,
+        "norm_num_groups": groups,
+        "norm_eps": 1e-6,
+        "resnet_time_scale_shift": "scale_shift" if network["film"] else "default",
+        # with None and scale_shift, the middle's attention would have no normalization
+        "attn_norm_num_groups": groups if network["film"] else None,
+        "num_class_embeds": network["classes"] + 1 if network["classes"] else None,
+    }
+
+
+def number_of_groups(network: Settings) -> int:
+    """The number of groups of all normalizations; ValueError if a UNet2DModel cannot have them."""
+    with torch.device("meta"):  # shapes without memory
+        modules = list(Unet(**network).modules())
+    groups = sorted({module.num_groups for module in modules if isinstance(module, nn.GroupNorm)})
+    patch = network["patch"]
+    if patch > 1:
+        raise ValueError(
+            f"UNet2DModel cannot fold patches of {patch}x{patch} pixels into channels: "
+            "choose safetensors or ONNX"
+        )
+    if len(groups) > 1:
+        raise ValueError(
+            "UNet2DModel has one norm_num_groups for all layers, and these have "
+            f"{', '.join(map(str, groups))} (where every level's channels are a multiple of 128, "
+            "all have 32): choose safetensors or ONNX"
+        )
+    return groups[0]
+
+
+def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
+    """The arguments of `Unet` for a configuration of UNet2DModel, and "class_names".
+
+    The class names are the given ones, if the network has a label for each and one more for none;
+    otherwise numbers, one for each label. Raises ValueError, with the setting's name, for a
+    network that a `Unet` cannot be.
+    """
+    given = {
+        name: value
+        for name, value in config.items()
+        if name in DEFAULTS or (name[:1] != "_" and value is not None)
+    }
+    config = DEFAULTS | given
+    config["sample_size"] = image_size(config["sample_size"])
+    check_levels(config["block_out_channels"], config["down_block_types"])
+    labels = config["num_class_embeds"]
+    if labels is not None and (type(labels) is not int or not 1 <= labels <= 100_000):
+        raise ValueError(
+            f"num_class_embeds must be a whole number from 1 to 100000, not {shorten(labels)}"
+        )
+    if labels and len(class_names) != labels - 1:
+        class_names = tuple(map(str, range(labels)))
+    settings = network_settings(config, class_names)
+    check_settings(settings)
+    check_same_network(config, settings)
+    return settings
+
+
+def image_size(value: Any) -> int:
+    """The width and height of the images, given as one number or two equal ones."""
+    if isinstance(value, tuple) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"sample_size must be a whole number, not {shorten(value)}")
+    return value
+
+
+def check_levels(channels: Any, kinds: Any) -> None:
+    """Check types and lengths of block_out_channels and down_block_types."""
+    is_tuple = isinstance(channels, tuple) and 1 <= len(channels) <= 8
+    if not is_tuple or any(type(count) is not int or count < 1 for count in channels):
+        raise ValueError(
+            f"block_out_channels must be 1 to 8 whole numbers, not {shorten(channels)}"
+        )
+    if not isinstance(kinds, tuple) or len(kinds) != len(channels):
+        raise ValueError(f"down_block_types must be {len(channels)}, as many as block_out_channels")
+
+
+def network_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
+    """The arguments of `Unet` that come nearest to a configuration, and "class_names"."""
+    size, channels = config["sample_size"], config["block_out_channels"]
+    attends = [kind == "AttnDownBlock2D" for kind in config["down_block_types"]]
+    return {
+        "depth": config["in_channels"],
+        "width": channels[0],
+        "mults": tuple(count // channels[0] for count in channels),
+        "attention": tuple(size // 2**level for level, attend in enumerate(attends) if attend),
+        "blocks": config["layers_per_block"],
+        "dropout": to_float(config["dropout"]),
+        "size": size,
+        "patch": 1,
+        "film": config["resnet_time_scale_shift"] == "scale_shift",
+        "classes": len(class_names) if config["num_class_embeds"] else 0,
+        "outputs": 1 if config["out_channels"] == config["in_channels"] else 2,
+        "augmentations": 0,
+        "class_names": class_names,
+    }
+
+
+def check_same_network(config: Settings, settings: Settings) -> None:
+    """Raise ValueError unless the configuration of the network with these settings is `config`."""
+    ours = unet_config(settings)
+    for name, value in with_our_spelling(config, settings, ours).items():
+        if name not in ours:
+            raise ValueError(
+                f"{name} is {shorten(value)}, which the networks of this project do not know"
+            )
+        if value != ours[name]:
+            raise ValueError(
+                f"{name} is {shorten(value)}, "
+                f"where the networks of this project have {shorten(ours[name])}"
+            )
+
+
+def with_our_spelling(config: Settings, settings: Settings, ours: Settings) -> Settings:
+    """`config` with values replaced by others that mean the same and stand in `ours`."""
+    channels, kinds = config["block_out_channels"], config["down_block_types"]
+    config = config | {
+        "dropout": settings["dropout"],
+        "num_class_embeds": ours["num_class_embeds"],
+        "num_train_timesteps": None,
+    }
+    attending = {count for count, kind in zip(channels, kinds) if kind == "AttnDownBlock2D"}
+    if {*attending, channels[-1]} == {config["attention_head_dim"]}:
+        config["attention_head_dim"] = None  # one head
+    if config["attn_norm_num_groups"] == config["norm_num_groups"]:
+        config["attn_norm_num_groups"] = ours["attn_norm_num_groups"]
+    if config["time_embedding_dim"] == 4 * channels[0]:
+        config["time_embedding_dim"] = None
+    return config

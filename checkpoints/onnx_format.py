@@ -1,0 +1,121 @@
+"""A network as an ONNX file, for any number of images.
+
+    error = write_onnx(loaded, Path("model.onnx"), "ema")
+
+Its inputs are x, t in 1..T and, for a model with classes, y, where the number of classes stands for
+none. The metadata of the file says so, too.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoints.loaded_model import LoadedModel
+from checkpoints.safetensors_format import describe
+from DiffusionModel import DiffusionModel
+from runtime.atomic_file import complete_file
+
+TOLERANCE = 1e-4  # of onnxruntime's output, relative to the largest number (or to 1)
+
+
+def write_onnx(loaded: LoadedModel, file: Path, weights: str) -> float | None:
+    """Export `DiffusionModel.forward`; weights: which of a checkpoint's they are, in words.
+
+    If onnxruntime is installed, the file only appears if its output equals that of torch within
+    `TOLERANCE`; the difference is returned, otherwise None. Raises ValueError if the outputs
+    differ or the network cannot be exported, OSError if the file cannot be written.
+    """
+    model = loaded.model.cpu()
+    try:
+        with complete_file(file) as temporary:
+            save_onnx(model, metadata(loaded, weights), temporary)
+            if not importlib.util.find_spec("onnxruntime"):
+                return None
+            error = compare_with_onnxruntime(model, temporary)
+            if not error <= TOLERANCE:
+                raise ArithmeticError(f"what onnxruntime computes is off by {error:.1e}")
+            return error
+    except OSError:
+        raise
+    except Exception as error:  # exporters raise many kinds, with messages of many lines
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(
+            f"this network cannot be exported ({type(error).__name__}: {reason}): other "
+            "versions of torch, onnxscript and onnxruntime may do it"
+        ) from None
+
+
+def save_onnx(model: DiffusionModel, properties: dict[str, str], file: Path) -> None:
+    """Export the model to a file with these properties in its metadata."""
+    import onnx
+
+    batch, inputs = torch.export.Dim("B", min=1), example_inputs(model, 2)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # messages for developers of torch
+        program = torch.onnx.export(
+            model,
+            tuple(inputs.values()),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            input_names=[*inputs],
+            output_names=["output"],
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+        )
+    assert program is not None
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, properties)
+    onnx.save(proto, file)
+    onnx.checker.check_model(file)
+
+
+def example_inputs(model: DiffusionModel, count: int) -> dict[str, Tensor]:
+    """Random inputs of the network for this many images, by name."""
+    net, random = model.unet, torch.Generator().manual_seed(count)
+    inputs = {
+        "x": torch.randn(count, net.depth, net.size, net.size, generator=random),
+        "t": torch.randint(1, model.T + 1, (count,), generator=random),
+    }
+    if net.classes:
+        inputs["y"] = torch.arange(count) % (net.classes + 1)
+    return inputs
+
+
+def metadata(loaded: LoadedModel, weights: str) -> dict[str, str]:
+    """What a user of the file needs to know, for its metadata."""
+    model = loaded.model
+    inputs = (
+        "x: x_t, pixels in [-1, 1] at t = 0; "
+        f"t: from 1 (hardly noised) to {model.T} (noise), never 0"
+    )
+    if model.unet.classes:
+        inputs += f"; y: a class, from 0, or {model.unet.classes} for none"
+    output = model.settings.parameterization
+    if model.settings.variance == "learned":
+        output += ", then the place of the log variance"
+    return {
+        "inputs": inputs,
+        "output": output,
+        "alpha_bar": json.dumps(model.schedule["alpha_bar"]),
+        "settings": json.dumps(dict(model.hparams)),
+        "about": describe(loaded, weights),
+    }
+
+
+def compare_with_onnxruntime(model: DiffusionModel, file: Path) -> float:
+    """The largest difference from torch's output, relative to the largest number (or to 1)."""
+    import onnxruntime
+
+    inputs = example_inputs(model, 3)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    output = torch.from_numpy(session.run(None, arrays)[0])
+    with torch.no_grad():
+        expected = model(*inputs.values())
+    return float((output - expected).abs().max() / expected.abs().max().clamp(min=1))

@@ -1,0 +1,74 @@
+"""Choose the checkpoint that a training run resumes from."""
+
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from checkpoints.checkpoint import first_valid_checkpoint
+from checkpoints.other_formats import is_other_format
+from checkpoints.run_dir import list_checkpoints, move_run_aside, set_aside, step_of
+from checkpoints.validation import check_training_state
+from DiffusionModel import DiffusionModel
+
+
+def find_resume_checkpoint(
+    resume: str, run_dir: Path, model: DiffusionModel, run_settings: dict[str, Any], every: int = 1
+) -> dict[str, Any] | None:
+    """The contents of the checkpoint to resume from, None to start anew.
+
+    resume: "auto" for the newest valid checkpoint in the run directory, of those at multiples of
+    `every` steps, where skipped ones are renamed to `.skipped`; "none" to start anew, where an
+    earlier run is moved aside; or a file or another run directory. run_settings: what a resumed
+    run must share beside the settings of the model (batch size, data, ...).
+
+    Raises ValueError or FileNotFoundError if there is no valid checkpoint with the same settings,
+    or if the run directory has a later one than the chosen file.
+    """
+    if resume == "none":
+        move_run_aside(run_dir)
+        return None
+    if resume == "auto" and not list_checkpoints(run_dir, every):
+        existing = list_checkpoints(run_dir)
+        if not existing or step_of(existing[0]) < every:
+            # the run was not yet at the first step that would be saved
+            set_aside(existing)
+            return None
+        every = 1  # they were saved with another interval than now
+
+    def check(checkpoint: dict[str, Any]) -> None:
+        if is_other_format(resume):
+            raise ValueError(
+                "it holds weights alone: to go on training takes a checkpoint written by train.py"
+            )
+        check_same_settings(checkpoint, {**model.hparams, **run_settings})
+        check_training_state(checkpoint, model)
+
+    checkpoint = first_valid_checkpoint(run_dir if resume == "auto" else resume, check, every)
+    later = later_checkpoints(run_dir, checkpoint)
+    if later and resume != "auto":
+        raise ValueError(
+            f"{run_dir} holds a later checkpoint, {later[0].name}: "
+            f"choose another --run-dir to go on from {resume}"
+        )
+    set_aside(later)
+    return checkpoint
+
+
+def check_same_settings(checkpoint: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise ValueError, in one line, if the checkpoint was trained with other settings."""
+    earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
+    for name, value in settings.items():
+        if earlier.get(name) != value:
+            before, now = reprlib.repr(earlier.get(name)), reprlib.repr(value)
+            raise ValueError(
+                f"it was trained with {name} {before}, not {now}: "
+                "give the same settings, another --run-dir, or --resume none"
+            )
+
+
+def later_checkpoints(run_dir: Path, checkpoint: dict[str, Any]) -> list[Path]:
+    """The checkpoints in the run directory that are newer than this one, newest first."""
+    files = list_checkpoints(run_dir)
+    if checkpoint["path"] in files:
+        return files[: files.index(checkpoint["path"])]
+    return [file for file in files if file.name > f"step_{checkpoint['global_step']:08d}.ckpt"]

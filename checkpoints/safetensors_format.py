@@ -1,0 +1,127 @@
+"""Models as one .safetensors file: weights, and in its header everything that rebuilds the model.
+
+    write_model(loaded, Path("model.safetensors"), "ema")
+    stored = read_model(Path("model.safetensors"))
+
+The header has "settings", those of the model, and "about", what else is known: both are JSON.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from checkpoints.checkpoint_file import DamagedFile, read_checkpoint_file
+from checkpoints.json_values import parse_object
+from checkpoints.loaded_model import LoadedModel
+from runtime.atomic_file import complete_file
+
+# settings of a model that do not describe its network or its schedule
+DESCRIPTIVE = ("dataset", "class_names", "label_dropout")
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a file or folder of another format holds; nothing of it is checked yet.
+
+    settings: of the model, by name; weights: of the network, by our names; about: what else is
+    known; files: all that were read.
+    """
+
+    settings: dict[str, Any]
+    weights: dict[str, Tensor]
+    about: dict[str, Any]
+    files: list[Path]
+
+
+def read_model(file: Path) -> StoredModel:
+    """Read what `write_model` wrote. Raises OSError or ValueError with a one-line message."""
+    weights, header = read_tensors(file)
+    if "settings" not in header:
+        raise ValueError(
+            "it does not say what network it holds: give a file written by convert.py "
+            "--to safetensors, or the folder of a pipeline of diffusers"
+        )
+    settings = parse_object(header["settings"], "its settings")
+    return StoredModel(settings, weights, read_about(header), [file])
+
+
+def read_about(header: dict[str, str]) -> dict[str, Any]:
+    return parse_object(header.get("about", "{}"), "its header")
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a .safetensors or .bin file and its header, which is empty for a .bin file.
+
+    Tensors of half precision become float32. Each is plain and contiguous, so it takes no more
+    memory than its part of the file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}")
+    if file.suffix == ".safetensors":
+        tensors, header = read_safetensors(file)
+    else:
+        tensors, header = read_bin(file), {}
+    if not isinstance(tensors, dict) or not all(
+        type(name) is str and is_plain_tensor(value) for name, value in tensors.items()
+    ):
+        raise ValueError(f"{file.name} must hold names and plain tensors alone")
+    single = {
+        name: value.float() if value.dtype in HALF else value for name, value in tensors.items()
+    }
+    return single, header
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return tensors, opened.metadata() or {}
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())[:100]
+        raise DamagedFile(f"{file} is no safetensors file, or is damaged ({reason})") from None
+
+
+def read_bin(file: Path) -> Any:
+    try:
+        return read_checkpoint_file(file)
+    except DamagedFile:
+        raise DamagedFile(
+            f"{file} holds no weights as torch.save writes them, or is damaged"
+        ) from None
+
+
+def is_plain_tensor(value: Any) -> bool:
+    return type(value) is Tensor and value.layout == torch.strided and value.is_contiguous()
+
+
+def write_model(loaded: LoadedModel, file: Path, weights: str) -> None:
+    """Write the network's weights, and in the header all that rebuilds the model.
+
+    weights: which of a checkpoint's weights they are, in words.
+    """
+    header = {
+        "settings": json.dumps(dict(loaded.model.hparams)),
+        "about": describe(loaded, weights),
+    }
+    write_tensors(file, loaded.model.unet.state_dict(), header)
+
+
+def describe(loaded: LoadedModel, weights: str) -> str:
+    """What is known of a model besides its network and schedule, as JSON for a file's "about"."""
+    descriptive = {name: getattr(loaded.model.settings, name) for name in DESCRIPTIVE}
+    known = {"step": loaded.step, "trained_on": loaded.trained_on, "weights": weights}
+    return json.dumps(descriptive | known)
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    with complete_file(file) as temporary:
+        # save_file would make a file that only its owner can read
+        temporary.write_bytes(save(plain, {"format": "pt", **header}))

@@ -1,0 +1,111 @@
+"""Checks of what a checkpoint holds. A checkpoint may come from anywhere, so nothing is trusted.
+
+Every check raises ValueError, in one line, at the first thing that is wrong.
+"""
+
+import reprlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoints import posthoc_ema
+from DiffusionModel import DiffusionModel
+
+MOST_ITEMS = 10_000  # numbers and containers in the counters of a checkpoint
+MOST_RESTARTS = 1000  # of the noise, after a run diverged
+
+
+def check_weights(weights: Any, expected: dict[str, Tensor]) -> None:
+    """Check that `weights` have the names and shapes of `expected`, and are finite float32."""
+    if not isinstance(weights, dict):
+        raise ValueError("the weights must be names and tensors")
+    for name in expected.keys() ^ weights.keys():
+        problem = "missing" if name in expected else "unknown"
+        raise ValueError(f"weight {reprlib.repr(name)} is {problem}")
+    for name, value in expected.items():
+        check_weight(name, weights[name], tuple(value.shape))
+
+
+def check_weight(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Check that `value` is a finite float32 tensor of this shape, with memory for each element."""
+    is_tensor = isinstance(value, Tensor)
+    if not is_tensor or tuple(value.shape) != shape or value.dtype != torch.float32:
+        raise ValueError(f"weight {name} must be float32 {shape}")
+    # otherwise a few bytes could stand for a large tensor
+    if value.layout != torch.strided or not value.is_contiguous():
+        raise ValueError(f"weight {name} must be a plain, contiguous tensor")
+    if not value.isfinite().all():
+        raise ValueError(f"weight {name} holds values that are not finite")
+
+
+def check_training_state(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
+    """Check everything that a run of `model` resumes from: weights, averages, optimizer, counters.
+
+    The optimizer and its schedule must be at the checkpoint's "global_step".
+    """
+    network = model.unet.state_dict()
+    check_weights(checkpoint["state_dict"], model.state_dict())
+    check_weights(checkpoint["ema"].get("weights"), network)
+    if checkpoint["course"].get("posthoc_ema"):
+        averages = checkpoint["power"]
+        if len(averages) != len(posthoc_ema.LENGTHS):
+            raise ValueError(f"{len(averages)} averages are not {len(posthoc_ema.LENGTHS)}")
+        for weights in averages:
+            check_weights(weights, network)
+    check_optimizer(checkpoint, model)
+    check_counters(checkpoint)
+
+
+def check_optimizer(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
+    """Check the states of Adam and of the learning rate's schedule."""
+    steps = checkpoint["global_step"]
+    fresh = model.configure_optimizers()
+    (adam,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+
+    expected = {str(i): p.detach() for i, p in enumerate(model.parameters())}
+    for name in ("exp_avg", "exp_avg_sq"):
+        moments = {str(i): state[name] for i, state in adam["state"].items()}
+        check_weights(moments, expected)
+    for state in adam["state"].values():
+        count = state["step"]
+        if type(count) is not Tensor or count.shape or not 0 <= float(count) <= steps:
+            raise ValueError("Adam's count of steps is not that of the run")
+
+    # the learning rate changes with the step, the other settings do not
+    settings = dict(adam["param_groups"][0])
+    fresh_settings = fresh["optimizer"].state_dict()["param_groups"][0]
+    lr = settings.pop("lr")
+    fresh_settings.pop("lr")
+    if type(lr) is not float or not 0 <= lr <= model.settings.lr or settings != fresh_settings:
+        raise ValueError("Adam's settings are not those of the run")
+
+    names = fresh["lr_scheduler"]["scheduler"].state_dict().keys()
+    if schedule["last_epoch"] != steps or schedule.keys() != names:
+        raise ValueError("the learning rate's schedule is not that of the run")
+
+
+def check_counters(checkpoint: dict[str, Any]) -> None:
+    """Check the counters of schedules, Lightning's loops and callbacks, EMA and noise."""
+    updates, noise = checkpoint["ema"]["n"], checkpoint["noise"]
+    parts = [checkpoint[name] for name in ("lr_schedulers", "loops", "callbacks")]
+    check_plain_data([*parts, updates, noise])
+    kinds = {type(updates), *map(type, noise.values())}
+    if kinds != {int} or not 0 <= noise["stream"] <= MOST_RESTARTS:
+        raise ValueError("a counter is not a whole number")
+
+
+def check_plain_data(value: Any) -> None:
+    """Check that `value` is made of dicts, lists, numbers and strings, and not too many of them."""
+    remaining, count = [value], 0
+    while remaining:
+        item = remaining.pop()
+        if not isinstance(item, (dict, list, tuple, int, float, str, type(None))):
+            raise ValueError(f"{type(item).__name__} stands where a number should")
+        if isinstance(item, dict):
+            remaining.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            remaining.extend(item)
+        count += 1
+        if count > MOST_ITEMS:
+            raise ValueError("the counters are too many")
