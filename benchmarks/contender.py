@@ -1,15 +1,19 @@
-"""One way to train and to sample, in a process of its own that `speed.py` steps, so that several take turns on one machine.
+"""One way to train and to sample, in a process of its own that `speed.py` steps, so that several
+take turns on one machine.
 
-    python benchmarks/contender.py ours --network laptop --batch 32     # then a line of JSON for each line that is typed:
+    python benchmarks/contender.py ours --network laptop --batch 32
 
-    train 10      {"seconds": ..}: ten steps of its training loop, with all that it does beside the network
+It reads commands from standard input and answers each with a line of JSON:
+
+    train 10      {"seconds": ..}: ten steps of its training loop, with all that the loop does
     bare 10       ten times forward, backward and optimizer of the same network, and nothing else
     sample 20     one batch in 20 steps of its sampler
     about 0       {"parameters", "flops" of a training step, "memory" (peak, bytes), "version"}
 
-All train on the same images (3x32x32, in memory) and have no dropout. `ours` is train.py itself, with Lightning, average of the weights
-and progress; the others are the loops of their training scripts without what loads files. `convolutions` and `matmul` are what the machine
-can do: those of our network, alone, and one large one.
+All train on the same images (3x32x32, in memory) and have no dropout. `ours` is train.py itself,
+with Lightning, average of the weights and progress; the others are the loops of their training
+scripts without what loads files. `convolutions` and `matmul` are what the machine can do: those of
+our network, alone, and one large one.
 """
 
 import argparse
@@ -49,7 +53,8 @@ def unet(network: str) -> dict[str, Any]:
 
 
 def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unipc") -> None:
-    """train.py as it is, held up before each step; sampling as in evaluate.py, from the averaged weights."""
+    """train.py as it is, held up before each step; sampling as in evaluate.py, from the averaged
+    weights."""
     precise = devices.pick_precision(args.device, precision)
 
     class Stepped(Progress):
@@ -81,39 +86,17 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
 
     fit.Progress = Stepped
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        sys.exit(
-            train.main(
-                [
-                    "--dataset",
-                    "shapes",
-                    "--preset",
-                    args.network,
-                    "--dropout",
-                    "0",
-                    "--batch-size",
-                    str(args.batch),
-                    "--max-steps",
-                    str(NEVER),
-                    "--val-every",
-                    str(NEVER),
-                    "--save-every",
-                    str(NEVER),
-                    "--max-time",
-                    "1000h",
-                    "--precision",
-                    precision,
-                    "--device",
-                    args.device,
-                    "--run-dir",
-                    folder,
-                    *args.flags.split(),
-                ]
-            )
+        flags = (
+            f"--dataset shapes --preset {args.network} --dropout 0 --batch-size {args.batch} "
+            f"--max-steps {NEVER} --val-every {NEVER} --save-every {NEVER} --max-time 1000h "
+            f"--precision {precision} --device {args.device} --run-dir {folder} {args.flags}"
         )
+        sys.exit(train.main(flags.split()))
 
 
 def plain(args: argparse.Namespace) -> None:
-    """Our network as a tutorial has it: float32, Algorithm 1 and the ancestral steps of Algorithm 2 in a loop."""
+    """Our network as a tutorial has it: float32, Algorithm 1 and the ancestral steps of Algorithm
+    2 in a loop."""
     model = DiffusionModel(**unet(args.network))
     model.to(args.device)
     optimizer, x_0 = torch.optim.Adam(model.unet.parameters(), lr=2e-4), images(args)
@@ -136,11 +119,10 @@ def plain(args: argparse.Namespace) -> None:
 
 
 def convolutions(args: argparse.Namespace) -> None:
-    """Those of our network, forward and backward in bf16 or what the hardware has, one after another, and nothing between them."""
-    net, dtype = (
-        Unet(**unet(args.network)).to(args.device),
-        torch.bfloat16 if has_bf16(args.device) else torch.float32,
-    )
+    """Those of our network, forward and backward in bf16 or what the hardware has, one after
+    another, and nothing between them."""
+    net = Unet(**unet(args.network)).to(args.device)
+    dtype = torch.bfloat16 if has_bf16(args.device) else torch.float32
     found: list[tuple[Any, Any]] = []
     for layer in net.modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -174,10 +156,8 @@ def convolutions(args: argparse.Namespace) -> None:
 
 def matmul(args: argparse.Namespace) -> None:
     """A large product in bf16 or what the hardware has."""
-    n, dtype = (
-        8192 if args.device == "cuda" else 2048,
-        torch.bfloat16 if has_bf16(args.device) else torch.float32,
-    )
+    n = 8192 if args.device == "cuda" else 2048
+    dtype = torch.bfloat16 if has_bf16(args.device) else torch.float32
     a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
     Contender(args, None, None, lambda _: None, lambda: a @ b, flops=2.0 * n**3).run()
 

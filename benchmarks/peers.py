@@ -1,4 +1,5 @@
-"""The other projects, each with its own network, the steps of its own training script and its own sampling."""
+"""The other projects, each with its own network, the steps of its own training script and its own
+sampling."""
 
 import argparse
 import contextlib
@@ -18,10 +19,15 @@ T = 1000
 
 
 def diffusers(args: argparse.Namespace, best: bool = False) -> None:
-    """The steps of its examples/unconditional_image_generation/train_unconditional.py with its defaults; `best`: channels_last and,
-    where the hardware has it, mixed_precision bf16. Sampled by its DDPMPipeline."""
+    """The steps of its examples/unconditional_image_generation/train_unconditional.py with its
+    defaults; `best`: channels_last and, where the hardware has it, mixed_precision bf16. Sampled
+    by its DDPMPipeline."""
     from accelerate import Accelerator
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # type: ignore[reportPrivateImportUsage]
+    from diffusers import (  # type: ignore[reportPrivateImportUsage]
+        DDPMPipeline,
+        DDPMScheduler,
+        UNet2DModel,
+    )
     from diffusers.optimization import get_scheduler
 
     bf16 = best and has_bf16(args.device)

@@ -1,11 +1,12 @@
-"""Which training recipe gives the best images in the same time: Frechet distance after so many CPU seconds.
+"""Compare training recipes: the Frechet distance after the same number of CPU seconds.
 
-    python benchmarks/recipes.py --dataset fashionmnist --cpu-seconds 300 --seeds 0,1,2            # all recipes: hours
-    python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120                        # 20 minutes
+    python benchmarks/recipes.py --dataset fashionmnist --cpu-seconds 300 --seeds 0,1,2     # hours
+    python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120                   # 20 min
 
-Every trial trains in one thread for the same CPU time, which what else runs on the machine disturbs little; 300 s are about
-150 s on two cores. Then it samples 1000 images with UniPC in 20 steps. The distance is Frechet's to all training images, in
-the features of `Classifier`. Prints a line a trial, and the table with mean and range over the seeds.
+Every trial trains in one thread for the same CPU time, which what else runs on the machine
+disturbs little; 300 s are about 150 s on two cores. Then it samples 1000 images with UniPC in 20
+steps. The distance is Frechet's to all training images, in the features of `Classifier`. Prints a
+line a trial, and the table with mean and range over the seeds.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def trial(
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
         warmup.step()
-        ema.on_train_batch_end(None, model, None, None, step)  # type: ignore[arg-type]
+        ema.on_step_end(None, model)  # type: ignore[arg-type]
         step += 1
     plan = plan_sampling(model, precision=devices.pick_precision("cpu", "auto"))
     with ema.applied(model):
@@ -130,9 +131,8 @@ def main() -> None:
     print("\n| recipe | distance, mean | lowest and highest | steps |\n|---|---|---|---|")
     for name, found in table.items():
         distances = [float(one["distance"]) for one in found]  # type: ignore[arg-type]
-        print(
-            f"| {name} | {sum(distances) / len(distances):.2f} | {min(distances):.2f} to {max(distances):.2f} | {found[0]['steps']} |"
-        )
+        mean, low, high = sum(distances) / len(distances), min(distances), max(distances)
+        print(f"| {name} | {mean:.2f} | {low:.2f} to {high:.2f} | {found[0]['steps']} |")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """What a second process costs, and what memory depends on: tables, as Markdown.
 
     python benchmarks/scaling.py                     # all, some ten minutes on two cores
-    python benchmarks/scaling.py --what processes    # 1 and 2 processes over gloo, with one thread each
-    python benchmarks/scaling.py --what memory       # width, image size, batch, and what saves memory
-    python benchmarks/scaling.py --what kept         # what is kept of an image between forward and backward, a few seconds
+    python benchmarks/scaling.py --what processes    # 1 and 2 processes over gloo, a thread each
+    python benchmarks/scaling.py --what memory       # width, image size, batch size, memory savers
+    python benchmarks/scaling.py --what kept         # activations of an image, a few seconds
 
-processes: `train.py --devices 2` beside two runs of their own at the same time, each with half of the batch: the same work on the same
-cores, but for what the two tell each other. memory: what `train.py --dry-run` prints (on a CPU the whole process, torch included).
+processes: `train.py --devices 2` beside two runs of their own at the same time, each with half of
+the batch: the same work on the same cores, but for what the two tell each other. memory: what
+`train.py --dry-run` prints (on a CPU the whole process, torch included).
 """
 
 import argparse
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -61,8 +63,9 @@ def ended(process: "subprocess.Popen[str]") -> str:
     said = process.communicate()[0]
     if process.returncode:
         sys.exit(
-            f"scaling.py: {' '.join(map(str, process.args))} ended with status {process.returncode}:\n{said}"
-        )  # type: ignore[arg-type]
+            f"scaling.py: {shlex.join(map(str, process.args))} ended with status "  # type: ignore[arg-type]
+            f"{process.returncode}:\n{said}"
+        )
     return said
 
 
@@ -109,7 +112,8 @@ def processes(steps: int, rounds: int) -> None:
             )
     ratio = statistics.median(b / a for a, b in zip(alone, together))
     print(
-        f"\n| laptop network, {steps} steps, one thread each | seconds, median of {rounds} |\n|---|---|\n"
+        f"\n| laptop network, {steps} steps, one thread each | seconds, median of {rounds} |\n"
+        "|---|---|\n"
         f"| two runs, batch 16 each, at the same time | {statistics.median(alone):.0f} |\n"
         f"| one run, batch 32, on two processes | {statistics.median(together):.0f} |\n\n"
         f"The two processes take {ratio - 1:+.0%}.",
@@ -172,7 +176,8 @@ if __name__ == "__main__":
         memory()
     if args.what in ("all", "kept"):
         print(
-            "\n| Ho et al.'s network | kept for the gradient, MiB an image | with gradient checkpointing |\n|---|---|---|"
+            "\n| Ho et al.'s network | kept for the gradient, MiB an image "
+            "| with gradient checkpointing |\n|---|---|---|"
         )
         for size in (32, 64):
             print(

@@ -1,16 +1,18 @@
-"""Training and sampling beside other projects, on this machine, in one run: a table for each network.
+"""Compare training and sampling with other projects, in one run: a table for each network.
 
     bash run.sh bench                                              # both networks, all contenders
     python benchmarks/speed.py --network laptop --rounds 10        # one network
-    python benchmarks/speed.py --contenders ours,plain             # this code alone: needs no other package
+    python benchmarks/speed.py --contenders ours,plain             # needs no other package
 
-Every contender is a process of its own (contender.py) that stands still until it is its turn; they take turns for so many rounds, and a
-number is the median of its rounds, so that what else runs on the machine meets all alike. The table goes to standard output as Markdown.
+Every contender is a process of its own (contender.py) that waits for its turn. They take turns for
+several rounds, and a number is the median of its rounds, so that other programs on the machine
+affect all of them alike. The table goes to standard output as Markdown.
 
-    training     images a second of the whole loop
-    loop         what the loop adds to forward, backward and optimizer of its own network, of its time
-    sampling     images a second at 20 steps, one batch
-    convolutions, matmul    FLOPs of the training a second, by what convolutions of these sizes alone reach here, and one large product
+    training        images a second of the whole loop
+    loop            share of its time that is not forward, backward and optimizer of the network
+    sampling        images a second at 20 steps, one batch
+    convolutions    FLOPs of the training a second, relative to convolutions of these sizes alone
+    matmul          the same, relative to one large matrix product
 """
 
 import argparse
@@ -79,8 +81,9 @@ class Worker:
         self.process.stdin.write(f"{what} {count}\n")
         self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
+            status = self.process.wait()
             sys.exit(
-                f"speed.py: {self.name} ended with status {self.process.wait()}; its last words stand above"
+                f"speed.py: {self.name} ended with status {status}; its last words stand above"
             )
         return json.loads(line)
 
@@ -176,7 +179,8 @@ def machine(device: str) -> str:
         if devices.pick_precision(device, "auto") != "32-true"
         else "float32, for it has no bf16"
     )
-    return f"{name}; {precision}; Python {platform.python_version()}, torch {torch.__version__}; {datetime.date.today()}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}; {precision}; {versions}; {datetime.date.today()}"
 
 
 def main() -> None:
@@ -213,7 +217,8 @@ def main() -> None:
         if not all(map(importlib.util.find_spec, NEEDS.get(name, ())))
     ]:
         parser.error(
-            f"{' and '.join(missing)} cannot take part: pip install -r benchmarks/requirements.txt, or choose other --contenders"
+            f"{' and '.join(missing)} cannot take part: pip install -r benchmarks/requirements.txt, "
+            "or choose other --contenders"
         )
     print(machine(args.device), flush=True)
     for network in ("laptop", "paper") if args.network == "both" else (args.network,):

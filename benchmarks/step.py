@@ -1,9 +1,10 @@
 """Where the time of a training step goes, in train.py as it is: a table, on a CPU.
 
-    python benchmarks/step.py                               # the laptop preset on the built-in shapes
+    python benchmarks/step.py                                # the laptop preset
     python benchmarks/step.py --flags='--preset paper --batch-size 16' --steps 20
 
-The parts are timed where train.py calls them, in one run; "the rest" is Lightning, progress, callbacks and what calls all this.
+The parts are timed where train.py calls them, in one run; "the rest" is Lightning, progress,
+callbacks and what calls all this.
 """
 
 import argparse
@@ -25,14 +26,17 @@ import Dataset
 import train
 from DiffusionModel import DiffusionModel
 from training import fit
+from training.dropout_seed import DropoutSeed
 from training.ema import Ema
+from training.gradient_guard import GradientGuard
 from training.progress import Progress
 
 spent: Counter[str] = Counter()
 
 
 def timed(owner: Any, method: str, name: str, inner: tuple[str, ...] = ()) -> None:
-    """Have `owner.method` counted under `name`, without what is counted under `inner` in the meantime."""
+    """Have `owner.method` counted under `name`, without what is counted under `inner` in the
+    meantime."""
     original = getattr(owner, method)
 
     def replaced(*args: Any, **kwargs: Any) -> Any:
@@ -70,7 +74,7 @@ def main() -> None:
     timed(DiffusionModel, "forward", "network, forward")
     timed(DiffusionModel, "get_loss", "t, noise and loss", ("network, forward",))
     timed(DiffusionModel, "backward", "network, backward")
-    timed(DiffusionModel, "configure_gradient_clipping", "norm of the gradient")
+    timed(GradientGuard, "on_before_optimizer_step", "norm of the gradient")
     timed(torch.optim.Adam, "zero_grad", "Adam")
     original = torch.optim.Adam.step
 
@@ -82,9 +86,10 @@ def main() -> None:
         return loss
 
     torch.optim.Adam.step = step  # type: ignore[method-assign, assignment]
-    timed(Ema, "on_train_batch_end", "average of the weights")
-    timed(DiffusionModel, "on_train_batch_start", "seed of dropout")
-    Dataset.Batches.__iter__ = counted(Dataset.Batches.__iter__)  # type: ignore[method-assign, assignment]
+    timed(Ema, "on_step_end", "average of the weights")
+    timed(DropoutSeed, "on_train_batch_start", "seed of dropout")
+    serve: Any = counted(Dataset.Batches.__iter__)
+    Dataset.Batches.__iter__ = serve
 
     class Clock(Progress):
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
@@ -97,25 +102,9 @@ def main() -> None:
     fit.Progress = Clock
     steps, never = args.steps + args.steps // 4 + 1, str(10**9)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        train.main(
-            [
-                "--dataset",
-                "shapes",
-                "--device",
-                "cpu",
-                *args.flags.split(),
-                "--max-steps",
-                str(steps),
-                "--val-every",
-                never,
-                "--val-images",
-                "1",
-                "--save-every",
-                never,
-                "--run-dir",
-                folder,
-            ]
-        )
+        words = ["--dataset", "shapes", "--device", "cpu", *args.flags.split()]
+        words += ["--max-steps", str(steps), "--val-every", never, "--val-images", "1"]
+        train.main([*words, "--save-every", never, "--run-dir", folder])
 
 
 def report(whole: float, steps: int) -> None:
@@ -127,7 +116,8 @@ def report(whole: float, steps: int) -> None:
         for name, seconds in rows.items()
     )
     print(
-        f"{machine('cpu')}\n\n| of a step of {whole * 1e3:.1f} ms, mean of {steps} | | |\n|---|---|---|\n{table}",
+        f"{machine('cpu')}\n\n| of a step of {whole * 1e3:.1f} ms, mean of {steps} | | |\n"
+        f"|---|---|---|\n{table}",
         file=sys.__stdout__,
     )
 

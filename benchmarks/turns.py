@@ -1,10 +1,11 @@
-"""What every contender of the comparison is: something that trains and samples and stands still until it is its turn.
+"""A contender of the comparison: it trains and samples on command, and waits in between.
 
-Contender(args, net, optimizer, draw, step).run()    # reads what it is to do from standard input, a line at a time: see contender.py
+    Contender(args, net, optimizer, draw, step).run()
+
+It reads its commands from standard input, a line at a time: see contender.py.
 """
 
 import argparse
-import contextlib
 import json
 import sys
 import time
@@ -19,14 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from Dataset import DiffSet, to_float
 from runtime import devices
+from runtime.compiling import eager
 
 ANSWERS = sys.stdout  # train.py has words of its own
 
 
 class Contender:
-    """net(x, t) -> Tensor; optimizer: of its weights. draw(n): a batch of samples in so many steps. step: a training step, or None where
-    another loop asks `before_step`. package: that is to be named. flops: of a step, where there is no network to count them in.
-    compiled: how `net` is called in training, where that is not itself."""
+    """net(x, t) -> Tensor; optimizer: of its weights. draw(n): sample a batch in n steps. step: a
+    training step, or None where another loop calls `before_step`. package: whose version is
+    reported. flops: of a step, where there is no network to count them in."""
 
     def __init__(
         self,
@@ -39,15 +41,10 @@ class Contender:
         channels_last: bool = False,
         package: str = "",
         flops: float | None = None,
-        compiled: Any = None,
     ):
         self.args, self.net, self.optimizer, self.draw = args, net, optimizer, draw
-        self.step, self.package, self.flops, self.compiled = step, package, flops, compiled
-        self.autocast = (
-            (lambda: torch.autocast(args.device, torch.bfloat16))
-            if bf16
-            else contextlib.nullcontext
-        )
+        self.step, self.package, self.flops = step, package, flops
+        self.bf16 = bf16
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.left, self.began = 0, 0.0
 
@@ -76,7 +73,7 @@ class Contender:
             self.before_step()
             self.step()
 
-    def bare(self, count: int, net: Any = None) -> None:
+    def bare(self, count: int) -> None:
         if self.flops is not None and self.step:  # the machine's: it has no loop
             for _ in range(count):
                 self.step()
@@ -86,8 +83,8 @@ class Contender:
         )
         t = torch.arange(self.args.batch, device=self.args.device)
         for _ in range(count):
-            with self.autocast():
-                loss = F.mse_loss((net or self.compiled or self.net)(x, t).float(), x)
+            with torch.autocast(self.args.device, torch.bfloat16, enabled=self.bf16):
+                loss = F.mse_loss(self.net(x, t).float(), x)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -95,8 +92,9 @@ class Contender:
 
     def about(self) -> dict[str, Any]:
         if self.flops is None:
-            with FlopCounterMode(display=False) as counter:
-                self.bare(1, self.net)  # what is compiled cannot be counted
+            # compiled code cannot be counted
+            with eager(), FlopCounterMode(display=False) as counter:
+                self.bare(1)
             self.flops = counter.get_total_flops()
         return {
             "parameters": sum(p.numel() for p in self.net.parameters()) if self.net else 0,
@@ -117,7 +115,8 @@ def seconds_since(began: float, device: str) -> float:
 
 
 def still(net: Any) -> torch.optim.Optimizer:
-    """An optimizer that does all its work and moves nothing, so that a network that is being trained can be timed."""
+    """An optimizer that does all its work and moves nothing, so that a network that is being
+    trained can be timed."""
     return torch.optim.Adam(net.parameters(), lr=0.0, fused=True)
 
 

@@ -1,14 +1,16 @@
-"""Record what seeded runs compute, and compare another version of the code with the record, bit for bit.
+"""Record what seeded runs compute, and compare another version of the code with the record, bit
+for bit.
 
     python tests/golden.py record golden.json       # before a refactoring
     python tests/golden.py compare golden.json      # after it: exit status 1 if anything differs
     python tests/golden.py compare golden.json eps  # the cases whose names contain "eps" alone
 
-It runs the scripts alone, so that nothing in it depends on how the code is laid out: 20 training steps for
-{eps, x0, v} x {large, small, learned} x {plain, classes, augmentation, accumulation, two processes}, and the laptop preset.
-Of each it keeps every training loss, both validation losses, hashes of the weights, of their average and of the
-samples of every sampler, and the bits/dim. About 10 minutes on two cores. The numbers hold for one machine and one version of
-torch: record and compare on the same one.
+It runs the scripts alone, so that nothing in it depends on how the code is laid out: 20 training
+steps for {eps, x0, v} x {large, small, learned} x {plain, classes, augmentation, accumulation, two
+processes}, and the laptop preset. Of each it keeps every training loss, both validation losses,
+hashes of the weights, of their average and of the samples of every sampler, and the bits/dim.
+About 10 minutes on two cores. The numbers hold for one machine and one version of torch: record
+and compare on the same one.
 """
 
 import contextlib
@@ -32,12 +34,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 TINY = (
-    "--width 8 --mults 1,2 --attention 4 --blocks 1 --image-size 8 --T 20 --batch-size 8 --lr 1e-3 --warmup 2"
-    " --val-every 10 --val-images 16 --log-every 1 --save-every 20 --max-steps 20 --device cpu --precision 32"
-    " --preset paper --dropout 0.1"
+    "--width 8 --mults 1,2 --attention 4 --blocks 1 --image-size 8 --T 20 --batch-size 8 --lr 1e-3"
+    " --warmup 2 --val-every 10 --val-images 16 --log-every 1 --save-every 20 --max-steps 20"
+    " --device cpu --precision 32 --preset paper --dropout 0.1"
 ).split()
 LAPTOP = (
-    "--preset laptop --val-every 10 --val-images 64 --log-every 1 --save-every 20 --max-steps 20 --device cpu"
+    "--preset laptop --val-every 10 --val-images 64 --log-every 1 --save-every 20 --max-steps 20"
+    " --device cpu"
 ).split()
 VARIANTS = {
     "plain": [],
@@ -50,7 +53,8 @@ SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
 
 
 def run(script: str, *words: object) -> str:
-    """Call a script's main with these arguments; -> what it prints. Two processes get a Python of their own."""
+    """Call a script's main with these arguments; -> what it prints. Two processes get a Python of
+    their own."""
     argv = [str(word) for word in words]
     if "--devices" in argv:
         command = [sys.executable, f"{script}.py", *argv]
@@ -134,7 +138,8 @@ def case(run_dir: Path, data: str, *flags: str) -> dict[str, object]:
 
 
 def editing(run_dir: Path, folder: Path) -> dict[str, object]:
-    """Image to image, painting, the way between two images, the forward process alone, two processes, a set of samples."""
+    """Image to image, painting, the way between two images, the forward process alone, two
+    processes, a set of samples."""
     from PIL import Image
 
     random = np.random.default_rng(1)
