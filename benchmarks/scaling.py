@@ -63,7 +63,7 @@ def ended(process: "subprocess.Popen[str]") -> str:
     said = process.communicate()[0]
     if process.returncode:
         sys.exit(
-            f"scaling.py: {shlex.join(map(str, process.args))} ended with status "  # type: ignore[arg-type]
+            f"scaling.py: {shlex.join(process.args)} ended with status "  # type: ignore[arg-type]
             f"{process.returncode}:\n{said}"
         )
     return said

@@ -217,7 +217,8 @@ def main() -> None:
         if not all(map(importlib.util.find_spec, NEEDS.get(name, ())))
     ]:
         parser.error(
-            f"{' and '.join(missing)} cannot take part: pip install -r benchmarks/requirements.txt, "
+            f"{' and '.join(missing)} cannot take part: "
+            "pip install -r benchmarks/requirements.txt, "
             "or choose other --contenders"
         )
     print(machine(args.device), flush=True)
