@@ -1,26 +1,36 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Measure a trained model: bits/dim of unseen images, distances of its samples from real ones, and whether they are copies.
+"""Measure a trained model: bits/dim of unseen images, distances of its samples from real ones, and
+whether they are copies.
 
-    python evaluate.py --ckpt runs/mnist                                         # all of it, with what suits the machine
-    python evaluate.py --ckpt runs/mnist --num 10000 --seeds 0                   # 10,000 samples instead of three sets
-    python evaluate.py --ckpt runs/cifar10 --features inception --num 50000      # FID, KID, IS, precision and recall
-    python evaluate.py --ckpt runs/mnist --num 0 --flow 50                       # bits/dim alone, and the probability flow's
-    python evaluate.py --ckpt runs/mnist --sweep sampler,steps                   # a table and a plot
-    python evaluate.py --ckpt runs/mnist --doctor                                # what looks wrong in a run
+    # all of it, with what suits the machine
+    python evaluate.py --ckpt runs/mnist
+    # 10,000 samples instead of three sets
+    python evaluate.py --ckpt runs/mnist --num 10000 --seeds 0
+    # FID, KID, IS, precision and recall
+    python evaluate.py --ckpt runs/cifar10 --features inception --num 50000
+    # bits/dim alone, and the probability flow's
+    python evaluate.py --ckpt runs/mnist --num 0 --flow 50
+    # a table and a plot
+    python evaluate.py --ckpt runs/mnist --sweep sampler,steps
+    # what looks wrong in a run
+    python evaluate.py --ckpt runs/mnist --doctor
 
-Prints a table and one line of JSON, and adds that to metrics.json in the run directory, or beside the file that was given. The
-samples are kept there, in evaluation/: stopped and run again, it goes on.
+Prints a table and one line of JSON, and adds that to metrics.json in the run directory, or beside
+the file that was given. The samples are kept there, in evaluation/: stopped and run again, it goes
+on.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from evaluation.plan import EvaluationPlan
 from runtime import flags
 from runtime.arguments import Parser, names, some_numbers, whole
 from runtime.signals import Stop
 
-OF_SAMPLES = {
+# flags that change nothing without samples
+SAMPLING_FLAGS = {
     "sampler",
     "steps",
     "grid",
@@ -129,8 +139,8 @@ def build_parser() -> Parser:
         "--features",
         type=names("classifier", "efficientnet-lite0", "inception"),
         metavar="NAME,..",
-        help="of which network: a classifier of the dataset, trained once; efficientnet-lite0; inception, for FID and KID "
-        "(classifier, or efficientnet-lite0 where there are no labels)",
+        help="of which network: a classifier of the dataset, trained once; efficientnet-lite0; "
+        "inception, for FID and KID (classifier, or efficientnet-lite0 where there are no labels)",
     )
     add(
         "--inception-weights",
@@ -162,40 +172,26 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
-    if wrong := contradiction(
-        args, {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    ):
-        parser.error(wrong)
-    if args.doctor:
-        from evaluation import doctor
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    if conflict := find_conflict(args, given):
+        parser.error(conflict)
 
+    import torch
+
+    from evaluation import doctor
+    from evaluation.evaluation import evaluate
+    from runtime.launcher import launch
+
+    if args.doctor:
         try:
             findings = doctor.examine(args.ckpt, args.dataset, args.data_root)
         except (OSError, ValueError) as error:
             parser.error(str(error))
         print(doctor.report(findings))
         return 0
-
-    import torch
-
-    from evaluation import evaluation
-    from runtime import launcher
-
-    machine = launcher.launch(
-        parser.prog, args.device, args.precision, args.devices, args.num_nodes
-    )
-    processes = machine.processes
-    args.precision = machine.precision
-    if args.num is None:
-        args.num = 50_000 if machine.device.type == "cuda" else 1000
+    machine = launch(parser.prog, args.device, args.precision, args.devices, args.num_nodes)
     try:
-        prepared = machine.prepare(
-            lambda path: evaluation.prepare(args, path, processes), args.ckpt
-        )
-        evaluation.draw(args, prepared, processes)
-        processes.leave()  # the first process measures, and none waits for it
-        if machine.is_first:
-            evaluation.measure(args, prepared)
+        evaluate(make_plan(args, machine.device.type, machine.precision), machine)
     except torch.OutOfMemoryError:
         return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except MemoryError:
@@ -205,46 +201,116 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def contradiction(args: argparse.Namespace, given: set[str]) -> str:
-    """What is wrong with flags that do not go together, in one line, or nothing; `given` are those that depart from their defaults."""
-    swept = args.sweep or []
-    idle = (
-        given - {"ckpt", "dataset", "data_root", "doctor"}
-        if args.doctor
-        else given & {"bound", "terms", "exact", "flow"}
-        if swept
-        else (given & OF_SAMPLES if args.num == 0 else set())
-        | (given & {"terms", "exact"} if args.bound == 0 else set())
+def make_plan(args: argparse.Namespace, device_type: str, precision: str) -> EvaluationPlan:
+    """The settings that the flags stand for, on this kind of device."""
+    default_num = 50_000 if device_type == "cuda" else 1000
+    return EvaluationPlan(
+        checkpoint=args.ckpt,
+        weights=args.weights,
+        ema_length=args.ema_length,
+        dataset=args.dataset,
+        data_root=args.data_root,
+        sweep=tuple(args.sweep or ()),
+        bound=args.bound,
+        terms=None if args.exact else args.terms,
+        flow=args.flow,
+        num=default_num if args.num is None else args.num,
+        seeds=args.seeds,
+        samplers=tuple(args.sampler or ()),
+        steps=args.steps or (),
+        grid=args.grid,
+        eta=args.eta or 0.0,
+        variance=args.variance,
+        guidance=args.guidance,
+        features=tuple(args.features or ()),
+        inception_weights=args.inception_weights,
+        references=args.references,
+        batch_size=args.batch_size,
+        precision=precision,
+        compile_mode="" if args.compile == "off" else args.compile,
     )
-    if idle:
-        mode = "with --doctor" if args.doctor else "with --sweep" if swept else "here"
-        return f"--{min(idle).replace('_', '-')} changes nothing {mode}: leave it out"
+
+
+# ---- flags that do not go together ---------------------------------------------------------------
+
+
+def find_conflict(args: argparse.Namespace, given: set[str]) -> str:
+    """What is wrong with the flags, in one line; "" if nothing is.
+
+    given: the flags whose values are not the defaults.
+    """
+    conflicts = (
+        unused_flag(args, given),
+        conflicting_weights(args, given),
+        conflicting_counts(args),
+        conflicting_samplers(args),
+        conflicting_features(args),
+    )
+    return next(filter(None, conflicts), "")
+
+
+def unused_flag(args: argparse.Namespace, given: set[str]) -> str:
+    """A flag that changes nothing beside the others."""
+    unused, mode = set(), "here"
+    if args.doctor:
+        unused, mode = given - {"ckpt", "dataset", "data_root", "doctor"}, "with --doctor"
+    elif args.sweep:
+        unused, mode = given & {"bound", "terms", "exact", "flow"}, "with --sweep"
+    else:
+        if args.num == 0:
+            unused |= given & SAMPLING_FLAGS
+        if args.bound == 0:
+            unused |= given & {"terms", "exact"}
+    if not unused:
+        return ""
+    return f"--{min(unused).replace('_', '-')} changes nothing {mode}: leave it out"
+
+
+def conflicting_weights(args: argparse.Namespace, given: set[str]) -> str:
+    """A conflict among the flags of bits/dim and of the weights."""
     if args.exact and "terms" in given:
         return "--exact takes all terms: leave out --terms"
     if args.ema_length is not None and args.weights == "raw":
         return "--ema-length averages the weights: leave out --weights raw"
-    for flag, name, values in (
-        ("--sampler", "sampler", args.sampler),
-        ("--steps", "steps", args.steps),
-    ):
-        if values and len(values) > 1 and name not in swept:
-            return f"{flag} with more than one value needs --sweep {name}"
-    if not swept and not args.doctor and args.bound == 0 and args.num == 0 and not args.flow:
+    return ""
+
+
+def conflicting_counts(args: argparse.Namespace) -> str:
+    """A conflict among the numbers of images, samplers and steps."""
+    sweep = args.sweep or []
+    for name, values in (("sampler", args.sampler), ("steps", args.steps)):
+        if values and len(values) > 1 and name not in sweep:
+            return f"--{name} with more than one value needs --sweep {name}"
+    measures_nothing = args.bound == 0 and args.num == 0 and not args.flow
+    if measures_nothing and not sweep and not args.doctor:
         return "there is nothing to measure: give --bound, --flow or --num"
-    if swept and args.num == 0:
+    if sweep and args.num == 0:
         return "--sweep measures samples: leave out --num 0"
     if 1 in (args.bound, args.flow):
         return "one image has no standard error: give 2 or more"
     if args.num in (1, 2, 3):
         return f"--num {args.num} is no set to compare: give 4 or more"
-    for flag, value, name in (("--eta", args.eta, "ddim"), ("--variance", args.variance, "ddpm")):
-        if value is not None and name not in (
-            args.sampler or (flags.SAMPLERS if "sampler" in swept else ())
-        ):
-            return f"{flag} is that of {name}: add --sampler {name}"
-    if args.inception_weights and "inception" not in (args.features or ()):
+    return ""
+
+
+def conflicting_samplers(args: argparse.Namespace) -> str:
+    """A flag of one sampler beside other samplers alone."""
+    samplers = args.sampler or ()
+    if not samplers and "sampler" in (args.sweep or ()):
+        samplers = flags.SAMPLERS
+    if args.eta is not None and "ddim" not in samplers:
+        return "--eta is that of ddim: add --sampler ddim"
+    if args.variance is not None and "ddpm" not in samplers:
+        return "--variance is that of ddpm: add --sampler ddpm"
+    return ""
+
+
+def conflicting_features(args: argparse.Namespace) -> str:
+    """A conflict among the flags of feature extractors."""
+    features = args.features or ()
+    if args.inception_weights and "inception" not in features:
         return "--inception-weights are for --features inception"
-    if swept and args.features and len(args.features) > 1:
+    if args.sweep and len(features) > 1:
         return "--sweep takes one kind of --features"
     return ""
 

@@ -1,7 +1,7 @@
 """The likelihood of held-out images in bits/dim, as dictionaries for metrics.json.
 
     variational_bound(model, test_set, 1000)    # {"mean": .., "standard_error": .., "images": ..}
-    probability_flow(model, test_set, 50)
+    flow_likelihood(model, test_set, 50)
 
 Letters in the shape columns: N images, B batch, C channels, H and W height and width, T the number
 of steps.
@@ -92,7 +92,7 @@ def variational_bound(
     return summary | {"drawn_terms": terms}
 
 
-def probability_flow(
+def flow_likelihood(
     model: DiffusionModel, data: DiffSet, count: int, seed: int = 0, batch_size: int = 100
 ) -> dict[str, Any]:
     """The likelihood of the probability flow (Song et al. 2021) in bits/dim of `count` images.

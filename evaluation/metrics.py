@@ -3,7 +3,7 @@
     real = RealImages(train_set, test_set, root="data")
     distances(extractor, sets, real)          # of samples, of held-out images and of noise
     memorization(extractor, samples, real)    # and an image of the nearest training images
-    sweep(extractor, results, real)           # Frechet distance and cost of each sampling plan
+    sweep(extractor, sets_of_plans, real)     # Frechet distance and cost of each sampling plan
 
 Where a distance has a "floor", that is the distance of held-out real images; its "ceiling" is the
 distance of pure noise.
@@ -34,7 +34,8 @@ from evaluation.features import FeatureExtractor, extract_features, reference_fe
 from evaluation.neighbours import audit, draw_neighbours, nearest
 from runtime.randomness import Purpose
 from sampling.noise import Noise
-from sampling.sample_sets import SampleCost
+from sampling.plan import SamplingPlan
+from sampling.sample_sets import SampleCost, plan_settings
 
 Split = Literal["train", "test"]
 OTHER_SPLIT: dict[Split, Split] = {"train": "test", "test": "train"}
@@ -273,13 +274,12 @@ def memorization(
 
 def sweep(
     extractor: FeatureExtractor,
-    results: Iterable[tuple[dict[str, Any], list[tuple[Tensor, SampleCost]]]],
+    sets_of_plans: Iterable[tuple[SamplingPlan, list[tuple[Tensor, SampleCost]]]],
     real: RealImages,
 ) -> dict[str, Any]:
     """The Frechet distance to the training images, and the cost, of several sampling plans.
 
-    results: of each plan its settings, and its sets of samples, each uint8 (N,C,H,W) with the
-    cost of an image.
+    sets_of_plans: each plan with its sets of samples, uint8 (N,C,H,W), and the cost of an image.
     """
     reference = real.features(extractor, "train")
     reference_statistics = statistics(reference)
@@ -289,11 +289,11 @@ def sweep(
         features, _ = extract_features(extractor, images, "features", real.batch_size)
         return frechet(statistics(features), reference_statistics)
 
-    for settings, sets in results:
+    for plan, sets in sets_of_plans:
         of_sets, shape = [distance(images) for images, _ in sets], sets[0][0].shape
         seconds = sum(cost.seconds for _, cost in sets) / len(sets)
-        row = settings | asdict(sets[0][1]) | {"seconds": seconds, "frechet": spread(of_sets)}
-        rows.append(row)
+        row = plan_settings(plan) | asdict(sets[0][1])
+        rows.append(row | {"seconds": seconds, "frechet": spread(of_sets)})
     held_out = real.features(extractor, "test")[: shape[0]]
     return {
         "rows": rows,

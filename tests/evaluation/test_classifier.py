@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
-    """200 images 32x32 of two kinds, bright and dark, and the folder in which the classifier is kept."""
+    """200 images 32x32 of two classes, bright and dark, and a folder for the classifier."""
     random, root = np.random.default_rng(0), tmp_path_factory.mktemp("classifier")
     labels = random.integers(0, 2, 200)
     images = (random.random((200, 32, 32, 1)) * 100 + 120 * labels[:, None, None, None]).astype(
@@ -79,8 +79,8 @@ def test_shifted_images_are_moved_by_whole_pixels_and_repeat_their_edge():
         for i in range(5)
         for j in range(5)
     }
-    seen = {places[tuple(image.flatten().tolist())] for image in found}
-    assert len(seen) > 15  # of 25, each image by itself
+    shifts = {places[tuple(image.flatten().tolist())] for image in found}
+    assert len(shifts) > 15  # of 25: each image has its own
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Distances between sets of images, the networks whose features they take, and neighbours: against other derivations."""
+"""Distances, feature extractors and neighbours, against other derivations."""
 
 import builtins
 import hashlib
@@ -23,16 +23,16 @@ def normal(count, size, shift=0.0, seed=0):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """4000 shapes for a training, 1000 unseen, and the classifier of them."""
-    data, unseen = DiffSet(True, "shapes"), DiffSet(False, "shapes")
-    data.images, data.labels = data.images[:4000], data.labels[:4000]
-    unseen.images, unseen.labels = unseen.images[:1000], unseen.labels[:1000]
+    """4000 training images, 1000 test images, and the classifier of them."""
+    train_set, test_set = DiffSet(True, "shapes"), DiffSet(False, "shapes")
+    train_set.images, train_set.labels = train_set.images[:4000], train_set.labels[:4000]
+    test_set.images, test_set.labels = test_set.images[:1000], test_set.labels[:1000]
     root = tmp_path_factory.mktemp("shapes")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(classifier, "NARROW_WIDTH", 16)
         patched.setattr(classifier, "MIN_STEPS", 60)
-        extractor = features.load_feature_extractor("classifier", data, unseen, root)
-    return Namespace(train_set=data, test_set=unseen, root=root, classifier=extractor)
+        extractor = features.load_feature_extractor("classifier", train_set, test_set, root)
+    return Namespace(train_set=train_set, test_set=test_set, root=root, classifier=extractor)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def inception_file(tmp_path_factory):
     return file
 
 
-# ---- the numbers -------------------------------------------------------------------------------------------------------
+# ---- the numbers ---------------------------------------------------------------------------------
 
 
 def test_frechet_is_torchmetrics_and_that_of_normal_distributions():
-    """In closed form, for two that share their axes: the squared distance of the means and of the deviations."""
+    """In closed form, for two with the same axes: squared distances of means and deviations."""
     one, other = normal(400, 6), normal(300, 6, 0.3, seed=1) * torch.linspace(0.5, 2, 6)
     found = distances.frechet(distances.statistics(one), distances.statistics(other))
     metric = FrechetInceptionDistance(
@@ -74,7 +74,7 @@ def test_frechet_is_torchmetrics_and_that_of_normal_distributions():
 
 
 def test_kernel_is_the_unbiased_discrepancy_of_the_cubic_kernel():
-    """With one subset of all images, by its definition, pair by pair: Eq. 4 of Bińkowski et al. 2018."""
+    """With one subset of all images, pair by pair: Eq. 4 of Bińkowski et al. 2018."""
     x, y = normal(12, 4).double(), normal(12, 4, 0.5, seed=1).double()
 
     def k(a, b):
@@ -89,7 +89,10 @@ def test_kernel_is_the_unbiased_discrepancy_of_the_cubic_kernel():
 
 
 def test_precision_and_recall_by_hand():
-    """Real images on a line at 0, 1, .. 9, whose third neighbours are 3 away at the ends, 2 or 1.. within; samples in and out of reach."""
+    """Real images on a line at 0, 1, .. 9, and samples within and out of reach of them.
+
+    The third neighbour is 3 away at the ends, and 2 in between.
+    """
     real = torch.arange(10.0)[:, None]
     samples = torch.tensor(
         [[0.5], [9.5], [20.0], [21.0], [22.0], [23.0], [24.0], [25.0], [26.0], [-30.0]]
@@ -232,7 +235,7 @@ def test_noise_is_what_sampling_begins_from():
     assert float(((images == -1) | (images == 1)).float().mean()) == pytest.approx(0.317, abs=0.02)
 
 
-# ---- the networks ------------------------------------------------------------------------------------------------------
+# ---- the feature extractors ----------------------------------------------------------------------
 
 
 def test_batches_change_no_features_and_gray_is_taken_for_colour(shapes):
@@ -359,7 +362,7 @@ def test_weights_that_lie_with_the_data_need_no_download(
     )
 
 
-# ---- neighbours --------------------------------------------------------------------------------------------------------
+# ---- neighbours ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("far", [0, 3000])
@@ -380,31 +383,31 @@ def test_the_nearest_are_those_of_a_slow_search(monkeypatch, far):
 
 
 def test_copies_are_told_from_images_of_the_same_kind():
-    train, unseen, fresh = (
+    train, test_set, fresh = (
         normal(count, 6, seed=seed) for seed, count in enumerate((3000, 1000, 800))
     )
-    honest, _ = neighbours.audit(fresh, train, unseen)
+    honest, _ = neighbours.audit(fresh, train, test_set)
     assert honest["ratio"] == pytest.approx(1, abs=0.03)
     assert honest["copies"] < 0.03
     assert honest["duplicates"] < 0.03
-    copied, _ = neighbours.audit(train[:800] + 0.01 * fresh, train, unseen)
+    copied, _ = neighbours.audit(train[:800] + 0.01 * fresh, train, test_set)
     assert copied["ratio"] < 0.8
     assert copied["copies"] > 0.9
-    half, quotient = neighbours.audit(torch.cat([fresh[:400], train[:400]]), train, unseen)
+    half, quotient = neighbours.audit(torch.cat([fresh[:400], train[:400]]), train, test_set)
     assert half["copies"] == pytest.approx(0.5, abs=0.05)
     assert float(quotient[400:].max()) < 1e-6
     assert float(quotient[:400].min()) > 0.01
     known, _ = neighbours.audit(
-        train[2000:2400], train[:2400], unseen
+        train[2000:2400], train[:2400], test_set
     )  # also those beyond the parts of equal size
     assert known["copies"] == 1
     twice, _ = neighbours.audit(
-        train[:400], train, torch.cat([train[:500], unseen[:500]])
+        train[:400], train, torch.cat([train[:500], test_set[:500]])
     )  # where real images come twice
     assert twice["copies"] == 1
-    twins, _ = neighbours.audit(torch.cat([fresh[:100], fresh[:100] + 1e-3]), train, unseen)
+    twins, _ = neighbours.audit(torch.cat([fresh[:100], fresh[:100] + 1e-3]), train, test_set)
     assert twins["duplicates"] == 1
-    collapsed, _ = neighbours.audit(fresh[:1] + 0.01 * fresh, train, unseen)
+    collapsed, _ = neighbours.audit(fresh[:1] + 0.01 * fresh, train, test_set)
     assert collapsed["duplicates"] == 1
     same, _ = neighbours.audit(
         torch.zeros(9, 6), torch.zeros(20, 6), torch.zeros(9, 6)
@@ -416,7 +419,7 @@ def test_copies_are_told_from_images_of_the_same_kind():
     "worse", [lambda x: blurred(x, 1.2), lambda x: (127.5 + (x.float() - 127.5) / 2).round().byte()]
 )
 def test_smooth_and_pale_samples_are_not_called_copies(shapes, worse):
-    """Though they are near to everything: nearer to the training images than unseen ones are."""
+    """Though they are nearer to all images, and to the training images, than real ones are."""
     test_set = DiffSet(False, "shapes")
     test_set.images = shapes.test_set.images[:500]
     real = metrics.RealImages(shapes.train_set, test_set, shapes.root)

@@ -1,7 +1,6 @@
-"""evaluate.py by command: what it measures, says, writes and refuses."""
+"""evaluate.py by command: what it measures, prints, writes and refuses."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -15,7 +14,7 @@ import evaluate
 from checkpoints.checkpoint import load_model
 from Dataset import DiffSet
 from diffusion import likelihood
-from evaluation import bits_per_dim, doctor, metrics, results
+from evaluation import bits_per_dim, metrics, results
 from evaluation.features import load_feature_extractor
 from runtime.randomness import Purpose
 from sampling import sample_sets
@@ -25,7 +24,10 @@ pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 
 def measure(capsys, run, data, *more):
-    """The lines of the table, what was said about files, and the line of JSON, which metrics.json has, too."""
+    """Run evaluate.py; return the lines of the table and the line of JSON.
+
+    metrics.json must have the same numbers.
+    """
     assert (
         evaluate.main(
             [
@@ -66,7 +68,7 @@ def bits(capsys, run, data, *more):
     return measure(capsys, run, data, "--num", "0", "--bound", "20", *more)
 
 
-# ---- bits/dim ----------------------------------------------------------------------------------------------------------
+# ---- bits/dim ------------------------------------------------------------------------------------
 
 
 def test_bits_per_dim_as_a_table_and_a_line(run, tiny_data, capsys):
@@ -89,7 +91,7 @@ def test_bits_per_dim_as_a_table_and_a_line(run, tiny_data, capsys):
 
 
 def test_a_run_directory_knows_its_images(tiny_run, tiny_data, tmp_path, capsys):
-    """Also a folder or a file of one's own, of which a checkpoint keeps only the name; others are told of."""
+    """Also of a folder or a file, whose name alone is in a checkpoint."""
     for given, known in (((), True), (("--dataset", tmp_path / "other.npz"), False)):
         with np.load(tiny_data) as archive:
             np.savez(
@@ -140,14 +142,14 @@ def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data,
     assert whole["terms"] == pytest.approx(parts["terms"], rel=1e-4, abs=1e-7)
     _, other = bits(capsys, run, tiny_data, "--exact", "--seeds", "1")
     assert other["bits_per_dim"]["bound"]["mean"] != whole["bits_per_dim"]["bound"]["mean"]
-    model, unseen = load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
+    model, test_set = load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
     few, many = (
-        bits_per_dim.variational_bound(model, unseen, count, None, title="")["mean"] * count
+        bits_per_dim.variational_bound(model, test_set, count, None, title="")["mean"] * count
         for count in (7, 8)
     )
-    last = unseen.some()[7:8]  # the eighth has the same noise as among twenty
+    last = test_set.some()[7:8]  # the eighth has the same noise as among twenty
     noise = Noise(0, last.tolist(), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
-    alone = likelihood.bound(model, unseen.images[last].float() / 127.5 - 1, noise).sum(0)
+    alone = likelihood.bound(model, test_set.images[last].float() / 127.5 - 1, noise).sum(0)
     assert many - few == pytest.approx(float(alone), rel=1e-3)
 
 
@@ -159,8 +161,8 @@ def test_exact_is_the_bound_and_its_terms_are_its_sum(run, tiny_data, capsys):
     assert sum(float(line.split()[-1]) for line in table[2:]) == pytest.approx(
         bound["mean"], abs=1e-3
     )
-    model, unseen = load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
-    x_0 = unseen.images.float() / 127.5 - 1
+    model, test_set = load_model(run).model, DiffSet(False, str(tiny_data), image_size=8)
+    x_0 = test_set.images.float() / 127.5 - 1
     again = likelihood.bound(
         model, x_0, Noise(0, range(20), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
     ).sum(0)
@@ -171,14 +173,14 @@ def test_exact_is_the_bound_and_its_terms_are_its_sum(run, tiny_data, capsys):
     )
 
 
-def test_classes_are_told(conditional_run, tiny_data, capsys):
-    """A model that knows labels is told them: with the other label its bound is another one."""
+def test_the_bound_depends_on_the_labels(conditional_run, tiny_data, capsys):
+    """A conditional model gets the labels: with other labels its bound is different."""
     _, found = bits(capsys, conditional_run, tiny_data, "--exact")
-    model, unseen = (
+    model, test_set = (
         load_model(conditional_run).model,
         DiffSet(False, str(tiny_data), image_size=8),
     )
-    x_0 = unseen.images[:20].float() / 127.5 - 1
+    x_0 = test_set.images[:20].float() / 127.5 - 1
     right, wrong = (
         float(
             likelihood.bound(
@@ -187,21 +189,21 @@ def test_classes_are_told(conditional_run, tiny_data, capsys):
             .sum(0)
             .mean()
         )
-        for y in (unseen.labels[:20], 1 - unseen.labels[:20])
+        for y in (test_set.labels[:20], 1 - test_set.labels[:20])
     )
     assert found["bits_per_dim"]["bound"]["mean"] == pytest.approx(right, rel=1e-5)
     assert right != pytest.approx(wrong, rel=1e-4)
 
 
 def test_padded_digits_are_also_counted_by_their_own_values():
-    unseen = type("Unseen", (), {"padded": True})
-    found = bits_per_dim.summarize(torch.tensor([1.0, 3.0]), unseen)
+    test_set = type("Unseen", (), {"padded": True})
+    found = bits_per_dim.summarize(torch.tensor([1.0, 3.0]), test_set)
     assert found["mean"] == 2
     assert found["mean_28x28"] == pytest.approx(2 * 1024 / 784)
     assert found["standard_error"] == pytest.approx(1)
 
 
-# ---- samples -----------------------------------------------------------------------------------------------------------
+# ---- samples -------------------------------------------------------------------------------------
 
 
 def test_samples_come_with_a_floor_a_ceiling_and_a_spread(run, tiny_data, capsys):
@@ -263,7 +265,7 @@ def test_samples_come_with_a_floor_a_ceiling_and_a_spread(run, tiny_data, capsys
 
 
 def test_samples_of_other_weights_are_other_samples(conditional_run, tiny_data, capsys):
-    """Nothing drawn from one average of the weights is taken for another's, nor what was drawn in another way."""
+    """No sample is reused for other weights or another sampling plan."""
     found, folders = [], []
     for more in (
         (),
@@ -305,7 +307,7 @@ def test_samples_of_other_weights_are_other_samples(conditional_run, tiny_data, 
 
 
 def test_stopped_and_run_again_it_goes_on(run, tiny_data, capsys, monkeypatch):
-    """A signal between two files of samples: those that are there are not drawn again, and the results are the same."""
+    """After a signal between two files, existing samples are reused and results are the same."""
     monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 8)
     ask = ("--bound", "0", "--num", "24", "--seeds", "11")
     write, calls = sample_sets.sample_batch, []
@@ -353,10 +355,10 @@ def test_what_was_measured_before_a_failure_is_kept(run, tiny_data, capsys, monk
 
 
 def test_what_is_not_finite_is_null(tmp_path):
-    about = dict.fromkeys(results.IDENTITY, "x")
+    identity = dict.fromkeys(results.IDENTITY, "x")
     results.write_metrics(
         tmp_path / "metrics.json",
-        about,
+        identity,
         {"distances": {"classifier": {"frechet": {"sets": [1.0, float("nan")]}}}},
     )
     assert json.loads((tmp_path / "metrics.json").read_text())["distances"]["classifier"][
@@ -384,7 +386,7 @@ def test_the_classes_asked_for_are_looked_for(conditional_run, tiny_data, capsys
 
 
 def test_labels_of_real_images_are_all_as_asked(tiny_data, tmp_path):
-    """Where the samples are the real images, their classes are those asked for and every distance is 0."""
+    """Where the samples are the real images, all classes are right and every distance is 0."""
     data = DiffSet(True, str(tiny_data), image_size=8)
     classifier = load_feature_extractor("classifier", data, data, tiny_data.parent)
     real = metrics.RealImages(data, data, tmp_path)
@@ -398,7 +400,7 @@ def test_labels_of_real_images_are_all_as_asked(tiny_data, tmp_path):
 
 
 def test_images_sorted_by_class_are_measured_as_if_they_were_mixed(tmp_path):
-    """A folder's images come class by class: those that are drawn are of all classes."""
+    """A folder's images come class by class: a subset has images of all classes."""
     labels = np.arange(4).repeat(100)
     images = np.full((400, 8, 8, 3), 60, np.uint8) * (labels[:, None, None, None] + 1).astype(
         np.uint8
@@ -408,8 +410,8 @@ def test_images_sorted_by_class_are_measured_as_if_they_were_mixed(tmp_path):
     assert sorted(data.some().tolist()) == list(range(360))
     assert set(np.bincount(data.labels[data.some(100)]) // 15) <= {1, 2}
     assert torch.equal(data.some(50), data.some()[:50])
-    seen = [y for _, _, y in bits_per_dim.batches(data, 40, 10, "cpu", "")]
-    assert [len(set(y.tolist())) for y in seen] == [4, 4, 4, 4]
+    labels = [y for _, _, y in bits_per_dim.batches(data, 40, 10, "cpu", "")]
+    assert [len(set(y.tolist())) for y in labels] == [4, 4, 4, 4]
 
 
 def test_two_processes_measure_what_one_does(run, tiny_data, capsys, tmp_path):
@@ -557,148 +559,3 @@ def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_pat
     assert "--terms changes nothing here" in said(*here, "--bound", 0, "--terms", 5)
     assert "leave out --terms" in said(*here, "--exact", "--terms", 5)
     assert "is no run directory" in refused(evaluate.main, "--ckpt", tmp_path, "--doctor")
-
-
-# ---- the doctor --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def patient(tmp_path, tiny_data):
-    """A run directory of which every file can be chosen: losses, samples, the checkpoint's count of updates; a healthy one by itself."""
-
-    def make(
-        name="run", train=(1.0, 0.3, 0.2), valid=(0.5, 0.2), samples=None, ema=5000, **settings
-    ):
-        run = tmp_path / name
-        (run / "images").mkdir(parents=True)
-        (run / "checkpoints").mkdir()
-        rows = [f"{i},{loss}," for i, loss in enumerate(train)] + [
-            f"{len(train) + i},,{loss}" for i, loss in enumerate(valid)
-        ]
-        (run / "metrics.csv").write_text("\n".join(["step,train_loss,val_loss", *rows]) + "\n")
-        (run / "config.json").write_text(
-            json.dumps({"settings": {"dataset": str(tiny_data), **settings}, "preset": "laptop"})
-        )
-        from DiffusionModel import DiffusionModel
-
-        model = DiffusionModel(width=8, mults=(1,), attention=(), blocks=1, size=8)
-        torch.save(
-            {
-                "global_step": ema,
-                "elapsed": 1.0,
-                "hyper_parameters": dict(model.hparams),
-                "state_dict": model.state_dict(),
-                "ema": {"n": ema, "weights": model.unet.state_dict()},
-                "course": {},
-                "noise": {},
-            },
-            run / "checkpoints" / "step_00005000.ckpt",
-        )
-        real = DiffSet(True, str(tiny_data), image_size=8).images.permute(0, 2, 3, 1).numpy()
-        np.savez(run / "images" / "samples.npz", arr_0=real[:40] if samples is None else samples)
-        return run
-
-    return make
-
-
-def wrong(run):
-    return {finding.name for finding in doctor.examine(run) if finding.good is False}
-
-
-def test_a_healthy_run_has_nothing_wrong(patient):
-    run = patient()
-    assert wrong(run) == set()
-    assert "nothing looks wrong" in doctor.report(doctor.examine(run))
-
-
-@pytest.mark.parametrize(
-    ("made", "what"),
-    [
-        ({"train": (1.0, "nan", 0.2)}, "losses"),
-        ({"train": (0.2, 0.3, 0.4), "valid": (0.3,)}, "training"),
-        ({"valid": (0.7, 0.69), "train": (1.0, 0.3, 0.2)}, "train/validation gap"),
-        ({"valid": (0.2, 0.5), "train": (1.0, 0.5, 0.4)}, "validation"),
-        ({"ema": 300}, "EMA"),
-        ({"samples": np.full((9, 8, 8, 3), 150, np.uint8)}, "constant samples"),
-        ({"samples": np.full((9, 8, 8, 3), (200, 50, 50), np.uint8)}, "constant samples"),
-        (
-            {"samples": np.random.default_rng(0).integers(0, 60, (40, 8, 8, 3)).astype(np.uint8)},
-            "colours",
-        ),
-        (
-            {
-                "samples": np.random.default_rng(0).integers(0, 2, (40, 8, 8, 3)).astype(np.uint8)
-                * 255
-            },
-            "saturation",
-        ),
-        (
-            {
-                "samples": np.repeat(
-                    np.random.default_rng(0).integers(90, 160, (1, 8, 8, 3)), 9, 0
-                ).astype(np.uint8)
-            },
-            "equal samples",
-        ),
-    ],
-)
-def test_each_trouble_is_named(patient, made, what):
-    assert what in wrong(patient(**made))
-
-
-def test_tint_and_darkness_are_told_apart(patient, tiny_data):
-    real = (
-        DiffSet(True, str(tiny_data), image_size=8).images.permute(0, 2, 3, 1).numpy().astype(float)
-    )
-    tinted, dark = real[:40] + np.array([90, 0, 0]), real[:40] * 0.5
-    for name, samples, said in (
-        ("tinted", tinted, "are tinted"),
-        ("dark", dark, "too dark"),
-        ("bright", real[:40] + 120, "too bright"),
-    ):
-        found = doctor.examine(patient(name, samples=samples.clip(0, 255).astype(np.uint8)))
-        assert said in next(one.advice for one in found if one.name == "colours")
-
-
-def test_a_weighted_loss_is_not_compared_with_the_validation(patient):
-    found = {
-        one.name: one.good
-        for one in doctor.examine(
-            patient(train=(1.0, 0.3, 0.1), valid=(0.9, 0.8), weighting="min-snr")
-        )
-    }
-    assert found["train/validation gap"] is None
-
-
-def test_weights_and_losses_are_compared_with_other_runs(patient):
-    patient("first", valid=(0.2,))
-    patient("second", valid=(0.22,))
-    patient("another", valid=(0.9,), parameterization="eps")  # not of the same kind
-    patient("young", valid=(0.9,), train=(1.0,))  # after one step, not four
-    patient("short", valid=(0.9,), T=200)
-    assert "other runs" not in wrong(patient("third", valid=(0.5, 0.24)))
-    assert "other runs" in wrong(patient("fourth", valid=(0.5, 0.4), train=(1, 0.5, 0.4)))
-
-
-def test_what_is_missing_is_not_called_wrong(patient):
-    run = patient()
-    (run / "config.json").unlink()
-    found = {one.name: one for one in doctor.examine(run)}
-    assert (found["colours"].good, found["other runs"].good) == (None, None)
-    assert "config.json names none" in found["colours"].observation
-    os.utime(run / "images" / "samples.npz", (1, 1))
-    found = {one.name: one for one in doctor.examine(run)}
-    assert "older than the newest checkpoint" in found["samples"].observation
-    (run / "images" / "samples.npz").unlink()
-    found = {one.name: one.good for one in doctor.examine(run)}
-    assert found["samples"] is None
-    assert False not in found.values()
-    (run / "checkpoints" / "step_00005000.ckpt").write_bytes(b"no checkpoint")
-    assert "checkpoint" in wrong(run)
-
-
-def test_the_doctor_by_command(tiny_run, tiny_data, capsys):
-    assert evaluate.main(["--ckpt", str(tiny_run), "--doctor", "--dataset", str(tiny_data)]) == 0
-    out = capsys.readouterr().out
-    assert "LOOK  EMA: an average over 12 updates" in out
-    assert "look wrong" in out.splitlines()[-1]

@@ -13,7 +13,7 @@ import evaluate
 import Inference
 import train
 from DiffusionModel import DiffusionModel
-from evaluation import bits_per_dim, evaluation
+from evaluation import bits_per_dim, evaluation, preparation
 from runtime.compiling import compile_network
 from sampling import sample_sets
 from training.batches import micro_batches
@@ -271,11 +271,12 @@ def test_guidance_doubles_the_batch_that_is_compiled(conditional_run, tmp_path, 
 def test_sample_sets_are_compiled_and_the_likelihood_is_not(
     tiny_run, tiny_data, tmp_path, compiled_calls, monkeypatch
 ):
-    monkeypatch.setattr(evaluation, "load_feature_extractor", lambda *_: None)
+    monkeypatch.setattr(preparation, "load_feature_extractor", lambda *_: None)
     measured = []
 
-    def measure(plan, prepared):
-        measured.append(bits_per_dim.variational_bound(prepared.model, prepared.unseen, 4))
+    def measure(prepared):
+        test_set = prepared.real_images.test_set
+        measured.append(bits_per_dim.variational_bound(prepared.model, test_set, 4))
 
     monkeypatch.setattr(evaluation, "measure", measure)
     monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 4)  # and so the most in a batch
@@ -289,7 +290,7 @@ def test_sample_sets_are_compiled_and_the_likelihood_is_not(
 def test_samples_made_without_a_compiler_are_those_of_the_plain_network(
     tiny_run, tiny_data, tmp_path, no_compiler, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evaluation, "load_feature_extractor", lambda *_: None)
+    monkeypatch.setattr(preparation, "load_feature_extractor", lambda *_: None)
     monkeypatch.setattr(evaluation, "measure", lambda *_: None)
     run = shutil.copytree(tiny_run, tmp_path / "run")
     evaluated(run, tiny_data, tmp_path, "--bound", 0, "--compile", "default")

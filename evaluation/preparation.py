@@ -1,0 +1,197 @@
+"""All that an evaluation needs, loaded and checked before the first sample.
+
+prepared, path = prepare(plan, "runs/mnist", processes)    # in every process
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoints.checkpoint import load_model
+from checkpoints.loaded_model import LoadedModel
+from checkpoints.run_dir import read_run_settings
+from Dataset import DiffSet
+from DiffusionModel import DiffusionModel
+from evaluation.features import FeatureExtractor, load_feature_extractor
+from evaluation.metrics import RealImages
+from evaluation.plan import EvaluationPlan
+from runtime.processes import Processes
+from sampling.plan import SamplingPlan, plan_sampling
+from sampling.sample_sets import SampleCost, folder_name, read_samples
+from sampling.samplers import SAMPLERS
+
+SWEEP_STEPS = (5, 10, 20, 50)  # of a sweep over steps, where none are given
+MIN_IMAGES = 4  # of each split
+BOUND_IMAGES = 1000  # for the variational bound, where there are as many
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an evaluation works with.
+
+    weights: their name in metrics.json. directory: where the results are written. real_images and
+    extractors: of the first process, which measures; the others only sample.
+    """
+
+    plan: EvaluationPlan
+    loaded: LoadedModel
+    weights: str
+    directory: Path
+    sampling_plans: tuple[SamplingPlan, ...]
+    real_images: RealImages | None = None
+    extractors: tuple[FeatureExtractor, ...] = ()
+
+    @property
+    def model(self) -> DiffusionModel:
+        return self.loaded.model
+
+    def sample_folder(self, sampling_plan: SamplingPlan) -> Path:
+        """Where the samples of a plan are written."""
+        device = self.model.device.type
+        name = folder_name(sampling_plan, self.loaded.sha256, self.weights, device)
+        return self.directory / "evaluation" / name
+
+    def read_sets(self, sampling_plan: SamplingPlan) -> list[tuple[Tensor, SampleCost]]:
+        """The set of samples of each seed, uint8 (N,C,H,W), and what one of them cost."""
+        folder, count = self.sample_folder(sampling_plan), self.plan.num
+        return [read_samples(self.model, folder, count, seed) for seed in self.plan.seeds]
+
+
+def prepare(plan: EvaluationPlan, path: Path, processes: Processes) -> tuple[Prepared, Path]:
+    """Load and check everything; also returns the path for the other processes to load.
+
+    path: `plan.checkpoint` in the first process. Raises ValueError or OSError, in one line.
+    """
+    loaded = load_model(path, processes.device, plan.weights == "ema", plan.ema_length)
+    weights = plan.weights
+    if plan.ema_length is not None:
+        weights = f"ema of length {plan.ema_length:g}"
+    prepared = Prepared(
+        plan=plan,
+        loaded=loaded,
+        weights=weights,
+        directory=plan.checkpoint if plan.checkpoint.is_dir() else plan.checkpoint.parent,
+        sampling_plans=sampling_plans(plan, loaded.model),
+    )
+    if processes.is_first:
+        prepared = with_real_images(prepared, processes.device)
+    return prepared, loaded.path
+
+
+def sampling_plans(plan: EvaluationPlan, model: DiffusionModel) -> tuple[SamplingPlan, ...]:
+    """The one way to sample, or all of a sweep. Raises ValueError, in one line."""
+    samplers: tuple[str | None, ...] = (None,)
+    steps: tuple[int | None, ...] = (None,)
+    if "sampler" in plan.sweep:
+        samplers = SAMPLERS
+    if "steps" in plan.sweep:
+        steps = tuple(count for count in SWEEP_STEPS if count <= model.T)
+    plans = [
+        plan_sampling(
+            model,
+            sampler,
+            steps=count,
+            grid=plan.grid,
+            variance=plan.variance,
+            eta=plan.eta,
+            guidance=plan.guidance,
+            precision=plan.precision,
+            compile_mode=plan.compile_mode,
+        )
+        for sampler in plan.samplers or samplers
+        for count in plan.steps or steps
+    ]
+    if not plans:
+        raise ValueError(
+            f"--sweep steps: the model has {model.T} steps, and {min(SWEEP_STEPS)} are the least "
+            "by default: give --steps"
+        )
+    return tuple(plans)
+
+
+def with_real_images(prepared: Prepared, device: torch.device) -> Prepared:
+    """Load and check the real images and the feature extractors, which may train a classifier.
+
+    Defaults that depend on the images are filled in. Raises ValueError or OSError, in one line.
+    """
+    train_set, test_set = load_real_images(prepared)
+    check_labels(prepared.model, train_set, test_set)
+    plan = prepared.plan
+    if plan.bound is None:
+        plan = replace(plan, bound=min(BOUND_IMAGES, len(test_set)))
+    check_counts(plan, train_set, test_set)
+    if not plan.features:
+        labelled = len(train_set.classes) > 1
+        plan = replace(plan, features=("classifier" if labelled else "efficientnet-lite0",))
+    if "classifier" in plan.features and len(train_set.classes) < 2:
+        raise ValueError(
+            f"{train_set.name} has no labels, and a classifier needs some: "
+            "give --features efficientnet-lite0"
+        )
+    check_writable(prepared.directory)
+    root, weights = plan.data_root, plan.inception_weights
+    extractors = [
+        load_feature_extractor(name, train_set, test_set, root, device, weights)
+        for name in (plan.features if plan.num else ())
+    ]
+    real_images = RealImages(train_set, test_set, root, plan.references, plan.batch_size)
+    return replace(prepared, plan=plan, real_images=real_images, extractors=tuple(extractors))
+
+
+def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
+    """The training and the test images: those of --dataset, or those of the training."""
+    plan, model = prepared.plan, prepared.model
+    config = read_run_settings(prepared.directory)
+    name = plan.dataset or config.get("dataset") or model.hparams["dataset"]
+    if not name:
+        raise ValueError(
+            f"{plan.checkpoint} does not say which images it was trained on: give --dataset"
+        )
+    train_set = DiffSet(True, name, plan.data_root, model.unet.size)
+    test_set = DiffSet(False, name, plan.data_root, model.unet.size)
+    if test_set.depth != model.unet.depth:
+        raise ValueError(
+            f"{test_set.name} has {test_set.depth} channels, and the model {model.unet.depth}: "
+            "give the --dataset that it was trained on"
+        )
+    return train_set, test_set
+
+
+def check_labels(model: DiffusionModel, train_set: DiffSet, test_set: DiffSet) -> None:
+    """Raise ValueError if there are labels that the model does not know."""
+    highest = max(int(test_set.labels.max()), int(train_set.labels.max()))
+    if model.unet.classes and highest >= model.unet.classes:
+        raise ValueError(
+            f"{test_set.name} has the label {highest}, and the model knows "
+            f"{model.unet.classes} classes: give the --dataset that it was trained on"
+        )
+
+
+def check_counts(plan: EvaluationPlan, train_set: DiffSet, test_set: DiffSet) -> None:
+    """Raise ValueError if there are too few images."""
+    for flag, count in (("--bound", plan.bound or 0), ("--flow", plan.flow)):
+        if count > len(test_set):
+            raise ValueError(
+                f"{flag} {count} is more than the {len(test_set)} unseen images of {test_set.name}"
+            )
+    if min(len(train_set), len(test_set)) < MIN_IMAGES:
+        raise ValueError(
+            f"{train_set.name} has {len(train_set)} images for training and {len(test_set)} "
+            f"unseen ones: {MIN_IMAGES} of each are the least"
+        )
+
+
+def check_writable(directory: Path) -> None:
+    """Raise OSError, in one line, if results cannot be written: now, not after the sampling."""
+    try:
+        (directory / "evaluation").mkdir(exist_ok=True)
+        for folder in (directory, directory / "evaluation"):
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {directory} ({error.strerror}), where metrics.json and the samples "
+            "go: copy the checkpoint elsewhere"
+        ) from None
