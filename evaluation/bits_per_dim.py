@@ -47,13 +47,14 @@ def summarize(bits: Tensor, data: DiffSet) -> dict[str, float]:
     Where 28x28 images were padded to 32x32, also the mean over their own values alone, since a
     black border carries no information.
     """
-    summary = {
+    summary: dict[str, float] = {
         "mean": bits.mean().item(),
         "standard_error": bits.std().item() / len(bits) ** 0.5,
     }
     if data.padded:
         summary["mean_28x28"] = bits.mean().item() * 32**2 / 28**2
-    return summary | {"images": len(bits)}
+    summary["images"] = len(bits)
+    return summary
 
 
 def variational_bound(

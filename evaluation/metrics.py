@@ -193,9 +193,10 @@ def distances_from(
         measured[name] = spread([one[name] for one in of_sets]) | ends
     if len(held_out) < samples.count:
         of_fewer = [measure(features[: len(held_out)]) for features in samples.features]
-        measured["fewer"] = {"images": len(held_out)}
+        fewer: dict[str, Any] = {"images": len(held_out)}
         for name in floor:
-            measured["fewer"][name] = spread([one[name] for one in of_fewer])
+            fewer[name] = spread([one[name] for one in of_fewer])
+        measured["fewer"] = fewer
     return measured
 
 
