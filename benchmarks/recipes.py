@@ -85,11 +85,9 @@ def trial(
             sample_batch(model, plan, range(first, first + 100), seed)
             for first in range(0, count, 100)
         ]
-    judge = load_feature_extractor("classifier", run.data, run.unseen, root)
-    real, features = (
-        reference_features(judge, run.data, root),
-        extract_features(judge, torch.cat(images))[0],
-    )
+    extractor = load_feature_extractor("classifier", run.data, run.unseen, root)
+    real = reference_features(extractor, run.data, root)
+    features, _ = extract_features(extractor, torch.cat(images))
     distance = frechet(statistics(features), statistics(real))
     return {"recipe": name, "seed": seed, "steps": step, "distance": round(distance, 2)}
 

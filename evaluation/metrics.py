@@ -15,8 +15,7 @@ K classes.
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,45 +29,16 @@ from evaluation.distances import (
     inception_score,
     statistics,
 )
-from evaluation.features import FeatureExtractor, extract_features, reference_features
+from evaluation.features import FeatureExtractor, extract_features
 from evaluation.neighbours import audit, draw_neighbours, nearest
+from evaluation.real_images import OTHER_SPLIT, RealImages, Split
 from runtime.randomness import Purpose
 from sampling.noise import Noise
 from sampling.plan import SamplingPlan
 from sampling.sample_sets import SampleCost, plan_settings
 
-Split = Literal["train", "test"]
-OTHER_SPLIT: dict[Split, Split] = {"train": "test", "test": "train"}
 LIKE_TRAINING = 8  # samples in the image of the nearest training images
 NEIGHBOURS = 4  # of each sample there
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """The real images with which samples are compared.
-
-    root: where their features are cached. count: images of each split, None for all of them.
-    batch_size: of feature extraction, also for samples.
-    """
-
-    train_set: DiffSet
-    test_set: DiffSet
-    root: str | Path
-    count: int | None = None
-    batch_size: int = 100
-
-    def split(self, name: Split) -> DiffSet:
-        return self.train_set if name == "train" else self.test_set
-
-    def images(self, name: Split, count: int | None = None) -> Tensor:
-        """uint8 (N,C,H,W): `count` images of a split, by default those that are compared."""
-        data = self.split(name)
-        return data.images[data.some(count or self.count)]
-
-    def features(self, extractor: FeatureExtractor, name: Split) -> Tensor:
-        """Features (N,F) of the images of a split, in the order of `images`."""
-        data = self.split(name)
-        return reference_features(extractor, data, self.root, self.count, self.batch_size)
 
 
 @dataclass(frozen=True)

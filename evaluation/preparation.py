@@ -15,8 +15,8 @@ from checkpoints.run_dir import read_run_settings
 from Dataset import DiffSet
 from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor
-from evaluation.metrics import RealImages
 from evaluation.plan import EvaluationPlan
+from evaluation.real_images import RealImages
 from runtime.processes import Processes
 from sampling.plan import SamplingPlan, plan_sampling
 from sampling.sample_sets import SampleCost, folder_name, read_samples

@@ -15,6 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from Dataset import DiffSet
 from evaluation import classifier, distances, features, metrics, neighbours
+from evaluation.real_images import RealImages
 
 
 def normal(count, size, shift=0.0, seed=0):
@@ -422,7 +423,7 @@ def test_smooth_and_pale_samples_are_not_called_copies(shapes, worse):
     """Though they are nearer to all images, and to the training images, than real ones are."""
     test_set = DiffSet(False, "shapes")
     test_set.images = shapes.test_set.images[:500]
-    real = metrics.RealImages(shapes.train_set, test_set, shapes.root)
+    real = RealImages(shapes.train_set, test_set, shapes.root)
     samples = worse(shapes.test_set.images[500:800])
     found, picture = metrics.memorization(shapes.classifier, samples, real)
     assert found["pixels"]["copies"] < 0.06

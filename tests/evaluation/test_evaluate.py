@@ -16,6 +16,7 @@ from Dataset import DiffSet
 from diffusion import likelihood
 from evaluation import bits_per_dim, metrics, results
 from evaluation.features import load_feature_extractor
+from evaluation.real_images import RealImages
 from runtime.randomness import Purpose
 from sampling import sample_sets
 from sampling.noise import Noise
@@ -389,7 +390,7 @@ def test_labels_of_real_images_are_all_as_asked(tiny_data, tmp_path):
     """Where the samples are the real images, all classes are right and every distance is 0."""
     data = DiffSet(True, str(tiny_data), image_size=8)
     classifier = load_feature_extractor("classifier", data, data, tiny_data.parent)
-    real = metrics.RealImages(data, data, tmp_path)
+    real = RealImages(data, data, tmp_path)
     found = metrics.distances(classifier, [data.images], real, labels=data.labels)
     assert found["as_asked"]["mean"] == 1
     assert found["shares"] == pytest.approx(found["real_shares"])
