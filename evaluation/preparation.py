@@ -144,7 +144,7 @@ def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
     """The training and the test images: those of --dataset, or those of the training."""
     plan, model = prepared.plan, prepared.model
     config = read_run_settings(prepared.directory)
-    name = plan.dataset or config.get("dataset") or model.hparams["dataset"]
+    name = plan.dataset or config.get("dataset") or model.settings.dataset
     if not name:
         raise ValueError(
             f"{plan.checkpoint} does not say which images it was trained on: give --dataset"
