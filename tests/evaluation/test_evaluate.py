@@ -1,6 +1,7 @@
 """evaluate.py by command: what it measures, prints, writes and refuses."""
 
 import json
+import os
 import subprocess
 import sys
 
