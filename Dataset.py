@@ -101,11 +101,11 @@ class DiffSet(torch.utils.data.Dataset):
         """A fingerprint of the images: a resumed run must have the same ones."""
         return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
 
-    def some(self, count: int | None = None) -> Tensor:
+    def subset(self, count: int | None = None) -> Tensor:
         """Indices (count,) of a random subset of the images, always the same one; None for all.
 
-        The first images of a folder would all be of one class. A smaller subset is the beginning
-        of a larger one.
+        Random, because the first images of a folder are all of one class. A smaller subset is the
+        beginning of a larger one.
         """
         random = np.random.default_rng((0, Purpose.SUBSET))
         return torch.from_numpy(random.permutation(len(self))[:count])

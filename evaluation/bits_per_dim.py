@@ -26,12 +26,12 @@ from sampling.noise import Noise
 def batches(
     data: DiffSet, count: int, batch_size: int, device: str | torch.device, title: str
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Indices, x_0 (B,C,H,W) and labels (B,) of `data.some(count)`.
+    """Indices, x_0 (B,C,H,W) and labels (B,) of `data.subset(count)`.
 
     title: of a progress bar; none is shown without one.
     """
     for indices in tqdm(
-        data.some(count).split(batch_size),
+        data.subset(count).split(batch_size),
         desc=title,
         unit=" batches",
         disable=not title,

@@ -213,11 +213,11 @@ def reference_features(
     count: int | None = None,
     batch_size: int = 100,
 ) -> Tensor:
-    """Features (N,F) of `data.some(count)`, by default of all images, cached in `root`.
+    """Features (N,F) of `data.subset(count)`, by default of all images, cached in `root`.
 
     Raises OSError where they cannot be saved.
     """
-    images = data.images[data.some(count)]
+    images = data.images[data.subset(count)]
     identity = (data.digest(), len(images), extractor.digest)
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
     file = Path(root) / f"{data.name}-{extractor.name}-features-{key}.npy"

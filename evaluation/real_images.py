@@ -36,7 +36,7 @@ class RealImages:
     def images(self, name: Split, count: int | None = None) -> Tensor:
         """uint8 (N,C,H,W): `count` images of a split, by default those that are compared."""
         data = self.split(name)
-        return data.images[data.some(count or self.count)]
+        return data.images[data.subset(count or self.count)]
 
     def features(self, extractor: FeatureExtractor, name: Split) -> Tensor:
         """Features (N,F) of the images of a split, in the order of `images`."""

@@ -65,7 +65,7 @@ def read_real(dataset: str | None, root: str, samples: np.ndarray) -> np.ndarray
     if downloadable and not (Path(root) / f"{name}.npz").is_file():
         raise ValueError(f"no {name}.npz in {root}")
     data = DiffSet(True, dataset, root, samples.shape[1])
-    real = data.images[data.some(REAL_IMAGES)].permute(0, 2, 3, 1).numpy()
+    real = data.images[data.subset(REAL_IMAGES)].permute(0, 2, 3, 1).numpy()
     if real.shape[1:] != samples.shape[1:]:
         raise ValueError(f"{dataset} has other channels")
     return real

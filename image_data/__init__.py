@@ -1,1 +1,1 @@
-"""Where images come from: drawn shapes, image files, downloads."""
+"""Where images come from: generated shapes, image files, downloads; .npz files and image grids."""

@@ -83,7 +83,7 @@ def read_losses(run_dir: Path) -> Losses:
         chart("Bits/dim", "steps", "bits/dim", bits),
         chart("Distance to real images", "steps", "distance", distance),
     ]
-    charts = [drawn for drawn in charts if drawn]
+    charts = [figure for figure in charts if figure]
     if not charts:
         raise ValueError("no loss is logged yet")
     return Losses(charts, validation_rows(validations), bin_rows(validations, bins))

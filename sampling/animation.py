@@ -32,7 +32,7 @@ LIMITED_RANGE = 1  # 16 to 235, as players expect
 
 @dataclass(frozen=True)
 class AnimationSettings:
-    """What is shown, and how."""
+    """What an animation shows, and its format."""
 
     trajectory: Path
     out: Path  # ends in .gif, .webp or .mp4

@@ -149,7 +149,7 @@ def test_neither_batches_nor_more_images_change_what_is_measured(run, tiny_data,
         bits_per_dim.variational_bound(model, test_set, count, None, title="")["mean"] * count
         for count in (7, 8)
     )
-    last = test_set.some()[7:8]  # the eighth has the same noise as among twenty
+    last = test_set.subset()[7:8]  # the eighth has the same noise as among twenty
     noise = Noise(0, last.tolist(), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
     alone = likelihood.bound(model, test_set.images[last].float() / 127.5 - 1, noise).sum(0)
     assert many - few == pytest.approx(float(alone), rel=1e-3)
@@ -409,9 +409,9 @@ def test_images_sorted_by_class_are_measured_as_if_they_were_mixed(tmp_path):
     )
     np.savez(tmp_path / "sorted.npz", train_images=images, train_labels=labels)
     data = DiffSet(True, str(tmp_path / "sorted.npz"), image_size=8)
-    assert sorted(data.some().tolist()) == list(range(360))
-    assert set(np.bincount(data.labels[data.some(100)]) // 15) <= {1, 2}
-    assert torch.equal(data.some(50), data.some()[:50])
+    assert sorted(data.subset().tolist()) == list(range(360))
+    assert set(np.bincount(data.labels[data.subset(100)]) // 15) <= {1, 2}
+    assert torch.equal(data.subset(50), data.subset()[:50])
     labels = [y for _, _, y in bits_per_dim.batches(data, 40, 10, "cpu", "")]
     assert [len(set(y.tolist())) for y in labels] == [4, 4, 4, 4]
 
