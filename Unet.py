@@ -11,6 +11,7 @@ width the embedding.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -156,6 +157,45 @@ class Stage(nn.Module):
         return self.attention(self.block(x, embedding))
 
 
+class Level(NamedTuple):
+    """A resolution of the network: its channels, and whether it has attention."""
+
+    channels: int
+    attend: bool
+
+
+def down_path(
+    channels: int, levels: list[Level], blocks: int, stage: Callable[[int, int, bool], Stage]
+) -> tuple[nn.ModuleList, list[int]]:
+    """The layers from the highest resolution to the lowest, and the channels of what goes to the
+    way up: of the first layer's input and of every layer's output."""
+    layers, skips = nn.ModuleList(), [channels]
+    for level in levels:
+        for _ in range(blocks):
+            layers.append(stage(skips[-1], level.channels, level.attend))
+            skips.append(level.channels)
+        if level is not levels[-1]:
+            layers.append(Downsample(level.channels))
+            skips.append(level.channels)
+    return layers, skips
+
+
+def up_path(
+    skips: list[int], levels: list[Level], blocks: int, stage: Callable[[int, int, bool], Stage]
+) -> nn.ModuleList:
+    """The layers from the lowest resolution to the highest. Each stage takes the output of the
+    layer before, and the last of `skips` that is left."""
+    layers, skips = nn.ModuleList(), list(skips)
+    channels = skips[-1]
+    for level in reversed(levels):
+        for _ in range(blocks + 1):
+            layers.append(stage(channels + skips.pop(), level.channels, level.attend))
+            channels = level.channels
+        if level is not levels[0]:
+            layers.append(Upsample(channels))
+    return layers
+
+
 class Unet(nn.Module):
     """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout
     of 0.1.
@@ -203,32 +243,15 @@ class Unet(nn.Module):
         self.augmentation = nn.Linear(augmentations, E, bias=False) if augmentations else None
         self.conv_in = nn.Conv2d(depth * patch**2, width, 3, padding=1)
 
-        levels = [Level(width * mult, size // patch // 2**i) for i, mult in enumerate(mults)]
-        channels, skips = width, [width]
-        self.down = nn.ModuleList()
-        for level in levels:
-            for _ in range(blocks):
-                self.down.append(stage(channels, level.channels, level.size in attention))
-                channels = level.channels
-                skips.append(channels)
-            if level is not levels[-1]:
-                self.down.append(Downsample(channels))
-                skips.append(channels)
+        sizes = [size // patch // 2**i for i in range(len(mults))]
+        levels = [Level(width * m, size in attention) for m, size in zip(mults, sizes)]
+        self.down, skips = down_path(width, levels, blocks, stage)
+        self.middle1 = stage(skips[-1], skips[-1], attend=True)
+        self.middle2 = stage(skips[-1], skips[-1], attend=False)
+        self.up = up_path(skips, levels, blocks, stage)
 
-        self.middle1 = stage(channels, channels, attend=True)
-        self.middle2 = stage(channels, channels, attend=False)
-
-        self.up = nn.ModuleList()
-        for level in reversed(levels):
-            for _ in range(blocks + 1):
-                attend = level.size in attention
-                self.up.append(stage(channels + skips.pop(), level.channels, attend))
-                channels = level.channels
-            if level is not levels[0]:
-                self.up.append(Upsample(channels))
-
-        self.norm_out = group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, outputs * depth * patch**2, 3, padding=1)
+        self.norm_out = group_norm(levels[0].channels)
+        self.conv_out = nn.Conv2d(levels[0].channels, outputs * depth * patch**2, 3, padding=1)
         self.initialize()
 
     def initialize(self) -> None:
@@ -299,13 +322,6 @@ class Unet(nn.Module):
         if self.augmentation is not None and self.training:
             augmentation = torch.zeros(B, self.augmentations, device=device)
         return x, t, t.clone() if self.classes else None, augmentation
-
-
-class Level(NamedTuple):
-    """A resolution of the network: channels, and height and width of the feature map."""
-
-    channels: int
-    size: int
 
 
 def check_sizes(size: int, width: int, patch: int, levels: int) -> None:

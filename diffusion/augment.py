@@ -21,15 +21,14 @@ SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
 
 
 def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
-    """What is done to each of `count` images, (B,8): mirrored left-right, upside down (0 or 1),
-    log2 of the size, angle (radians), log2 of the stretch, its direction (radians), shifted right,
-    shifted down (shares of the side); 0 where not."""
+    """The amount of each augmentation for `count` images, (B,8), each 0 with probability 1 - p:
+    mirrored left-right, upside down (0 or 1), log2 of the size, angle (radians), log2 of the
+    stretch, its direction (radians), shift right, shift down (fractions of the side)."""
     applied = torch.rand(6, count, generator=random, device=random.device) < probability  # (6,B)
     coin = (torch.rand(2, count, generator=random, device=random.device) < 0.5).float()  # (2,B)
     size, stretch, right, down = torch.randn(4, count, generator=random, device=random.device)
-    turn, direction = (
-        torch.rand(2, count, generator=random, device=random.device) * 2 - 1
-    ) * torch.pi
+    angles = torch.rand(2, count, generator=random, device=random.device) * 2 - 1  # (2,B)
+    turn, direction = angles * torch.pi
     columns = [
         coin[0] * applied[0],
         coin[1] * applied[1],
@@ -43,50 +42,58 @@ def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
     return torch.stack(columns, dim=1)  # (B,8)
 
 
-def augmented(x: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-    """Images x (B,C,H,W) with what `draw` gave (B,8) done to them, (B,C,H,W), and its label for
-    the network (B,9). What comes in from outside is mirrored at the edge. The label has twice the
-    direction, so that a stretch along and the same one across, which the angle alone confuses,
-    differ."""
-    mirror, flip, size, turn, stretch, direction, right, down = done.unbind(1)  # 8 x (B,)
-
-    def turned(angle: Tensor) -> Tensor:
-        return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(
-            -1, 2, 2
-        )
-
-    def scaled(across: Tensor, along: Tensor) -> Tensor:
-        return torch.diag_embed(torch.stack([across, along], dim=1))  # (B,2,2)
-
+def augmented(x: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
+    """Augment images x (B,C,H,W) by the amounts (B,8) that `draw` gives: (B,C,H,W) and the label
+    for the network (B,9). What moves in from outside is a reflection at the edge."""
     with torch.autocast(x.device.type, enabled=False):  # products in bf16 would blur
-        back = (
-            scaled(1 - 2 * mirror, 1 - 2 * flip)
-            @ scaled(2**-size, 2**-size)
-            @ turned(-turn)
-            @ turned(direction)
-            @ scaled(2**-stretch, 2**stretch)
-            @ turned(-direction)
-        )  # (B,2,2)  to where a pixel was
-        shift = -(
-            back @ (2 * torch.stack([right, down], dim=1))[:, :, None]
-        )  # (B,2,1); the side is 2 long
-        grid = F.affine_grid(torch.cat([back, shift], dim=2), list(x.shape), align_corners=False)
+        transform = to_original_position(amounts)
+        grid = F.affine_grid(transform, list(x.shape), align_corners=False)
         moved = F.grid_sample(
             x, grid, mode="bicubic", padding_mode="reflection", align_corners=False
         ).clamp(-1, 1)
-    untouched = (done == 0).all(dim=1)[:, None, None, None]
-    label = torch.stack(
-        [
-            mirror,
-            flip,
-            size / SCALE,
-            turn.cos() - 1,
-            turn.sin(),
-            stretch / STRETCH * (2 * direction).cos(),
-            stretch / STRETCH * (2 * direction).sin(),
-            right / SHIFT,
-            down / SHIFT,
-        ],
-        dim=1,
-    )
-    return torch.where(untouched, x, moved), label
+    untouched = (amounts == 0).all(dim=1)[:, None, None, None]
+    return torch.where(untouched, x, moved), label_of(amounts)
+
+
+def to_original_position(amounts: Tensor) -> Tensor:
+    """(B,2,3): the affine map from where a pixel is to where it was, in an image of side 2."""
+    mirror, flip, size, turn, stretch, direction, right, down = amounts.unbind(1)  # 8 x (B,)
+    linear = (
+        scale(1 - 2 * mirror, 1 - 2 * flip)
+        @ scale(2**-size, 2**-size)
+        @ rotation(-turn)
+        @ rotation(direction)
+        @ scale(2**-stretch, 2**stretch)
+        @ rotation(-direction)
+    )  # (B,2,2)
+    shift = -(linear @ (2 * torch.stack([right, down], dim=1))[:, :, None])  # (B,2,1)
+    return torch.cat([linear, shift], dim=2)
+
+
+def rotation(angle: Tensor) -> Tensor:
+    """(B,) in radians -> (B,2,2)."""
+    entries = [angle.cos(), -angle.sin(), angle.sin(), angle.cos()]
+    return torch.stack(entries, dim=1).view(-1, 2, 2)
+
+
+def scale(horizontal: Tensor, vertical: Tensor) -> Tensor:
+    """2 x (B,) -> (B,2,2)."""
+    return torch.diag_embed(torch.stack([horizontal, vertical], dim=1))
+
+
+def label_of(amounts: Tensor) -> Tensor:
+    """(B,8) -> (B,9), 0 for an image that was not augmented. The label has twice the direction of
+    the stretch: the angle alone does not tell a stretch from the same one across."""
+    mirror, flip, size, turn, stretch, direction, right, down = amounts.unbind(1)  # 8 x (B,)
+    columns = [
+        mirror,
+        flip,
+        size / SCALE,
+        turn.cos() - 1,
+        turn.sin(),
+        stretch / STRETCH * (2 * direction).cos(),
+        stretch / STRETCH * (2 * direction).sin(),
+        right / SHIFT,
+        down / SHIFT,
+    ]
+    return torch.stack(columns, dim=1)

@@ -41,6 +41,25 @@ def denoise_at(model: Any, ratio: float, x: Tensor, y: Tensor | None = None) -> 
     return model.predictions(output, x, signal, sigma).x0_hat
 
 
+def flow_slope(
+    model: Any, ratio: float, z: Tensor, signs: list[Tensor], y: Tensor | None
+) -> np.ndarray:
+    """dz/du and d log p(z)/du at z (B,C,H,W), float64 (B*D + B,); signs: vectors for Hutchinson's
+    estimate. Raises ValueError where it is not finite: the solver would take ever smaller steps."""
+    with torch.enable_grad():
+        x0_hat = denoise_at(model, ratio, z / math.hypot(1, ratio), y)
+        gradients = [torch.autograd.grad(x0_hat, z, v, retain_graph=True)[0] for v in signs]
+        traces = [(g * v).flatten(1).sum(1) for g, v in zip(gradients, signs)]
+    divergence = z[0].numel() - torch.stack(traces).mean(0)  # (B,)
+    slope = torch.cat([(z - x0_hat).detach().flatten(), divergence]).cpu().double().numpy()
+    if not np.isfinite(slope).all():
+        raise ValueError(
+            "the probability flow cannot be followed: its slope is not finite at "
+            f"sigma / signal = {ratio:.3g}"
+        )
+    return slope
+
+
 def flow(
     model: Any,
     x_0: Tensor,
@@ -62,27 +81,15 @@ def flow(
     changes the result within the tolerance. Raises ValueError where the network's output is not
     finite.
     """
-    shape, (B, D) = x_0.shape, x_0.flatten(1).shape
+    B, D = x_0.flatten(1).shape
     z_0 = x_0 + (uniform - 0.5) / LEVELS
     signs = [like(noise().sign(), x_0) for _ in range(probes)]
     last = model.T if model.alpha_bar(model.T) else model.T - 1  # where sigma / signal is finite
     largest = math.sqrt(1 / model.alpha_bar(last) - 1)
 
     def slope(u: float, state: np.ndarray) -> np.ndarray:
-        ratio = math.exp(u)
-        z = like(torch.from_numpy(state[: B * D]), x_0).view(shape).requires_grad_()
-        with torch.enable_grad():
-            x0_hat = denoise_at(model, ratio, z / math.hypot(1, ratio), y)
-            gradients = [torch.autograd.grad(x0_hat, z, v, retain_graph=True)[0] for v in signs]
-            traces = [(g * v).flatten(1).sum(1) for g, v in zip(gradients, signs)]
-        divergence = D - torch.stack(traces).mean(0)  # (B,)
-        change = torch.cat([(z - x0_hat).detach().flatten(), divergence]).cpu().double().numpy()
-        if not np.isfinite(change).all():  # the solver would take ever smaller steps, or end early
-            raise ValueError(
-                "the probability flow cannot be followed: its slope is not finite at "
-                f"sigma / signal = {ratio:.3g}"
-            )
-        return change
+        z = like(torch.from_numpy(state[: B * D]), x_0).view_as(x_0).requires_grad_()
+        return flow_slope(model, math.exp(u), z, signs, y)
 
     start = np.append(z_0.flatten().cpu().double().numpy(), np.zeros(B))
     span = (math.log(smallest), math.log(largest))
