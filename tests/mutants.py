@@ -1,0 +1,656 @@
+"""Put mistakes into the code, one after another: the tests must find every one.
+
+    python tests/mutants.py                    # all of them; about five minutes on one core
+    python tests/mutants.py ema noise          # those whose names contain one of these words
+    python tests/mutants.py --check            # only whether each can still be put in
+
+Every mistake replaces a text that stands in one place of a file, in a copy of the project, and
+names the test that finds it. Exit status 1 if a test passes in spite of its mistake, fails without
+one, or does not exist, or if the text to be replaced is not there: then bring it up to date.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fork_server import Server
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_COPIED = (".git", ".venv", "data", "runs", "shared", "__pycache__", ".*_cache")
+RUN_PYTEST = (
+    "import sys; sys.dont_write_bytecode = True; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake: `old` becomes `new` in `file`, and the test function `test` must fail.
+
+    case: a part of the test's parameters in brackets, where one case is enough.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+    case: str = ""
+
+
+MUTANTS = [
+    # ---- time and the forward process ----------------------------------------------------------
+    Mutant(
+        "the network counts from 1",
+        "DiffusionModel.py",
+        "self.unet(x, t - 1, y, augmentation)",
+        "self.unet(x, t, y, augmentation)",
+        "test_the_network_counts_from_0",
+    ),
+    Mutant(
+        "alpha_bar leaves out t",
+        "DiffusionModel.py",
+        "alpha_bar = np.cumprod(1 - beta)",
+        "alpha_bar = np.cumprod(1 - np.roll(beta, 1))",
+        "test_schedule_counts_as_the_paper",
+    ),
+    Mutant(
+        "t is drawn from 1..T-1",
+        "diffusion/objective.py",
+        "torch.randint(1, T + 1, (count,)",
+        "torch.randint(1, T, (count,)",
+        "test_t_is_uniform_on_1_to_T",
+    ),
+    Mutant(
+        "t is drawn from 0..T",
+        "diffusion/objective.py",
+        "torch.randint(1, T + 1, (count,)",
+        "torch.randint(0, T + 1, (count,)",
+        "test_t_is_uniform_on_1_to_T",
+    ),
+    Mutant(
+        "the posterior's mean takes beta for its square root",
+        "DiffusionModel.py",
+        "(1 - beta).sqrt() * sigma_s**2 * x_t",
+        "(1 - beta) * sigma_s**2 * x_t",
+        "test_posterior_is_bayes_rule_for_any_pair_of_times",
+    ),
+    Mutant(
+        "zero terminal SNR changes the first beta",
+        "diffusion/schedules.py",
+        "* signal[0] / (signal[0] - signal[-1])",
+        "/ (signal[0] - signal[-1])",
+        "test_zero_terminal_snr_equals_diffusers_and_leaves_noise_alone",
+    ),
+    # ---- what the network predicts, and the loss -----------------------------------------------
+    Mutant(
+        "the sign in v",
+        "DiffusionModel.py",
+        "return signal * eps - sigma * x_0",
+        "return signal * eps + sigma * x_0",
+        "test_v_is_defined_as_by_salimans_and_ho",
+    ),
+    Mutant(
+        "x0_hat is not divided by the signal",
+        "DiffusionModel.py",
+        "Prediction((x - sigma * output) / signal, share)",
+        "Prediction(x - sigma * output, share)",
+        "test_denoise_undoes_target",
+    ),
+    Mutant(
+        "min-SNR cuts from below",
+        "diffusion/objective.py",
+        "snr.clamp(max=GAMMA)",
+        "snr.clamp(min=GAMMA)",
+        "test_weights_are_those_of_their_papers",
+    ),
+    Mutant(
+        "the weight of the loss is left out",
+        "DiffusionModel.py",
+        "error = error * objective.weight(",
+        "error = error + 0 * objective.weight(",
+        "test_a_weighted_loss_is_the_weighted_mean_of_the_plain_errors",
+    ),
+    Mutant(
+        "the mean learns from the bound, too",
+        "diffusion/likelihood.py",
+        "output[:, :C].detach()",
+        "output[:, :C]",
+        "test_the_hybrid_loss_adds_the_bound_which_only_the_variance_learns_from",
+    ),
+    Mutant(
+        "no label is hidden in training",
+        "diffusion/draws.py",
+        "torch.where(self.chance(probability), null, y)",
+        "y",
+        "test_hidden_labels_are_no_labels",
+    ),
+    Mutant(
+        "the augmentation's label has the direction once",
+        "diffusion/augment.py",
+        "(2 * direction).cos()",
+        "direction.cos()",
+        "test_each_label_says_all_that_was_done",
+    ),
+    Mutant(
+        "validation draws other noise every time",
+        "DiffusionModel.py",
+        "Purpose.VALIDATE, number)",
+        "Purpose.VALIDATE, number, self.trainer.global_step)",
+        "test_validation_draws_the_same_noise_every_time",
+    ),
+    Mutant(
+        "the warm-up begins at 0",
+        "DiffusionModel.py",
+        "min(1.0, (n + 1) / steps)",
+        "min(1.0, n / steps)",
+        "test_optimizer_is_adam_with_linear_warm_up",
+    ),
+    # ---- the network ---------------------------------------------------------------------------
+    Mutant(
+        "groups of one channel",
+        "Unet.py",
+        "max(1, channels // 4)",
+        "max(1, channels)",
+        "test_narrow_layers_take_fewer_groups",
+    ),
+    Mutant(
+        "pixels are enlarged smoothly",
+        "Unet.py",
+        'mode="nearest"',
+        'mode="bilinear"',
+        "test_both_ways_to_enlarge_are_repeated_pixels_and_a_convolution",
+    ),
+    # ---- one reverse step, samplers and guidance -----------------------------------------------
+    Mutant(
+        "noise is added in the last step",
+        "DiffusionModel.py",
+        "if s == 0:",
+        "if s < 0:",
+        "test_the_last_step_adds_no_noise_and_what_is_clipped_is_used",
+    ),
+    Mutant(
+        "x0_hat is clipped after its last use",
+        "DiffusionModel.py",
+        "x0_hat.clamp(-1, 1) if clip else x0_hat",
+        "x0_hat",
+        "test_the_last_step_adds_no_noise_and_what_is_clipped_is_used",
+    ),
+    Mutant(
+        "the coefficients of a reverse step",
+        "DiffusionModel.py",
+        "(1 - beta) ** 0.5 * sigma2_s * x)",
+        "(1 - beta) * sigma2_s * x)",
+        "test_algorithm_2_line_4_is_the_posterior_without_clipping",
+    ),
+    Mutant(
+        "the small variance is the large one",
+        "diffusion/variance.py",
+        "return small**0.5",
+        "return large**0.5",
+        "test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance",
+    ),
+    Mutant(
+        "the ends of the learned variance are swapped",
+        "diffusion/variance.py",
+        "share * math.log(large) + (1 - share) * math.log(small)",
+        "share * math.log(small) + (1 - share) * math.log(large)",
+        "test_a_step_with_learned_variance_equals_diffusers",
+    ),
+    Mutant(
+        "sampling starts at T - 1",
+        "sampling/samplers.py",
+        "times[0] = start",
+        "times[0] = start - 1",
+        "test_a_grid_goes_from_start_to_0_in_as_many_steps_as_asked_for",
+    ),
+    Mutant(
+        "ddim adds no noise",
+        "sampling/samplers.py",
+        "x = x + added * noise()",
+        "noise()",
+        "test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance",
+    ),
+    Mutant(
+        "dpm++ is of first order",
+        "sampling/samplers.py",
+        "[before] if before else []",
+        "[]",
+        "test_order_of_convergence_on_a_mixture",
+    ),
+    Mutant(
+        "heun follows a slope too far",
+        "sampling/samplers.py",
+        "if sigma_s and sigma_t * signal_s < 4 * sigma_s * signal_t:",
+        "if sigma_s:",
+        "test_few_steps_reach_the_covariance_of_a_gaussian_with_every_schedule",
+        "heun-cosine",
+    ),
+    Mutant(
+        "unipc takes a slope over steps that are too short",
+        "sampling/samplers.py",
+        "(levels(model, s)[2] - log_snr) / 4",
+        "(levels(model, s)[2] - log_snr) / 1e9",
+        "test_a_saved_step_beside_another_disturbs_no_solver",
+        "unipc",
+    ),
+    Mutant(
+        "the sign of guidance",
+        "sampling/guidance.py",
+        "unconditional + self.scale * (conditional - unconditional)",
+        "unconditional - self.scale * (conditional - unconditional)",
+        "test_guidance_is_a_line_through_without_and_with",
+    ),
+    Mutant(
+        "guidance is stronger by 1",
+        "sampling/guidance.py",
+        "unconditional + self.scale * (conditional - unconditional)",
+        "unconditional + (self.scale + 1) * (conditional - unconditional)",
+        "test_guidance_is_a_line_through_without_and_with",
+    ),
+    Mutant(
+        "guidance takes no notice of its interval",
+        "sampling/guidance.py",
+        " or not low <= int(t[0]) <= high",
+        "",
+        "test_guidance_applies_in_its_interval_alone",
+    ),
+    Mutant(
+        "every batch of samples begins with the same noise",
+        "sampling/plan.py",
+        "noise = Noise(seed, indices,",
+        "noise = Noise(seed, range(len(indices)),",
+        "test_image_i_is_image_i_however_it_is_drawn",
+    ),
+    Mutant(
+        "every frame has its own range of values",
+        "sampling/generate.py",
+        "to_uint8(x)",
+        "to_uint8(x / x.abs().amax())",
+        "test_pure_noise_has_the_one_value_range",
+    ),
+    Mutant(
+        "every frame of a GIF is stretched to the full range",
+        "sampling/animation.py",
+        "rgb = np.broadcast_to(images,",
+        "rgb = np.broadcast_to((images / max(1, images.max()) * 255).astype(np.uint8),",
+        "test_the_gif_shows_the_frames_as_they_are",
+    ),
+    Mutant(
+        "pictures of an earlier run stay",
+        "sampling/output_files.py",
+        "file not in written",
+        "False",
+        "test_pictures_of_an_earlier_run_do_not_stand_beside_these",
+    ),
+    Mutant(
+        "values are truncated, not rounded",
+        "Dataset.py",
+        "(x * 127.5 + 127.5).round()",
+        "(x * 127.5 + 127.5)",
+        "test_values_are_rounded_and_not_truncated",
+    ),
+    # ---- images and batches --------------------------------------------------------------------
+    Mutant(
+        "gray images are refused",
+        "image_data/npz_files.py",
+        "array.shape[-1] in (1, 3)",
+        "array.shape[-1] == 3",
+        "test_image_arrays_are_told_from_others",
+    ),
+    Mutant(
+        "every epoch has the same order",
+        "Dataset.py",
+        "(self.seed, Purpose.ORDER, self.epoch)",
+        "(self.seed, Purpose.ORDER)",
+        "test_an_epoch_is_a_permutation_and_the_next_another",
+    ),
+    Mutant(
+        "the order of the images repeats after a resume",
+        "Dataset.py",
+        'self.epoch, self.batch = state["epoch"], state["batch"]',
+        "self.epoch, self.batch = 0, 0",
+        "test_resume_goes_on_exactly",
+    ),
+    Mutant(
+        "the batch size is that of one process",
+        "Dataset.py",
+        "share = self.batch_size // self.world",
+        "share = self.batch_size",
+        "test_processes_share_each_batch",
+        "2",
+    ),
+    Mutant(
+        "every process draws the noise of the first one",
+        "diffusion/draws.py",
+        "slice(share.part * len(x), (share.part + 1) * len(x))",
+        "slice(0, len(x))",
+        "test_the_shares_of_processes_are_one_batch",
+    ),
+    Mutant(
+        "every part of an accumulated batch has the same noise",
+        "training/batches.py",
+        "Share(rank * accumulate + i,",
+        "Share(rank * accumulate,",
+        "test_a_batch_in_parts_is_the_batch",
+    ),
+    Mutant(
+        "images are mirrored upside down",
+        "Dataset.py",
+        "x.flip(3)",
+        "x.flip(2)",
+        "test_flips_mirror_about_half_of_the_images",
+    ),
+    # ---- training: averages, resuming, steps that are skipped ----------------------------------
+    Mutant(
+        "the average is written into the live weights",
+        "training/ema.py",
+        "lerp(self.averages, self.live, 1 - decay)",
+        "lerp(self.averages, self.live, 1 - decay); lerp(self.live, self.averages, 1.0)",
+        "test_ema_follows_its_formula_and_forgets_the_initialization",
+    ),
+    Mutant(
+        "the average keeps the initialization",
+        "training/ema.py",
+        "decay = min(self.decay, (1 + self.n) / (10 + self.n))",
+        "decay = self.decay",
+        "test_ema_follows_its_formula_and_forgets_the_initialization",
+    ),
+    Mutant(
+        "the average is lost on resume",
+        "training/ema.py",
+        'self.weights = checkpoint["ema"]["weights"]',
+        "self.weights = {}",
+        "test_a_resumed_run_is_the_run_that_was_not_stopped",
+        "0-5-choices0",
+    ),
+    Mutant(
+        "previews leave the average in the model",
+        "training/ema.py",
+        "model.unet.load_state_dict(live)",
+        "pass",
+        "test_ema_applied_gives_the_weights_back_also_after_an_error",
+    ),
+    Mutant(
+        "samples are of the live weights",
+        "checkpoints/checkpoint.py",
+        '{"unet." + name: value for name, value in checkpoint["ema"]["weights"].items()}',
+        'checkpoint["state_dict"]',
+        "test_ema_is_apart_from_the_weights_and_complete",
+    ),
+    Mutant(
+        "mixed precision is never on",
+        "training/fit.py",
+        "precision=precision,",
+        'precision="32-true",',
+        "test_bf16_is_on_when_it_is_asked_for",
+    ),
+    Mutant(
+        "noise is numbered by the batch of the epoch",
+        "DiffusionModel.py",
+        "self.get_loss(batch, self.trainer.global_step)",
+        "self.get_loss(batch, batch_idx)",
+        "test_images_reach_the_loss_in_the_right_range",
+    ),
+    Mutant(
+        "a resumed run goes on with other noise",
+        "training/fit.py",
+        'attempt = resume["noise"]["stream"] if resume else 0',
+        "attempt = 0 if resume is None else 1",
+        "test_a_resumed_run_is_the_run_that_was_not_stopped",
+        "0-5-choices0",
+    ),
+    Mutant(
+        "dropout is not a function of the step",
+        "training/dropout_seed.py",
+        "torch.default_generator.manual_seed(seed)",
+        "pass",
+        "test_a_resumed_run_is_the_run_that_was_not_stopped",
+        "0.3-6-choices1",
+    ),
+    Mutant(
+        "a step that is not finite is taken",
+        "training/gradient_guard.py",
+        "bad = (~norm.isfinite()).float()",
+        "bad = (~norm.isfinite()).float() * 0",
+        "test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is",
+    ),
+    Mutant(
+        "the gradient is not clipped without a fused Adam",
+        "training/gradient_guard.py",
+        "torch._foreach_div_(gradients, scale)",
+        "pass",
+        "test_the_gradients_norm_is_clipped",
+    ),
+    # ---- files and signals ---------------------------------------------------------------------
+    Mutant(
+        "a file is written in its own place",
+        "runtime/atomic_file.py",
+        'temporary = path.with_name(f"{prefix}{os.getpid()}{path.suffix}")',
+        "temporary = path",
+        "test_a_file_appears_when_it_is_complete",
+    ),
+    Mutant(
+        "the checksum of a checkpoint is not compared",
+        "checkpoints/run_dir.py",
+        "if checksum(file).is_file() and",
+        "if False and",
+        "test_a_bad_newest_checkpoint_is_skipped",
+        "one and byte",
+    ),
+    Mutant(
+        "code in a checkpoint is run",
+        "checkpoints/run_dir.py",
+        'map_location="cpu", weights_only=True',
+        'map_location="cpu", weights_only=False',
+        "test_bad_checkpoints_are_refused",
+        "malicious",
+    ),
+    Mutant(
+        "one checkpoint more is kept",
+        "checkpoints/run_dir.py",
+        "newest_first(run_dir)[count:]",
+        "newest_first(run_dir)[count + 1 :]",
+        "test_two_checkpoints_are_kept",
+    ),
+    Mutant(
+        "signals do not end training",
+        "training/checkpointing.py",
+        "trainer.should_stop = bool(request) or",
+        "trainer.should_stop = request == TIME_IS_OVER or",
+        "test_in_a_job_every_signal_is_75",
+    ),
+    Mutant(
+        "the exit status after a signal",
+        "runtime/signals.py",
+        "return 128 + number",
+        "return number",
+        "test_exit_statuses",
+    ),
+    Mutant(
+        "a job that was stopped is not run again",
+        "runtime/signals.py",
+        'if "SLURM_JOB_ID" in os.environ or number',
+        "if number",
+        "test_exit_statuses",
+    ),
+    Mutant(
+        "a job that was stopped is not put into the queue again",
+        "run.sh",
+        "75|134|137|138|143)",
+        "134|137|138|143)",
+        "test_a_job_that_was_stopped_is_queued_again_eight_times_at_most",
+    ),
+    Mutant(
+        'a flag for which "False" is true',
+        "train.py",
+        'add("--dry-run", action="store_true",',
+        'add("--dry-run", type=bool,',
+        "test_no_flag_is_true_for_the_word_false_and_no_pickle_is_run",
+    ),
+    # ---- measuring -----------------------------------------------------------------------------
+    Mutant(
+        "nats for bits",
+        "diffusion/likelihood.py",
+        "return nats.mean(dim=(1, 2, 3)) / math.log(2)",
+        "return nats.mean(dim=(1, 2, 3))",
+        "test_the_bound_of_a_gaussian_is_its_entropy",
+    ),
+    Mutant(
+        "the sign of the divergence",
+        "diffusion/probability_flow.py",
+        "divergence = D - torch.stack(traces).mean(0)",
+        "divergence = torch.stack(traces).mean(0) - D",
+        "test_the_flow_of_a_gaussian_has_its_density",
+    ),
+    Mutant(
+        "drawn terms are not weighted by their number",
+        "diffusion/likelihood.py",
+        "like(K * p[index], x_0)",
+        "like(p[index], x_0)",
+        "test_the_estimate_has_the_bounds_mean",
+    ),
+    Mutant(
+        "the first step's variance is that of all others",
+        "diffusion/likelihood.py",
+        "log_variance = torch.where(first, small, large).log()",
+        "log_variance = large.log()",
+        "test_terms_equal_a_slow_loop",
+    ),
+    Mutant(
+        "the likelihood takes no notice of labels",
+        "diffusion/likelihood.py",
+        "model.denoise(x_t, t) if y is None else model.denoise(x_t, t, y)",
+        "model.denoise(x_t, t)",
+        "test_classes_are_told",
+    ),
+    Mutant(
+        "a padded border counts as an image",
+        "evaluation/bits_per_dim.py",
+        "32**2 / 28**2",
+        "1",
+        "test_padded_digits_are_also_counted_by_their_own_values",
+    ),
+    Mutant(
+        "the nearest image is the image itself",
+        "evaluation/neighbours.py",
+        "distances[own - start, own - first] = torch.inf",
+        "pass",
+        "test_the_nearest_are_those_of_a_slow_search",
+    ),
+    Mutant(
+        "the exponent of an average chosen afterwards",
+        "checkpoints/posthoc_ema.py",
+        "(1 - 1 / step) ** (exponent + 1)",
+        "(1 - 1 / step) ** exponent",
+        "test_the_exponents_are_those_of_edm2",
+    ),
+]
+
+
+def files_of_tests() -> dict[str, list[str]]:
+    """The files in which each test function stands."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE):
+            found.setdefault(name, []).append(str(file.relative_to(ROOT)))
+    return found
+
+
+def out_of_date(mutants: list[Mutant]) -> list[str]:
+    """What is wrong with mistakes that can no longer be put in, or whose test does not exist."""
+    wrong, files = [], files_of_tests()
+    for mutant in mutants:
+        path = ROOT / mutant.file
+        count = path.read_text().count(mutant.old) if path.is_file() else 0
+        if count != 1:
+            wrong.append(f"{mutant.name}: its text stands {count} times in {mutant.file}")
+        if len(files.get(mutant.test, [])) != 1:
+            wrong.append(
+                f"{mutant.name}: {mutant.test} stands in {files.get(mutant.test, 'no')} file"
+            )
+    return wrong
+
+
+class Copy:
+    """A copy of the project, in which tests are run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "project"
+        shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        self.files = files_of_tests()
+        self.server = Server()
+        self.outputs = folder
+
+    def node(self, mutant: Mutant) -> list[str]:
+        """Words for pytest that select the mutant's test."""
+        node = f"{self.files[mutant.test][0]}::{mutant.test}"
+        return [node, "-k", mutant.case] if mutant.case else [node]
+
+    def status(self, *words: str) -> tuple[int, str]:
+        """pytest's exit status, and what it printed."""
+        out, err = (self.outputs / f"{time.monotonic_ns()}.{name}" for name in ("out", "err"))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        argv = ["-c", RUN_PYTEST, "-q", "-x", "-p", "no:cacheprovider", *words]
+        child = self.server.start(argv, self.folder, environment, out, err)
+        try:
+            status = child.wait(600)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, 9)
+            status = 1  # the mistake keeps the test from ending
+        return status, out.read_text() + err.read_text()
+
+    def is_found(self, mutant: Mutant) -> tuple[bool, str]:
+        """Put the mistake in; -> whether the test fails, and what pytest printed."""
+        file = self.folder / mutant.file
+        original = file.read_text()
+        file.write_text(original.replace(mutant.old, mutant.new))
+        try:
+            status, printed = self.status(*self.node(mutant))
+        finally:
+            file.write_text(original)
+        return status == 1, printed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*", help="of the names of mistakes; none for all")
+    parser.add_argument("--check", action="store_true", help="put no mistake in")
+    args = parser.parse_args()
+    chosen = [m for m in MUTANTS if not args.words or any(word in m.name for word in args.words)]
+    wrong = out_of_date(chosen)
+    for line in wrong:
+        print(line)
+    if args.check or wrong:
+        return int(bool(wrong))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder))
+        nodes = {copy.node(mutant)[0] for mutant in chosen}
+        status, printed = copy.status(*sorted(nodes))
+        if status:
+            print(f"{printed}\nthese tests fail without a mistake")
+            return 1
+        missed = 0
+        for mutant in chosen:
+            began = time.monotonic()
+            found, printed = copy.is_found(mutant)
+            missed += not found
+            seconds = time.monotonic() - began
+            print(
+                f"{'found' if found else 'NOT FOUND':9}  {seconds:4.0f} s  {mutant.name}",
+                flush=True,
+            )
+            if not found:
+                print(printed)
+    print(f"{len(chosen) - missed} of {len(chosen)} mistakes found")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
