@@ -1,19 +1,18 @@
-"""One way to train and to sample, in a process of its own that `speed.py` steps, so that several
-take turns on one machine.
+"""One way to train and to sample, as a process that `speed.py` controls over its standard input.
 
     python benchmarks/contender.py ours --network laptop --batch 32
 
-It reads commands from standard input and answers each with a line of JSON:
+It answers each of these lines with a line of JSON:
 
-    train 10      {"seconds": ..}: ten steps of its training loop, with all that the loop does
+    train 10      {"seconds": ..}: ten steps of its training loop, all that it does included
     bare 10       ten times forward, backward and optimizer of the same network, and nothing else
     sample 20     one batch in 20 steps of its sampler
     about 0       {"parameters", "flops" of a training step, "memory" (peak, bytes), "version"}
 
-All train on the same images (3x32x32, in memory) and have no dropout. `ours` is train.py itself,
-with Lightning, average of the weights and progress; the others are the loops of their training
-scripts without what loads files. `convolutions` and `matmul` are what the machine can do: those of
-our network, alone, and one large one.
+All train on the same images (3x32x32, in memory) without dropout. `ours` is train.py itself, with
+Lightning, the average of the weights and progress; the others are the loops of their training
+scripts, without file loading. `convolutions` and `matmul` show the limits of the machine: the
+convolutions of our network alone, and one large matrix product.
 """
 
 import argparse
@@ -34,8 +33,8 @@ from turns import Contender, has_bf16, images, still
 
 import train
 from DiffusionModel import DiffusionModel
-from runtime import devices
 from runtime.compiling import compile_network
+from runtime.devices import Precision, pick_precision
 from sampling.plan import plan_sampling
 from sampling.sample_sets import sample_batch
 from training import fit
@@ -46,18 +45,42 @@ from Unet import Unet
 T, NEVER = 1000, 10**9
 
 
+# the flags of train.py: it never stops, saves or validates by itself
+FLAGS = [
+    *("--dataset", "shapes", "--dropout", "0"),
+    *("--max-steps", str(NEVER), "--val-every", str(NEVER), "--save-every", str(NEVER)),
+    *("--max-time", "1000h"),
+]
+
+
 def unet(network: str) -> dict[str, Any]:
-    """The arguments of this project's network, as the preset has them."""
+    """The arguments of this project's network, as in the preset."""
     names = ("width", "mults", "attention", "blocks", "patch")
     return {name: value for name, value in train.PRESETS[network].items() if name in names}
 
 
-def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unipc") -> None:
-    """train.py as it is, held up before each step; sampling as in evaluate.py, from the averaged
-    weights."""
-    precise = devices.pick_precision(args.device, precision)
+def sampler_of(
+    trained: DiffusionModel, ema: Ema, args: argparse.Namespace, sampler: str, precision: Precision
+) -> Callable[[int], None]:
+    """A function that samples one batch from the averaged weights in so many steps."""
+    # a model of its own, because it is compiled in another mode
+    model = DiffusionModel(**trained.hparams).to(trained.device).eval()
+    if args.device == "cuda":
+        compile_network(model, "reduce-overhead", args.batch, precision)
 
-    class Stepped(Progress):
+    def draw(steps: int) -> None:
+        model.unet.load_state_dict(ema.weights)
+        plan = plan_sampling(model, sampler, steps, precision=precision)
+        sample_batch(model, plan, range(args.batch), seed=0)
+
+    return draw
+
+
+def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unipc") -> None:
+    """train.py, which waits for a command before each step; sampling as in evaluate.py."""
+    precise = pick_precision(args.device, precision)
+
+    class WaitingProgress(Progress):
         contender: Contender | None = None
 
         def on_train_batch_start(
@@ -65,38 +88,24 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
         ) -> None:
             if not self.contender:
                 ema = next(c for c in trainer.callbacks if isinstance(c, Ema))
-                # a model of its own, because it is compiled in another mode
-                model = DiffusionModel(**pl_module.hparams).to(pl_module.device).eval()
-                if args.device == "cuda":
-                    compile_network(model, "reduce-overhead", args.batch, precise)
-
-                def draw(steps: int) -> None:
-                    model.unet.load_state_dict(ema.weights)
-                    plan = plan_sampling(model, sampler, steps, precision=precise)
-                    sample_batch(model, plan, range(args.batch), seed=0)
-
                 self.contender = Contender(
                     args,
                     pl_module.unet,
                     still(pl_module.unet),
-                    draw,
+                    sampler_of(pl_module, ema, args, sampler, precise),
                     bf16=precise != "32-true",
                 )
             self.contender.before_step()
 
-    fit.Progress = Stepped
+    fit.Progress = WaitingProgress
+    machine = ["--preset", args.network, "--batch-size", str(args.batch)]
+    machine += ["--precision", precision, "--device", args.device]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        flags = (
-            f"--dataset shapes --preset {args.network} --dropout 0 --batch-size {args.batch} "
-            f"--max-steps {NEVER} --val-every {NEVER} --save-every {NEVER} --max-time 1000h "
-            f"--precision {precision} --device {args.device} --run-dir {folder} {args.flags}"
-        )
-        sys.exit(train.main(flags.split()))
+        sys.exit(train.main([*FLAGS, *machine, "--run-dir", folder, *args.flags.split()]))
 
 
 def plain(args: argparse.Namespace) -> None:
-    """Our network as a tutorial has it: float32, Algorithm 1 and the ancestral steps of Algorithm
-    2 in a loop."""
+    """Our network as in a tutorial: float32, Algorithm 1 and Algorithm 2 as loops."""
     model = DiffusionModel(**unet(args.network))
     model.to(args.device)
     optimizer, x_0 = torch.optim.Adam(model.unet.parameters(), lr=2e-4), images(args)
@@ -118,46 +127,54 @@ def plain(args: argparse.Namespace) -> None:
     Contender(args, model.unet, optimizer, draw, step).run()
 
 
-def convolutions(args: argparse.Namespace) -> None:
-    """Those of our network, forward and backward in bf16 or what the hardware has, one after
-    another, and nothing between them."""
-    net = Unet(**unet(args.network)).to(args.device)
-    dtype = torch.bfloat16 if has_bf16(args.device) else torch.float32
-    found: list[tuple[Any, Any]] = []
+def convolution_inputs(net: Unet, args: argparse.Namespace) -> list[tuple[Any, torch.Size]]:
+    """Every convolution of a network with the shape of its input, in the order of the forward."""
+    inputs: list[tuple[Any, torch.Size]] = []
     for layer in net.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(
-                lambda layer, inputs, _: found.append((layer, inputs[0].shape))
+                lambda layer, arguments, _: inputs.append((layer, arguments[0].shape))
             )
     x = torch.randn(args.batch, 3, 32, 32, device=args.device)
     with torch.no_grad():
         net(x, torch.zeros(args.batch, device=args.device))
+    return inputs
+
+
+def convolutions(args: argparse.Namespace) -> None:
+    """The convolutions of our network alone, forward and backward, in the fast precision."""
+    net = Unet(**unet(args.network)).to(args.device)
+    dtype = fast_dtype(args.device)
     work, flops = [], 0.0
-    for layer, shape in found:
 
-        def new(shape: Any, needed: bool = True) -> Tensor:
-            values = torch.randn(shape, device=args.device, dtype=dtype)
-            return values.contiguous(memory_format=torch.channels_last).requires_grad_(needed)
+    def random(shape: Any, needs_grad: bool = True) -> Tensor:
+        values = torch.randn(shape, device=args.device, dtype=dtype)
+        values = values.contiguous(memory_format=torch.channels_last)
+        return values.requires_grad_(needs_grad)
 
-        h, w = new(shape, layer is not net.conv_in), new(layer.weight.shape)
+    for layer, shape in convolution_inputs(net, args):
+        h, w = random(shape, layer is not net.conv_in), random(layer.weight.shape)
         out = F.conv2d(h, w, stride=layer.stride, padding=layer.padding)
         flops += 2 * out.numel() * w[0].numel() * (3 if h.requires_grad else 2)
         work.append((layer, h, w, torch.randn_like(out)))
 
     def step() -> None:
         for layer, h, w, upstream in work:
-            needed = (h, w) if h.requires_grad else (w,)
-            torch.autograd.grad(
-                F.conv2d(h, w, stride=layer.stride, padding=layer.padding), needed, upstream
-            )
+            inputs = (h, w) if h.requires_grad else (w,)
+            out = F.conv2d(h, w, stride=layer.stride, padding=layer.padding)
+            torch.autograd.grad(out, inputs, upstream)
 
     Contender(args, None, None, lambda _: None, step, flops=flops).run()
 
 
+def fast_dtype(device: str) -> torch.dtype:
+    """bf16 where the hardware computes in it, else float32."""
+    return torch.bfloat16 if has_bf16(device) else torch.float32
+
+
 def matmul(args: argparse.Namespace) -> None:
-    """A large product in bf16 or what the hardware has."""
-    n = 8192 if args.device == "cuda" else 2048
-    dtype = torch.bfloat16 if has_bf16(args.device) else torch.float32
+    """One large matrix product in the fast precision."""
+    n, dtype = 8192 if args.device == "cuda" else 2048, fast_dtype(args.device)
     a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
     Contender(args, None, None, lambda _: None, lambda: a @ b, flops=2.0 * n**3).run()
 

@@ -1,5 +1,4 @@
-"""The other projects, each with its own network, the steps of its own training script and its own
-sampling."""
+"""The other projects, each with its own network, training steps and sampling."""
 
 import argparse
 import contextlib
@@ -11,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from turns import Contender, has_bf16, images, still
 
-NETWORKS = {  # width, multiples, residual blocks a level, the level with attention
+# width, multiples, residual blocks a level, the level with attention
+NETWORKS = {
     "paper": (128, (1, 2, 2, 2), 2, 1),
     "laptop": (32, (1, 2, 2), 1, 2),
 }
@@ -19,9 +19,11 @@ T = 1000
 
 
 def diffusers(args: argparse.Namespace, best: bool = False) -> None:
-    """The steps of its examples/unconditional_image_generation/train_unconditional.py with its
-    defaults; `best`: channels_last and, where the hardware has it, mixed_precision bf16. Sampled
-    by its DDPMPipeline."""
+    """Train as its examples/unconditional_image_generation/train_unconditional.py by default, and
+    sample with its DDPMPipeline.
+
+    best: channels_last and, where the hardware computes in it, mixed_precision bf16.
+    """
     from accelerate import Accelerator
     from diffusers import (  # type: ignore[reportPrivateImportUsage]
         DDPMPipeline,
@@ -92,7 +94,7 @@ def diffusers(args: argparse.Namespace, best: bool = False) -> None:
 
 
 class Output(torch.nn.Module):
-    """diffusers' network as one that gives a tensor."""
+    """A network of diffusers that returns a tensor."""
 
     def __init__(self, net: Any):
         super().__init__()
@@ -103,7 +105,7 @@ class Output(torch.nn.Module):
 
 
 def lucidrains(args: argparse.Namespace) -> None:
-    """The steps of its Trainer with its defaults, and its DDIM sampling."""
+    """Train as its Trainer by default, and sample with its DDIM."""
     from accelerate import Accelerator
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA

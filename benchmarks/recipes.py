@@ -1,12 +1,14 @@
-"""Compare training recipes: the Frechet distance after the same number of CPU seconds.
+"""Compare training recipes: the Frechet distance after the same CPU time.
 
-    python benchmarks/recipes.py --dataset fashionmnist --cpu-seconds 300 --seeds 0,1,2     # hours
-    python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120                   # 20 min
+    # all recipes: hours
+    python benchmarks/recipes.py --dataset fashionmnist --cpu-seconds 300 --seeds 0,1,2
+    # 20 minutes
+    python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120
 
-Every trial trains in one thread for the same CPU time, which what else runs on the machine
-disturbs little; 300 s are about 150 s on two cores. Then it samples 1000 images with UniPC in 20
-steps. The distance is Frechet's to all training images, in the features of `Classifier`. Prints a
-line a trial, and the table with mean and range over the seeds.
+Every trial trains in one thread for the same CPU time, which other programs on the machine hardly
+change; 300 s are about 150 s on two cores. Then it samples 1000 images with UniPC in 20 steps. The
+distance is Frechet's to all training images, in the features of the dataset's classifier. Prints a
+line for each trial, and the table with mean and range over the seeds.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,14 +26,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train
+from DiffusionModel import DiffusionModel
 from evaluation.distances import frechet, statistics
 from evaluation.features import extract_features, load_feature_extractor, reference_features
-from runtime import devices
+from runtime.devices import pick_precision
 from sampling.plan import plan_sampling
 from sampling.sample_sets import sample_batch
 from training.ema import Ema
 
-RECIPES = {  # what each changes in the laptop preset
+BATCH = 100  # images sampled at once
+
+# the flags that each recipe adds to the laptop preset
+RECIPES = {
     "laptop": [],
     "linear": ["--schedule", "linear"],
     "lognormal": ["--schedule", "linear", "--t-sampling", "lognormal"],
@@ -49,50 +56,64 @@ RECIPES = {  # what each changes in the laptop preset
 }
 
 
-def trial(
-    name: str, dataset: str, root: str, seconds: float, seed: int, count: int
-) -> dict[str, object]:
-    """Train, sample, measure: name, seed, steps and distance."""
+def prepare(name: str, dataset: str, root: str, seed: int) -> tuple[Any, argparse.Namespace]:
+    """A run of train.py with the flags of a recipe, and the parsed flags."""
     parser = train.build_parser()
     parser.set_defaults(**train.PRESETS["laptop"])
     args = parser.parse_args(
         ["--dataset", dataset, "--data-root", root, "--seed", str(seed), *RECIPES[name]]
     )
-    run = train.build(
-        args, "laptop", argparse.Namespace(device=torch.device("cpu"), global_rank=0, world_size=1)
-    )
-    model, ema = run.model, Ema(args.ema_decay)
+    process = argparse.Namespace(device=torch.device("cpu"), global_rank=0, world_size=1)
+    return train.build(args, "laptop", process), args
+
+
+def train_for(run: Any, ema: Ema, seconds: float, clip: float) -> int:
+    """Train for so many CPU seconds; return the number of steps."""
+    model = run.model
     configured = model.configure_optimizers()
     optimizer, warmup = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     ema.on_fit_start(None, model)  # type: ignore[arg-type]
-    bf16 = devices.pick_precision("cpu", "auto") != "32-true"
-    began, step = time.process_time(), 0
+    bf16 = pick_precision("cpu", "auto") != "32-true"
+    start, step = time.process_time(), 0
     for batch in itertools.chain.from_iterable(itertools.repeat(run.batches)):
-        if time.process_time() - began > seconds:
+        if time.process_time() - start > seconds:
             break
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = model.get_loss(batch, step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         warmup.step()
         ema.on_step_end(None, model)  # type: ignore[arg-type]
         step += 1
-    plan = plan_sampling(model, precision=devices.pick_precision("cpu", "auto"))
-    with ema.applied(model):
-        images = [
-            sample_batch(model, plan, range(first, first + 100), seed)
-            for first in range(0, count, 100)
-        ]
+    return step
+
+
+def sample(model: DiffusionModel, count: int, seed: int) -> torch.Tensor:
+    """Sample `count` images, uint8 (N,C,H,W)."""
+    plan = plan_sampling(model, precision=pick_precision("cpu", "auto"))
+    batches = [range(first, first + BATCH) for first in range(0, count, BATCH)]
+    return torch.cat([sample_batch(model, plan, indices, seed) for indices in batches])
+
+
+def trial(
+    name: str, dataset: str, root: str, seconds: float, seed: int, count: int
+) -> dict[str, Any]:
+    """Train, sample and measure; return name, seed, steps and distance."""
+    run, args = prepare(name, dataset, root, seed)
+    ema = Ema(args.ema_decay)
+    steps = train_for(run, ema, seconds, args.clip)
+    with ema.applied(run.model):
+        images = sample(run.model, count, seed)
     extractor = load_feature_extractor("classifier", run.data, run.unseen, root)
     real = reference_features(extractor, run.data, root)
-    features, _ = extract_features(extractor, torch.cat(images))
+    features, _ = extract_features(extractor, images)
     distance = frechet(statistics(features), statistics(real))
-    return {"recipe": name, "seed": seed, "steps": step, "distance": round(distance, 2)}
+    return {"recipe": name, "seed": seed, "steps": steps, "distance": round(distance, 2)}
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -114,23 +135,34 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.recipe.split(",")) - RECIPES.keys():
         parser.error(f"unknown recipe {min(unknown)}: choose from {', '.join(RECIPES)}")
-    if args.images % 100 or args.images < 200:
+    if args.images % BATCH or args.images < 200:
         parser.error(f"--images {args.images} must be a multiple of 100, and at least 200")
+    return args
+
+
+def table_row(name: str, trials: list[dict[str, Any]]) -> str:
+    """A line of the table: mean, lowest and highest distance over the seeds, and the steps."""
+    distances = [trial["distance"] for trial in trials]
+    mean = sum(distances) / len(distances)
+    extremes = f"{min(distances):.2f} to {max(distances):.2f}"
+    return f"| {name} | {mean:.2f} | {extremes} | {trials[0]['steps']} |"
+
+
+def main() -> None:
+    args = parse_args()
     torch.set_num_threads(1)
-    table = {}
+    rows = []
     for name in args.recipe.split(","):
-        found = []
+        trials = []
         for seed in args.seeds.split(","):
-            found.append(
-                trial(name, args.dataset, args.data_root, args.cpu_seconds, int(seed), args.images)
+            result = trial(
+                name, args.dataset, args.data_root, args.cpu_seconds, int(seed), args.images
             )
-            print(json.dumps(found[-1]), flush=True)
-        table[name] = found
+            print(json.dumps(result), flush=True)
+            trials.append(result)
+        rows.append(table_row(name, trials))
     print("\n| recipe | distance, mean | lowest and highest | steps |\n|---|---|---|---|")
-    for name, found in table.items():
-        distances = [float(one["distance"]) for one in found]  # type: ignore[arg-type]
-        mean, low, high = sum(distances) / len(distances), min(distances), max(distances)
-        print(f"| {name} | {mean:.2f} | {low:.2f} to {high:.2f} | {found[0]['steps']} |")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":
