@@ -1,18 +1,25 @@
 # PYTHON_ARGCOMPLETE_OK
 """Train a DDPM.
 
-    python train.py --dataset cifar10                                  # paper's settings on a GPU, small ones without
-    python train.py --dataset fashionmnist --preset laptop             # two CPU cores, under ten minutes
-    python train.py --dataset photos/ --image-size 64 --max-time 8h    # your own images
-    python train.py --dataset cifar10 --preset paper --dry-run         # size, speed and time, without training
+    # paper's settings on a GPU, small ones without
+    python train.py --dataset cifar10
 
-Everything goes into runs/DATASET. Run again, it goes on where it stopped. Ctrl-C, SIGTERM and SIGUSR1 leave a complete checkpoint.
+    # two CPU cores, under ten minutes
+    python train.py --dataset fashionmnist --preset laptop
+
+    # your own images
+    python train.py --dataset photos/ --image-size 64 --max-time 8h
+
+    # size, speed and time, without training
+    python train.py --dataset cifar10 --preset paper --dry-run
+
+Everything goes into runs/DATASET. Run again, it goes on where it stopped. Ctrl-C, SIGTERM and
+SIGUSR1 leave a complete checkpoint.
 """
 
 import argparse
 import contextlib
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +27,8 @@ from runtime import flags
 from runtime.arguments import Parser, duration, numbers, real, whole
 from runtime.signals import Stop
 
-# Every flag's own default is the paper's (Ho et al. 2020, appendix B, CIFAR-10); a preset is what departs from it.
+# The default of a flag is the paper's (Ho et al. 2020, appendix B, CIFAR-10). A preset is a set of
+# other values.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "laptop": dict(
@@ -41,8 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         val_images=500,
         save_every=750,
     ),
-    # CIFAR-10 in a GPU-hour. Batch, rate and average are those of Karras et al. 2022 (EDM, table 7), schedule and target those of Salimans
-    # & Ho 2022. It has not been measured yet.
+    # CIFAR-10 in a GPU-hour. Batch size, learning rate and EMA are those of Karras et al. 2022
+    # (EDM, table 7), schedule and target those of Salimans & Ho 2022. It has not been measured yet.
     "speedrun": dict(
         schedule="cosine",
         parameterization="v",
@@ -64,20 +72,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        __doc__,
-        "\n\n".join(
-            [
-                "The defaults are those of Ho et al. 2020. Presets depart from them, and a flag that you give departs from its preset.",
-                *(
-                    f"--preset {name} is {as_typed(preset)}"
-                    for name, preset in PRESETS.items()
-                    if preset
-                ),
-            ]
-        ),
+    presets = (
+        f"--preset {name} is {as_typed(preset)}" for name, preset in PRESETS.items() if preset
     )
-    group = parser.add_argument_group("data")
+    introduction = (
+        "The defaults are those of Ho et al. 2020. Presets depart from them, and a flag that you "
+        "give departs from its preset."
+    )
+    parser = Parser(__doc__, "\n\n".join([introduction, *presets]))
+    add_data_flags(parser.add_argument_group("data"))
+    add_network_flags(parser.add_argument_group("network"))
+    add_diffusion_flags(parser.add_argument_group("diffusion"))
+    add_training_flags(parser.add_argument_group("training"))
+    add_run_flags(parser.add_argument_group("run"))
+    return parser
+
+
+def add_data_flags(group: flags.Group) -> None:
     add = group.add_argument
     add(
         "--dataset",
@@ -96,9 +107,12 @@ def build_parser() -> Parser:
         type=real(0, 1),
         default=0.0,
         metavar="P",
-        help="turn, stretch and shift images with this probability, and tell the network; not in the paper; EDM has 0.12 (0)",
+        help="turn, stretch and shift images with this probability, and tell the network; "
+        "not in the paper; EDM has 0.12 (0)",
     )
-    group = parser.add_argument_group("network")
+
+
+def add_network_flags(group: flags.Group) -> None:
     add = group.add_argument
     add(
         "--width", type=whole(4), default=128, metavar="N", help="channels of the first level (128)"
@@ -137,7 +151,9 @@ def build_parser() -> Parser:
         default=False,
         help="time scales, too, and not only shifts; not in the paper (no)",
     )
-    group = parser.add_argument_group("diffusion")
+
+
+def add_diffusion_flags(group: flags.Group) -> None:
     add = group.add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="steps of the forward process (1000)")
     add(
@@ -187,7 +203,8 @@ def build_parser() -> Parser:
         "--t-sampling",
         choices=("uniform", "stratified", "lognormal"),
         default="uniform",
-        help="at which t: uniform, stratified over the batch, or ln sigma normal as in EDM (uniform)",
+        help="at which t: uniform, stratified over the batch, or ln sigma normal as in EDM "
+        "(uniform)",
     )
     add(
         "--class-conditional",
@@ -202,7 +219,9 @@ def build_parser() -> Parser:
         metavar="P",
         help="share of images whose label is hidden, for guidance (0.1)",
     )
-    group = parser.add_argument_group("training")
+
+
+def add_training_flags(group: flags.Group) -> None:
     add = group.add_argument
     add(
         "--preset",
@@ -276,7 +295,9 @@ def build_parser() -> Parser:
         group,
         help="processes a node, each on a device of its own (those of srun or torchrun, else 1)",
     )
-    group = parser.add_argument_group("run")
+
+
+def add_run_flags(group: flags.Group) -> None:
     add = group.add_argument
     add(
         "--run-dir",
@@ -334,243 +355,54 @@ def build_parser() -> Parser:
     )
     add("--dry-run", action="store_true", help="print size, speed and time to expect, and stop")
     add("--prepare-data", action="store_true", help="download and decode the dataset, and stop")
-    return parser
 
 
 def as_typed(preset: dict[str, Any]) -> str:
-    """The flags that make up a preset."""
-
-    def words(value: Any) -> str:
-        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-    return " ".join(
-        f"--{name.replace('_', '-')} " + (f"{value:g}s" if name == "max_time" else words(value))
-        for name, value in preset.items()
-    )
+    """Return the flags that make up a preset."""
+    words = []
+    for name, value in preset.items():
+        text = str(value)
+        if name == "max_time":
+            text = f"{value:g}s"
+        elif isinstance(value, tuple):
+            text = ",".join(map(str, value))
+        words.append(f"--{name.replace('_', '-')} {text}")
+    return " ".join(words)
 
 
 def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
-    unarmed, stop = stop is None, stop or Stop()
 
-    from checkpoints.checkpoint import read_checkpoint
-    from runtime import launcher
-    from training import fit
+    from runtime.launcher import launch
+    from training.settings import Invocation, TrainingSettings
+    from training.start import estimate, prepare_data, train
 
-    machine = launcher.launch(
-        parser.prog, args.device, args.precision, args.devices, args.num_nodes
-    )
-    processes = machine.processes
-    device, precision = machine.device.type, machine.precision
-    preset = args.preset if args.preset != "auto" else "paper" if device == "cuda" else "laptop"
+    machine = launch(parser.prog, args.device, args.precision, args.devices, args.num_nodes)
+    preset = choose_preset(args.preset, machine.device.type)
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
-
-    first = machine.is_first
-    with contextlib.ExitStack() as held:
-        if unarmed:
-            stop.arm()
-            held.callback(stop.disarm)
-
-        def begin(path: Path | None) -> tuple[Any, Path | None]:
-            run = build(args, preset, processes)
-            if first and not args.prepare_data and not args.dry_run:
-                path = fit.settle(
-                    args, run, held, {"preset": preset, "device": device, "precision": precision}
-                )
-            return (run, path, read_checkpoint(path) if path else None), path
-
-        # the first process downloads the data and finds the checkpoint to resume from
-        run, path, resume = machine.prepare(begin)
-        if first:
-            size = sum(p.numel() for p in run.model.parameters())
-            chosen = f" (chosen for {device})" if args.preset == "auto" else ""
-            many = f"{processes.world_size} x " if processes.world_size > 1 else ""
-            images = f"{len(run.data):,} images {run.data.depth}x{run.data.size}x{run.data.size}, {len(run.unseen):,} unseen"
-            print(
-                f"{run.data.name} is ready: {images}"
-                if args.prepare_data
-                else f"{run.data.name}: {images}; network of {size / 1e6:.1f}M parameters; preset {preset}{chosen}; "
-                f"{many}{device}, {precision}",
-                flush=True,
-            )
-        status = 0
-        if args.prepare_data or args.dry_run:
-            status = dry_run(args, run, precision) if args.dry_run and first else 0
-        elif resume and (
-            resume["global_step"] >= args.max_steps
-            or (args.max_time and resume["elapsed"] >= args.max_time)
-        ):
-            if first:
-                print(
-                    f"{path} is already trained, {resume['global_step']} steps in {resume['elapsed']:.0f} s; "
-                    "a larger --max-steps or --max-time trains it further"
-                )
+    settings = TrainingSettings.from_flags(vars(args), preset)
+    invocation = Invocation(sys.argv, vars(args))
+    with contextlib.ExitStack() as stack:
+        if stop is None:
+            stop = Stop().arm()
+            stack.callback(stop.disarm)
+        if args.prepare_data:
+            status = prepare_data(settings, machine)
+        elif args.dry_run:
+            status = estimate(settings, invocation, machine)
         else:
-            if first:
-                print(
-                    f"to watch it: {run.run_dir / 'samples'}, and tensorboard --logdir {run.run_dir.parent}",
-                    flush=True,
-                )
-            try:
-                status = fit.fit(args, run, resume, processes, precision, stop)
-            except launcher.Refused as error:
-                status = machine.fail(str(error), by_all=error.by_all)
-        processes.leave()
+            status = train(settings, invocation, machine, stop, stack)
+        machine.processes.leave()
         return status
 
 
-def build(args: argparse.Namespace, preset: str, processes: Any) -> Any:
-    """The data, the model and what a resumed run must share with the first. Raises ValueError or OSError, in one line."""
-    import torch
-
-    from Dataset import Batches, DiffSet
-    from diffusion import schedules
-    from diffusion.settings import check_settings
-    from DiffusionModel import DiffusionModel
-
-    check_settings({"size": args.image_size})
-    data, unseen = (
-        DiffSet(train, args.dataset, args.data_root, args.image_size) for train in (True, False)
-    )
-    if args.dropout is None:
-        args.dropout = 0.1 if data.name == "cifar10" and preset == "paper" else 0.0
-    settings = {
-        name: getattr(args, name)
-        for name in (
-            "T",
-            "schedule",
-            "beta_small",
-            "beta_large",
-            "zero_terminal_snr",
-            "parameterization",
-            "variance",
-            "weighting",
-            "t_sampling",
-            "label_dropout",
-            "augment",
-            "lr",
-            "warmup",
-            "seed",
-            "width",
-            "mults",
-            "attention",
-            "blocks",
-            "dropout",
-            "patch",
-            "film",
-        )
-    }
-    settings |= {
-        "depth": data.depth,
-        "size": data.size,
-        "dataset": data.name,
-        "class_names": data.classes,
-    }
-    if args.class_conditional:
-        settings["classes"] = len(data.classes)
-    if args.schedule not in schedules.SCHEDULES:
-        betas = schedules.read_betas(args.schedule)
-        settings |= {"schedule": "linear", "betas": betas, "T": len(betas)}
-    check_settings(settings)
-    flip = data.flip if args.flip is None else args.flip
-    judge = real = None
-    if (
-        args.eval_every
-        and processes.global_rank == 0
-        and len(data.classes) > 1
-        and not (args.dry_run or args.prepare_data)
-    ):
-        from evaluation import features  # slow to import, and seldom needed
-
-        judge = features.load_feature_extractor(
-            "classifier", data, unseen, args.data_root, processes.device
-        )
-        real = features.reference_features(judge, data, args.data_root)
-    if args.accumulate > 1 and args.batch_size % (args.accumulate * processes.world_size):
-        raise ValueError(
-            f"--batch-size {args.batch_size} does not divide into --accumulate {args.accumulate} parts"
-            + (f" on {processes.world_size} processes each" if processes.world_size > 1 else "")
-            + ": choose another number"
-        )
-    if args.accumulate > 1 and args.compile in ("reduce-overhead", "max-autotune"):
-        raise ValueError(
-            f"--compile {args.compile} takes CUDA graphs, which cannot add up the gradients of --accumulate: "
-            "give --compile default"
-        )
-    served = {
-        "device": processes.device,
-        "rank": processes.global_rank,
-        "world": processes.world_size,
-    }
-    torch.manual_seed(args.seed)
-    return argparse.Namespace(
-        data=data,
-        unseen=unseen,
-        judge=judge,
-        real=real,
-        settings=settings,
-        model=DiffusionModel(**settings),
-        batches=Batches(data, args.batch_size, args.seed, flip=flip, **served),
-        validation=Batches(unseen, args.batch_size, shuffle=False, limit=args.val_images, **served),
-        run_dir=args.run_dir or Path("runs") / data.name,
-        course={
-            "data": data.digest(),
-            "batch_size": args.batch_size,
-            "flip": flip,
-            "clip": args.clip,
-            "ema_decay": args.ema_decay,
-            "posthoc_ema": args.posthoc_ema,
-        },
-    )
-
-
-def dry_run(args: argparse.Namespace, run: Any, precision: str) -> int:
-    """Print parameters, FLOPs, memory, speed and time to expect of training, measured over a few steps in this process."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from runtime import devices
-    from training import fit
-    from training.batches import micro_batches
-
-    device, max_steps, max_time = run.batches.images.device, args.max_steps, args.max_time
-    model, batch = run.model.to(device), next(iter(run.batches))
-    optimizer, x = model.configure_optimizers()["optimizer"], batch[0]
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true"):
-            loss = torch.zeros((), device=device)
-            for micro_batch in micro_batches(*batch, args.accumulate):
-                loss = model.get_loss(micro_batch, 0) / args.accumulate
-                loss.backward()
-        optimizer.step()
-        loss.item()  # waits for the device
-
-    fit.prepare_step(
-        args, model, len(x), "off", precision
-    )  # as it is written: what is compiled cannot be counted
-    with FlopCounterMode(display=False) as flops:
-        step()
-    devices.peak_memory(device.type, reset=True)
-    fit.prepare_step(args, model, len(x), args.compile, precision)
-    step()
-    started, count = time.monotonic(), 0
-    while time.monotonic() - started < 5:
-        step()
-        count += 1
-    rate = count / (time.monotonic() - started)
-    seconds = min(max_steps / rate, max_time or float("inf"))
-    print(
-        f"parameters   {sum(p.numel() for p in model.parameters()):,}\n"
-        f"computation  {flops.get_total_flops() / len(x) / 1e9:.2f} GFLOPs an image, forward and backward\n"
-        f"memory       {devices.peak_memory(device.type) / 2**30:.2f} GiB\n"
-        f"speed        {rate * len(x):.1f} images/s, {rate:.2f} steps/s at batch {len(x)}\n"
-        f"time         {seconds / 3600:.1f} hours for {min(max_steps, int(seconds * rate)):,} steps, without validation and previews"
-    )
-    return 0
+def choose_preset(name: str, device: str) -> str:
+    """Return the preset that "auto" stands for on this kind of device."""
+    if name != "auto":
+        return name
+    return "paper" if device == "cuda" else "laptop"
 
 
 if __name__ == "__main__":

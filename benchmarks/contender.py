@@ -32,12 +32,12 @@ from torch import Tensor
 from turns import Contender, has_bf16, images, still
 
 import train
+import training.trainer
 from DiffusionModel import DiffusionModel
 from runtime.compiling import compile_network
 from runtime.devices import Precision, pick_precision
 from sampling.plan import plan_sampling
 from sampling.sample_sets import sample_batch
-from training import fit
 from training.ema import Ema
 from training.progress import Progress
 from Unet import Unet
@@ -97,7 +97,7 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
                 )
             self.contender.before_step()
 
-    fit.Progress = WaitingProgress
+    training.trainer.Progress = WaitingProgress
     machine = ["--preset", args.network, "--batch-size", str(args.batch)]
     machine += ["--precision", precision, "--device", args.device]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):

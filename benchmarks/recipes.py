@@ -30,9 +30,12 @@ from DiffusionModel import DiffusionModel
 from evaluation.distances import frechet, statistics
 from evaluation.features import extract_features, load_feature_extractor, reference_features
 from runtime.devices import pick_precision
+from runtime.launcher import launch
 from sampling.plan import plan_sampling
 from sampling.sample_sets import sample_batch
 from training.ema import Ema
+from training.settings import TrainingSettings
+from training.setup import TrainingRun, set_up
 
 BATCH = 100  # images sampled at once
 
@@ -56,18 +59,18 @@ RECIPES = {
 }
 
 
-def prepare(name: str, dataset: str, root: str, seed: int) -> tuple[Any, argparse.Namespace]:
-    """A run of train.py with the flags of a recipe, and the parsed flags."""
+def prepare(name: str, dataset: str, root: str, seed: int) -> TrainingRun:
+    """Set up a run of train.py with the flags of a recipe."""
     parser = train.build_parser()
     parser.set_defaults(**train.PRESETS["laptop"])
     args = parser.parse_args(
         ["--dataset", dataset, "--data-root", root, "--seed", str(seed), *RECIPES[name]]
     )
-    process = argparse.Namespace(device=torch.device("cpu"), global_rank=0, world_size=1)
-    return train.build(args, "laptop", process), args
+    settings = TrainingSettings.from_flags(vars(args), "laptop")
+    return set_up(settings, launch("recipes.py", device="cpu"))
 
 
-def train_for(run: Any, ema: Ema, seconds: float, clip: float) -> int:
+def train_for(run: TrainingRun, ema: Ema, seconds: float) -> int:
     """Train for so many CPU seconds; return the number of steps."""
     model = run.model
     configured = model.configure_optimizers()
@@ -82,7 +85,7 @@ def train_for(run: Any, ema: Ema, seconds: float, clip: float) -> int:
             loss = model.get_loss(batch, step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), run.settings.clip)
         optimizer.step()
         warmup.step()
         ema.on_step_end(None, model)  # type: ignore[arg-type]
@@ -101,9 +104,9 @@ def trial(
     name: str, dataset: str, root: str, seconds: float, seed: int, count: int
 ) -> dict[str, Any]:
     """Train, sample and measure; return name, seed, steps and distance."""
-    run, args = prepare(name, dataset, root, seed)
-    ema = Ema(args.ema_decay)
-    steps = train_for(run, ema, seconds, args.clip)
+    run = prepare(name, dataset, root, seed)
+    ema = Ema(run.settings.ema_decay)
+    steps = train_for(run, ema, seconds)
     with ema.applied(run.model):
         images = sample(run.model, count, seed)
     extractor = load_feature_extractor("classifier", run.data, run.unseen, root)

@@ -24,8 +24,8 @@ from speed import machine
 
 import Dataset
 import train
+import training.trainer
 from DiffusionModel import DiffusionModel
-from training import fit
 from training.dropout_seed import DropoutSeed
 from training.ema import Ema
 from training.gradient_guard import GradientGuard
@@ -99,7 +99,7 @@ def main() -> None:
             elif trainer.global_step == args.steps // 4 + args.steps:
                 report((time.perf_counter() - self.first) / args.steps, args.steps)
 
-    fit.Progress = Clock
+    training.trainer.Progress = Clock
     steps, never = args.steps + args.steps // 4 + 1, str(10**9)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         words = ["--dataset", "shapes", "--device", "cpu", *args.flags.split()]

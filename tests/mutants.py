@@ -386,8 +386,8 @@ MUTANTS = [
     ),
     Mutant(
         "mixed precision is never on",
-        "training/fit.py",
-        "precision=precision,",
+        "training/trainer.py",
+        "precision=machine.precision,",
         'precision="32-true",',
         "test_bf16_is_on_when_it_is_asked_for",
     ),
@@ -400,9 +400,9 @@ MUTANTS = [
     ),
     Mutant(
         "a resumed run goes on with other noise",
-        "training/fit.py",
-        'attempt = resume["noise"]["stream"] if resume else 0',
-        "attempt = 0 if resume is None else 1",
+        "training/divergence.py",
+        'attempt = checkpoint["noise"]["stream"] if checkpoint else 0',
+        "attempt = 0 if checkpoint is None else 1",
         "test_a_resumed_run_is_the_run_that_was_not_stopped",
         "0-5-choices0",
     ),

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from runtime.processes import is_lost_process
 from runtime.signals import EXIT_RUN_AGAIN, SIGNALS, Stop
 from training.gradient_guard import MAX_SKIPPED, GradientGuard
 from training.lightning_workarounds import exit_without_teardown
+from training.settings import FixedSettings
 from training.step_callback import StepCallback
 
 TIME_IS_OVER = 1000  # a request to stop because of --max-time; larger than any signal's number
@@ -62,9 +64,8 @@ class Checkpointing(StepCallback):
     step later, so that they stop at the same step and none waits for another within a step.
 
     `max_time` (seconds) is measured by the first process and includes the runs that this one
-    resumes. `course` is what a resumed run must share with the first one besides the model's
-    settings; it is stored under the checkpoint's key "course". The newest `keep` checkpoints are
-    kept, and the newest one that was saved at a multiple of `every`.
+    resumes. `fixed` is stored under the checkpoint's key "course". The newest `keep` checkpoints
+    are kept, and the newest one that was saved at a multiple of `every`.
 
     Afterwards `stopped_by` is the signal or None, and `saved` is the last checkpoint. `diverged` is
     true, and nothing was saved, if the weights are not finite or no gradient has been finite for
@@ -76,21 +77,22 @@ class Checkpointing(StepCallback):
         run_dir: Path,
         every: int,
         max_time: float | None,
-        course: dict[str, Any],
+        fixed: FixedSettings,
         stop: Stop,
         guard: GradientGuard,
+        elapsed: float = 0.0,
         keep: int = 2,
     ):
         self.run_dir = run_dir
         self.every = every
         self.max_time = max_time
-        self.course = course
+        self.fixed = fixed
         self.stop = stop
         self.guard = guard
         self.keep = keep
         self.requests = StopRequests()
         self.started = False
-        self.elapsed = 0.0
+        self.elapsed = elapsed
         self.began = time.monotonic()
         self.stopped_by: signal.Signals | None = None
         self.saved: Path | None = None
@@ -164,7 +166,7 @@ class Checkpointing(StepCallback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["course"] = self.course
+        checkpoint["course"] = asdict(self.fixed)
         checkpoint["elapsed"] = self.seconds()
 
     def on_load_checkpoint(

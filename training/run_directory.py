@@ -1,0 +1,70 @@
+"""Prepare the directory of a training run: lock it, find a checkpoint in it, write config.json."""
+
+import json
+import platform
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from checkpoints.resume import find_resume_checkpoint
+from checkpoints.run_dir import lock_run_dir
+from image_data.grids import write_grid
+from runtime.atomic_file import complete_file
+from runtime.devices import hardware
+from runtime.launcher import Machine
+from training.settings import Invocation
+from training.setup import TrainingRun
+
+
+def prepare_run_dir(
+    run: TrainingRun, invocation: Invocation, machine: Machine, locks: ExitStack
+) -> Path | None:
+    """Return the checkpoint to resume from, or None to start from the beginning.
+
+    The run directory stays locked until `locks` is closed. What a run starts with is written now,
+    so that a folder that cannot be written to is refused before training. Raises ValueError or
+    FileNotFoundError, in one line.
+    """
+    try:
+        lock = lock_run_dir(run.run_dir)
+        if lock:
+            locks.enter_context(lock)
+        resume = find_resume_checkpoint(
+            run.settings.resume, run.run_dir, run.model, asdict(run.fixed)
+        )
+        if not resume or resume["global_step"] < run.settings.max_steps:
+            (run.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+            # A new directory has no lock, and an earlier run that was moved aside took its lock.
+            if not lock or not (run.run_dir / ".lock").exists():
+                locks.enter_context(lock_run_dir(run.run_dir))
+            write_config(run, invocation, machine)
+            real = run.unseen.images[:36].permute(0, 2, 3, 1).numpy()
+            write_grid(run.run_dir / "samples" / "real.png", real)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(
+            f"cannot use {run.run_dir} ({error.strerror}): choose another --run-dir"
+        ) from None
+    return resume["path"] if resume else None
+
+
+def write_config(run: TrainingRun, invocation: Invocation, machine: Machine) -> None:
+    """Write config.json: the command, all flags, the hardware and the versions."""
+    found = {"dropout": run.model_settings.dropout, "run_dir": str(run.run_dir)}
+    config = {
+        "command": invocation.command,
+        "settings": invocation.flags | found,
+        "preset": run.settings.preset,
+        "device": machine.device.type,
+        "precision": machine.precision,
+        "hardware": hardware(machine.device.type),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("pytorch-lightning"),
+    }
+    with complete_file(run.run_dir / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=1) + "\n")

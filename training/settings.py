@@ -1,0 +1,111 @@
+"""The settings of a training run, and the record of how it was started."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from diffusion.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What is trained, and how. Made once from the flags of train.py.
+
+    preset: the one that the flags come from, never "auto".
+    """
+
+    preset: str
+
+    # The data. flip: mirror images at random; None for what suits the dataset.
+    dataset: str
+    data_root: str
+    image_size: int
+    flip: bool | None
+
+    # The model, without what depends on the data: see `training.setup.complete_model_settings`.
+    # dropout: None for the paper's choice: 0.1 on CIFAR-10 with the paper's preset, else 0.
+    model: ModelSettings
+    dropout: float | None
+    class_conditional: bool
+
+    # A step: the images over all processes, in how many micro-batches each process computes it,
+    # the largest norm of the gradient (0: any), the averages of the weights.
+    batch_size: int
+    accumulate: int
+    gradient_checkpointing: bool
+    compile: str
+    clip: float
+    ema_decay: float
+    posthoc_ema: bool
+
+    # The run: its length (seconds in max_time), and the steps between its events.
+    max_steps: int
+    max_time: float | None
+    val_every: int
+    val_images: int
+    save_every: int
+    log_every: int
+    eval_every: int
+    eval_images: int
+
+    # run_dir: None for runs/DATASET. resume: "auto", "none", a file or a run directory.
+    run_dir: Path | None
+    resume: str
+
+    @classmethod
+    def from_flags(cls, flags: dict[str, Any], preset: str) -> "TrainingSettings":
+        """Return the settings that the flags of train.py ask for.
+
+        A flag has the name of its field, here or in `ModelSettings`.
+        """
+        from_data = {"dataset", "dropout"}
+        names = {field.name for field in fields(ModelSettings)} - from_data
+        model = ModelSettings(**{name: flags[name] for name in names & flags.keys()})
+        names = {field.name for field in fields(cls)} - {"preset", "model"}
+        return cls(preset=preset, model=model, **{name: flags[name] for name in names})
+
+    @property
+    def seed(self) -> int:
+        return self.model.seed
+
+    def check(self, world_size: int) -> None:
+        """Raise ValueError, in one line, if the settings do not fit together."""
+        if self.accumulate == 1:
+            return
+        if self.batch_size % (self.accumulate * world_size):
+            processes = f" on {world_size} processes each" if world_size > 1 else ""
+            raise ValueError(
+                f"--batch-size {self.batch_size} does not divide into --accumulate "
+                f"{self.accumulate} parts{processes}: choose another number"
+            )
+        if self.compile in ("reduce-overhead", "max-autotune"):
+            raise ValueError(
+                f"--compile {self.compile} takes CUDA graphs, which cannot add up the gradients "
+                "of --accumulate: give --compile default"
+            )
+
+
+@dataclass(frozen=True)
+class FixedSettings:
+    """Settings that a resumed run must share with the first one, beside those of the model.
+
+    Checkpoints store them under the key "course". data: the digest of the training images.
+    """
+
+    data: str
+    batch_size: int
+    flip: bool
+    clip: float
+    ema_decay: float
+    posthoc_ema: bool
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """How train.py was started, for the record in config.json.
+
+    flags: all flags with their values.
+    """
+
+    command: list[str]
+    flags: dict[str, Any]

@@ -1,0 +1,128 @@
+"""What a training run works on: data, model, batches and, for --eval-every, a feature extractor."""
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from Dataset import Batches, DiffSet
+from diffusion import schedules
+from diffusion.settings import ModelSettings, check_settings
+from DiffusionModel import DiffusionModel
+from evaluation.features import FeatureExtractor, load_feature_extractor, reference_features
+from runtime.launcher import Machine
+from training.settings import FixedSettings, TrainingSettings
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A feature extractor, and the features (N,F) of the training images."""
+
+    extractor: FeatureExtractor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training run before its first step: its settings, and what it works on."""
+
+    settings: TrainingSettings
+    fixed: FixedSettings
+    run_dir: Path
+    data: DiffSet
+    unseen: DiffSet
+    model_settings: ModelSettings
+    model: DiffusionModel
+    batches: Batches
+    validation: Batches
+    reference: Reference | None
+
+
+def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False) -> TrainingRun:
+    """Load the data and build the model.
+
+    evaluate: also load what --eval-every needs. Raises ValueError or OSError, in one line.
+    """
+    check_settings({"size": settings.image_size})
+    settings.check(machine.processes.world_size)
+    data, unseen = load_data(settings, train=True), load_data(settings, train=False)
+    model_settings = complete_model_settings(settings, data)
+    flip = data.flip if settings.flip is None else settings.flip
+    reference = None
+    if evaluate and settings.eval_every and machine.is_first and len(data.classes) > 1:
+        reference = load_reference(settings, data, unseen, machine.device)
+    serve = partial(
+        Batches,
+        batch_size=settings.batch_size,
+        device=machine.device,
+        rank=machine.processes.global_rank,
+        world=machine.processes.world_size,
+    )
+    return TrainingRun(
+        settings=settings,
+        fixed=fixed_settings(settings, data, flip),
+        run_dir=settings.run_dir or Path("runs") / data.name,
+        data=data,
+        unseen=unseen,
+        model_settings=model_settings,
+        model=new_model(model_settings),
+        batches=serve(data, seed=settings.seed, flip=flip),
+        validation=serve(unseen, shuffle=False, limit=settings.val_images),
+        reference=reference,
+    )
+
+
+def load_data(settings: TrainingSettings, train: bool) -> DiffSet:
+    return DiffSet(train, settings.dataset, settings.data_root, settings.image_size)
+
+
+def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelSettings:
+    """Return the settings of the model with what depends on the data, checked.
+
+    A schedule that is the path of a file becomes its table of betas.
+    """
+    dropout = settings.dropout
+    if dropout is None:
+        dropout = 0.1 if data.name == "cifar10" and settings.preset == "paper" else 0.0
+    model = replace(
+        settings.model,
+        dropout=dropout,
+        depth=data.depth,
+        size=data.size,
+        dataset=data.name,
+        class_names=data.classes,
+        classes=len(data.classes) if settings.class_conditional else 0,
+    )
+    if model.schedule not in schedules.SCHEDULES:
+        betas = schedules.read_betas(model.schedule)
+        model = replace(model, schedule="linear", betas=betas, T=len(betas))
+    check_settings(asdict(model))
+    return model
+
+
+def new_model(settings: ModelSettings) -> DiffusionModel:
+    """Return a model with the initial weights that belong to its seed."""
+    torch.manual_seed(settings.seed)
+    return DiffusionModel(**asdict(settings))
+
+
+def fixed_settings(settings: TrainingSettings, data: DiffSet, flip: bool) -> FixedSettings:
+    return FixedSettings(
+        data=data.digest(),
+        batch_size=settings.batch_size,
+        flip=flip,
+        clip=settings.clip,
+        ema_decay=settings.ema_decay,
+        posthoc_ema=settings.posthoc_ema,
+    )
+
+
+def load_reference(
+    settings: TrainingSettings, data: DiffSet, unseen: DiffSet, device: torch.device
+) -> Reference:
+    """Return the classifier as feature extractor, trained first if it is not there yet."""
+    root = settings.data_root
+    extractor = load_feature_extractor("classifier", data, unseen, root, device)
+    return Reference(extractor, reference_features(extractor, data, root))

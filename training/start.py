@@ -1,0 +1,90 @@
+"""What train.py can be asked for: prepare the data, estimate a run, or train."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from checkpoints.checkpoint import read_checkpoint
+from runtime.launcher import Machine, Refused
+from runtime.signals import Stop
+from training.dry_run import dry_run
+from training.fit import fit_with_restarts
+from training.run_directory import prepare_run_dir
+from training.settings import Invocation, TrainingSettings
+from training.setup import TrainingRun, set_up
+
+
+def prepare_data(settings: TrainingSettings, machine: Machine) -> int:
+    """Download and decode the dataset; return the exit status."""
+    run = machine.prepare(lambda _: (set_up(settings, machine), None))
+    machine.processes.print(f"{run.data.name} is ready: {describe_images(run)}", flush=True)
+    return 0
+
+
+def estimate(settings: TrainingSettings, invocation: Invocation, machine: Machine) -> int:
+    """Print the size, speed and duration to expect; return the exit status."""
+    run = machine.prepare(lambda _: (set_up(settings, machine), None))
+    machine.processes.print(describe(run, invocation, machine), flush=True)
+    if machine.is_first:
+        dry_run(run, machine)
+    return 0
+
+
+def train(
+    settings: TrainingSettings,
+    invocation: Invocation,
+    machine: Machine,
+    stop: Stop,
+    locks: ExitStack,
+) -> int:
+    """Train, or resume training; return the exit status.
+
+    The run directory stays locked until `locks` is closed.
+    """
+
+    def prepare(path: Path | None) -> tuple[tuple[TrainingRun, Any], Path | None]:
+        run = set_up(settings, machine, evaluate=True)
+        if machine.is_first:
+            path = prepare_run_dir(run, invocation, machine, locks)
+        return (run, read_checkpoint(path) if path else None), path
+
+    # The first process downloads the data and finds the checkpoint.
+    run, resume = machine.prepare(prepare)
+    say = machine.processes.print
+    say(describe(run, invocation, machine), flush=True)
+    if resume and is_trained(resume, settings):
+        say(
+            f"{resume['path']} is already trained, {resume['global_step']} steps in "
+            f"{resume['elapsed']:.0f} s; a larger --max-steps or --max-time trains it further"
+        )
+        return 0
+    samples, folder = run.run_dir / "samples", run.run_dir.parent
+    say(f"to watch it: {samples}, and tensorboard --logdir {folder}", flush=True)
+    try:
+        return fit_with_restarts(run, resume, machine, stop)
+    except Refused as error:
+        return machine.fail(str(error), by_all=error.by_all)
+
+
+def is_trained(checkpoint: dict[str, Any], settings: TrainingSettings) -> bool:
+    """Whether the checkpoint has reached the number of steps or the time of these settings."""
+    if checkpoint["global_step"] >= settings.max_steps:
+        return True
+    return bool(settings.max_time) and checkpoint["elapsed"] >= settings.max_time
+
+
+def describe_images(run: TrainingRun) -> str:
+    data = run.data
+    return f"{len(data):,} images {data.depth}x{data.size}x{data.size}, {len(run.unseen):,} unseen"
+
+
+def describe(run: TrainingRun, invocation: Invocation, machine: Machine) -> str:
+    """One line about data, network, preset and device."""
+    millions = sum(p.numel() for p in run.model.parameters()) / 1e6
+    device, world_size = machine.device.type, machine.processes.world_size
+    chosen = f" (chosen for {device})" if invocation.flags["preset"] == "auto" else ""
+    many = f"{world_size} x " if world_size > 1 else ""
+    return (
+        f"{run.data.name}: {describe_images(run)}; network of {millions:.1f}M parameters; "
+        f"preset {run.settings.preset}{chosen}; {many}{device}, {machine.precision}"
+    )
