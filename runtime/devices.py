@@ -1,4 +1,4 @@
-"""The hardware of a run: device, precision, torch.compile, peak memory."""
+"""The hardware of a run: device, precision, names, peak memory."""
 
 import os
 import platform
