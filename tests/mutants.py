@@ -596,7 +596,7 @@ class Copy:
     def status(self, *words: str) -> tuple[int, str]:
         """pytest's exit status, and what it printed."""
         out, err = (self.outputs / f"{time.monotonic_ns()}.{name}" for name in ("out", "err"))
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
         argv = ["-c", RUN_PYTEST, "-q", "-x", "-p", "no:cacheprovider", *words]
         child = self.server.start(argv, self.folder, environment, out, err)
         try:
@@ -629,6 +629,7 @@ def main() -> int:
         print(line)
     if args.check or wrong:
         return int(bool(wrong))
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
         nodes = {copy.node(mutant)[0] for mutant in chosen}
