@@ -109,6 +109,28 @@ def conditional_run(tiny_data, tmp_path_factory):
     return run_dir
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tiny_data, tmp_path_factory):
+    """Losses and hash of the weights of the run that nothing disturbs, with the settings `RUN`."""
+    from training_runs import fit_run, losses, weights_hash
+
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    assert fit_run(tiny_data, run_dir) == 0
+    return losses(run_dir), weights_hash(run_dir)
+
+
+@pytest.fixture(scope="session")
+def start(tiny_data):
+    """A function: start training on `tiny_data` as a process, with the settings `RUN`."""
+    from training_runs import RUN, Process
+
+    def begin(run_dir, *extra, **environment):
+        words = ["--dataset", tiny_data, "--run-dir", run_dir, *RUN, *extra]
+        return Process(run_dir.parent, *words, **environment)
+
+    return begin
+
+
 QUICK = {"MIN_STEPS": 20, "WIDE_WIDTH": 16, "NARROW_WIDTH": 16}
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 
 import fork_server
+import numpy as np
 import torch
 from conftest import ROOT, TINY
 
@@ -155,3 +156,33 @@ def contents(run_dir) -> dict:
 
 def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def fit_run(data, run_dir, *extra) -> int:
+    """Train with the settings of `RUN`."""
+    return train.main(["--dataset", str(data), "--run-dir", str(run_dir), *RUN, *map(str, extra)])
+
+
+def checkpoints(run_dir) -> list[str]:
+    """The names of the checkpoints in a run directory, oldest first."""
+    return sorted(file.name for file in (run_dir / "checkpoints").glob("step_*.ckpt"))
+
+
+def assert_same_run(run_dir, expected) -> None:
+    """Compare losses and weights with those of another run; no temporary file is left."""
+    assert (losses(run_dir), weights_hash(run_dir)) == expected
+    assert not list(run_dir.rglob(".*.tmp.*"))
+
+
+def long_validation(data, folder) -> list:
+    """Arguments for a validation after step 30 that takes a while; a checkpoint appears before it.
+
+    It has 10,000 unseen images.
+    """
+    with np.load(data) as archive:
+        arrays = dict(archive)
+    arrays["test_images"] = np.resize(arrays["test_images"], (10_000, 8, 8, 3))
+    arrays["test_labels"] = np.zeros(10_000, np.int64)
+    np.savez(folder / "tiny.npz", **arrays)
+    flags = "--val-every 30 --val-images 10000 --save-every 30".split()
+    return ["--dataset", folder / "tiny.npz", *flags]

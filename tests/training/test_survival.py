@@ -10,11 +10,23 @@ import subprocess
 import time
 import zipfile
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from training_runs import RUN, STEPS, Process, losses, runs, steps, validation_losses, weights_hash
+from training_runs import (
+    RUN,
+    STEPS,
+    Process,
+    assert_same_run,
+    checkpoints,
+    fit_run,
+    long_validation,
+    losses,
+    runs,
+    steps,
+    validation_losses,
+    weights_hash,
+)
 
 import Inference
 import train
@@ -25,52 +37,11 @@ from checkpoints.validation import check_plain_data
 from diffusion.settings import check_settings
 from DiffusionModel import DiffusionModel
 
-
-def checkpoints(run_dir):
-    return sorted(p.name for p in (run_dir / "checkpoints").glob("step_*.ckpt"))
-
-
-def fit(data, run_dir, *extra):
-    return train.main(["--dataset", str(data), "--run-dir", str(run_dir), *RUN, *map(str, extra)])
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_data, tmp_path_factory):
-    """The run that nothing disturbs: its losses and the hash of its weights."""
-    run_dir = tmp_path_factory.mktemp("whole")
-    assert fit(tiny_data, run_dir) == 0
-    return losses(run_dir), weights_hash(run_dir)
-
-
-@pytest.fixture(scope="module")
-def start(tiny_data):
-    """A function: start training on `tiny_data` as a process."""
-
-    def begin(run_dir, *extra, **environment):
-        return Process(
-            run_dir.parent,
-            "--dataset",
-            tiny_data,
-            "--run-dir",
-            run_dir,
-            *RUN,
-            *extra,
-            **environment,
-        )
-
-    return begin
-
-
-def assert_same(run_dir, whole):
-    assert (losses(run_dir), weights_hash(run_dir)) == whole
-    assert not list(run_dir.rglob(".*.tmp.*"))
-
-
 # ---- killed -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_killed_at_random_steps_again_and_again(start, tmp_path, whole, times):
+def test_killed_at_random_steps_again_and_again(start, tmp_path, undisturbed, times):
     seed = random.randrange(10**6)
     print("seed", seed)
     run_dir, dice, reached = tmp_path / "run", random.Random(seed), []
@@ -85,14 +56,14 @@ def test_killed_at_random_steps_again_and_again(start, tmp_path, whole, times):
     last = start(run_dir)
     assert last.ends() == 0
     assert "going on at step" in last.out
-    assert_same(run_dir, whole)
+    assert_same_run(run_dir, undisturbed)
 
 
 @pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_with_tmpdir_elsewhere(start, tmp_path, tiny_data):
     """A wide network makes the file take a while; it is killed as soon as the temporary is there."""
     wide = ["--width", "64", "--max-steps", "12", "--save-every", "1", "--val-every", "100"]
-    assert fit(tiny_data, tmp_path / "whole", *wide) == 0
+    assert fit_run(tiny_data, tmp_path / "whole", *wide) == 0
     run_dir, elsewhere, caught = tmp_path / "run", f"/dev/shm/{tmp_path.name}", 0
     os.makedirs(elsewhere)
     try:
@@ -113,7 +84,7 @@ def test_killed_while_a_checkpoint_is_written_with_tmpdir_elsewhere(start, tmp_p
         assert not os.listdir(elsewhere)  # nothing is staged there
     finally:
         shutil.rmtree(elsewhere)
-    assert_same(run_dir, (losses(tmp_path / "whole"), weights_hash(tmp_path / "whole")))
+    assert_same_run(run_dir, (losses(tmp_path / "whole"), weights_hash(tmp_path / "whole")))
 
 
 def test_inference_killed_in_mid_write_gives_the_same_bytes_when_it_is_run_again(
@@ -155,7 +126,7 @@ numpy.savez = half"""
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75)])
 def test_a_signal_leaves_a_complete_checkpoint_and_a_clear_last_line(
-    start, tmp_path, whole, name, status
+    start, tmp_path, undisturbed, name, status
 ):
     run_dir = tmp_path / "run"
     process = start(run_dir).until(lambda: steps(run_dir) > 40).kill(signal.Signals[name])
@@ -168,7 +139,7 @@ def test_a_signal_leaves_a_complete_checkpoint_and_a_clear_last_line(
     assert load_model(run_dir)
     if name == "SIGTERM":
         assert start(run_dir).ends() == 0
-        assert_same(run_dir, whole)
+        assert_same_run(run_dir, undisturbed)
 
 
 def test_in_a_job_every_signal_is_75(start, tmp_path):
@@ -180,7 +151,7 @@ def test_in_a_job_every_signal_is_75(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_more_signals_do_not_spoil_the_save(start, tmp_path, whole):
+def test_more_signals_do_not_spoil_the_save(start, tmp_path, undisturbed):
     run_dir = tmp_path / "run"
     process = start(run_dir).until(lambda: steps(run_dir) > 40)
     for number in [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT] * 10:
@@ -199,31 +170,10 @@ def test_more_signals_do_not_spoil_the_save(start, tmp_path, whole):
     assert "Traceback" not in process.err
     assert load_model(run_dir)
     assert start(run_dir).ends() == 0
-    assert_same(run_dir, whole)
+    assert_same_run(run_dir, undisturbed)
 
 
-def long_validation(tiny_data, folder):
-    """Arguments for a validation after step 30 that takes a while, 10,000 unseen images; just before it a checkpoint appears."""
-    with np.load(tiny_data) as archive:
-        arrays = dict(archive)
-    arrays |= {
-        "test_images": np.resize(arrays["test_images"], (10_000, 8, 8, 3)),
-        "test_labels": np.zeros(10_000, np.int64),
-    }
-    np.savez(folder / "tiny.npz", **arrays)
-    return [
-        "--dataset",
-        folder / "tiny.npz",
-        "--val-every",
-        "30",
-        "--val-images",
-        "10000",
-        "--save-every",
-        "30",
-    ]
-
-
-def test_a_signal_during_validation(tiny_data, start, tmp_path, whole):
+def test_a_signal_during_validation(tiny_data, start, tmp_path, undisturbed):
     """It is cut short, and one more step is taken."""
     run_dir, long = tmp_path / "run", long_validation(tiny_data, tmp_path)
     process = start(run_dir, *long).until(lambda: checkpoints(run_dir)).kill(signal.SIGTERM)
@@ -235,7 +185,7 @@ def test_a_signal_during_validation(tiny_data, start, tmp_path, whole):
     )  # half a validation is not written down
     assert not list((run_dir / "samples").glob("step_*"))
     assert start(run_dir, *long, "--val-every", "2000").ends() == 0
-    assert_same(run_dir, whole)
+    assert_same_run(run_dir, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +290,7 @@ def test_two_processes_train_what_one_does(start, tiny_data, tmp_path, parts):
     (a bias before a normalization) into steps of size lr, so not the weights are compared, but what they do: the losses."""
     one, two = tmp_path / "one", tmp_path / "two"
     options = ["--dropout", 0, "--max-steps", 120]
-    assert fit(tiny_data, one, *options) == 0
+    assert fit_run(tiny_data, one, *options) == 0
     assert start(two, *options, "--devices", 2, "--accumulate", parts).ends() == 0
     assert nearly_equal(losses(one), losses(two), 120)
     assert validation_losses(one) == pytest.approx(validation_losses(two), abs=2e-6)
@@ -352,7 +302,7 @@ def test_fewer_validation_batches_than_processes(start, tiny_data, tmp_path):
     options = ["--max-steps", 12, "--val-every", 6, "--val-images", 8, "--dropout", 0]
     process = start(tmp_path / "two", *options, "--devices", 2)
     assert process.ends() == 0, process.err
-    assert fit(tiny_data, tmp_path / "one", *options) == 0
+    assert fit_run(tiny_data, tmp_path / "one", *options) == 0
     one, two = (validation_losses(tmp_path / name) for name in ("one", "two"))
     assert len(one) == 2
     assert one == pytest.approx(two, abs=2e-6)
@@ -416,9 +366,9 @@ def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path)
 @pytest.mark.slow
 def test_two_processes_resumed_as_one(start, tiny_data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert fit(tiny_data, one, "--dropout", 0, "--max-steps", 120) == 0
+    assert fit_run(tiny_data, one, "--dropout", 0, "--max-steps", 120) == 0
     assert start(two, "--dropout", 0, "--max-steps", 60, "--devices", 2).ends() == 0
-    assert fit(tiny_data, two, "--dropout", 0, "--max-steps", 120) == 0
+    assert fit_run(tiny_data, two, "--dropout", 0, "--max-steps", 120) == 0
     assert nearly_equal(losses(one), losses(two), 120)
 
 
@@ -444,7 +394,7 @@ def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, whole_of_two, victim)
     assert "Traceback" not in process.err
     if victim == "other":
         assert start(run_dir, "--devices", 2).ends() == 0
-        assert_same(run_dir, whole_of_two)
+        assert_same_run(run_dir, whole_of_two)
 
 
 @pytest.mark.parametrize("victim", [pytest.param("first", marks=pytest.mark.slow), "other"])
@@ -468,7 +418,7 @@ def test_one_of_two_is_killed(start, tmp_path, whole_of_two, victim):
     )
     assert "Traceback" not in process.err
     assert start(run_dir, "--devices", 2).ends() == 0
-    assert_same(run_dir, whole_of_two)
+    assert_same_run(run_dir, whole_of_two)
 
 
 def test_two_processes_sample_the_same_images(tiny_run, tmp_path):
@@ -518,7 +468,7 @@ def test_a_second_process_in_the_same_folder_is_refused(start, tmp_path, tiny_da
 def stopped(tiny_data, tmp_path_factory):
     """A run that was stopped ten steps before its end: what goes on from it is soon there."""
     run_dir = tmp_path_factory.mktemp("stopped") / "run"
-    assert fit(tiny_data, run_dir, "--max-steps", STEPS - 10) == 0
+    assert fit_run(tiny_data, run_dir, "--max-steps", STEPS - 10) == 0
     return run_dir
 
 
@@ -548,7 +498,7 @@ class Bomb:
     ],
 )
 def test_a_bad_newest_checkpoint_is_skipped(
-    stopped, tiny_data, tmp_path, whole, capsys, kind, said
+    stopped, tiny_data, tmp_path, undisturbed, capsys, kind, said
 ):
     run_dir, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(stopped, run_dir)
@@ -580,7 +530,7 @@ def test_a_bad_newest_checkpoint_is_skipped(
         torch.save(content | change, later)
     if kind not in ("truncated", "one byte"):
         checksum_path(newest).unlink()
-    assert fit(tiny_data, run_dir) == 0
+    assert fit_run(tiny_data, run_dir) == 0
     told = capsys.readouterr()
     assert told.err.startswith("skipped: ")
     assert said in told.err.splitlines()[0]
@@ -591,7 +541,7 @@ def test_a_bad_newest_checkpoint_is_skipped(
         ".skipped"
     ]
     assert len(checkpoints(run_dir)) == 2
-    assert_same(run_dir, whole)
+    assert_same_run(run_dir, undisturbed)
 
 
 def test_where_no_checkpoint_is_sound_nothing_is_touched(stopped, tiny_data, tmp_path, refused):
@@ -647,7 +597,7 @@ def test_few_bytes_that_claim_to_be_many_are_refused_at_once(stopped, tmp_path):
 
 
 def test_what_lightning_left_in_the_folder_is_not_loaded(
-    stopped, tiny_data, tmp_path, monkeypatch, whole
+    stopped, tiny_data, tmp_path, monkeypatch, undisturbed
 ):
     """Lightning takes hpc_ckpt_*.ckpt from its root directory in place of everything else when it believes to be in a job."""
     run_dir = tmp_path / "run"
@@ -664,8 +614,8 @@ def test_what_lightning_left_in_the_folder_is_not_loaded(
         "SLURM_NTASKS_PER_NODE": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    assert fit(tiny_data, run_dir) == 0
-    assert_same(run_dir, whole)
+    assert fit_run(tiny_data, run_dir) == 0
+    assert_same_run(run_dir, undisturbed)
 
 
 def test_only_paths_are_read_never_addresses(refused, tiny_data, tmp_path):
@@ -704,7 +654,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(
-    start, tiny_data, tmp_path, whole, small_disk
+    start, tiny_data, tmp_path, undisturbed, small_disk
 ):
     disk = small_disk("size=6m")
     run_dir = disk / "run"
@@ -722,7 +672,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(
     assert load_model(run_dir)
     (disk / "filler").unlink()
     assert Process(tmp_path, "--dataset", tiny_data, "--run-dir", run_dir, *RUN).ends() == 0
-    assert_same(run_dir, whole)
+    assert_same_run(run_dir, undisturbed)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_first_step(
@@ -757,7 +707,7 @@ def bad_steps(monkeypatch):
 def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps, monkeypatch, fused):
     monkeypatch.setattr("training.gradient_guard.FUSED", fused)
     bad_steps(lambda attempt, i: i in (5, 7))
-    assert fit(tiny_data, tmp_path / "six", "--max-steps", 6, "--save-every", 5) == 0
+    assert fit_run(tiny_data, tmp_path / "six", "--max-steps", 6, "--save-every", 5) == 0
     before, after = (
         read_checkpoint_file(file) for file in reversed(list_checkpoints(tmp_path / "six"))
     )
@@ -773,7 +723,7 @@ def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps, mo
         for name in states[0][i]
     )
     assert losses(tmp_path / "six")[6] == "nan"
-    assert fit(tiny_data, tmp_path / "ten", "--max-steps", 10) == 0
+    assert fit_run(tiny_data, tmp_path / "ten", "--max-steps", 10) == 0
     assert all(
         value.isfinite().all()
         for value in read_checkpoint_file(newest_checkpoint(tmp_path / "ten"))[
@@ -793,7 +743,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
             next(self.parameters()).grad.view(-1)[0] = float("inf")
 
     monkeypatch.setattr(DiffusionModel, "on_after_backward", overflow)
-    assert fit(tiny_data, tmp_path, "--max-steps", 6, "--save-every", 5, "--clip", 0) == 0
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 6, "--save-every", 5, "--clip", 0) == 0
     before, after = (read_checkpoint_file(file) for file in reversed(list_checkpoints(tmp_path)))
     assert all(
         torch.equal(before["state_dict"][name], after["state_dict"][name])
@@ -807,16 +757,16 @@ def test_five_bad_steps_go_back_and_on_with_other_noise(
 ):
     """Bad with the first noise only. Interrupted before, in or after the trouble, it is the same run."""
     bad_steps(lambda attempt, i: 31 <= i < 40 and attempt == 0)
-    assert fit(tiny_data, tmp_path / "run", "--max-steps", 60) == 0
+    assert fit_run(tiny_data, tmp_path / "run", "--max-steps", 60) == 0
     assert "the loss is not finite at step 40" in (told := capsys.readouterr().err)
     assert "step_00000025.ckpt with other noise, 1 of 3 times" in told
     assert losses(tmp_path / "run").keys() == set(range(1, 61))
     assert "nan" not in losses(tmp_path / "run").values()
     for at in interrupted:
-        assert fit(tiny_data, tmp_path / str(at), "--max-steps", at) == 0
+        assert fit_run(tiny_data, tmp_path / str(at), "--max-steps", at) == 0
     capsys.readouterr()
     for at in interrupted:
-        assert fit(tiny_data, tmp_path / str(at), "--max-steps", 60) == 0
+        assert fit_run(tiny_data, tmp_path / str(at), "--max-steps", 60) == 0
     for at in interrupted:
         assert weights_hash(tmp_path / str(at)) == weights_hash(tmp_path / "run")
         assert losses(tmp_path / str(at)) == losses(tmp_path / "run")
@@ -826,7 +776,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_starts_anew(
     tiny_data, tmp_path, bad_steps, capsys
 ):
     bad_steps(lambda attempt, i: i >= 3 and attempt < 2)
-    assert fit(tiny_data, tmp_path, "--max-steps", 30) == 0
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 30) == 0
     assert "back to the start with other noise, 2 of 3 times" in capsys.readouterr().err
     assert read_checkpoint_file(newest_checkpoint(tmp_path))["noise"] == {"stream": 2, "skipped": 0}
     assert losses(tmp_path).keys() == set(range(1, 31))
@@ -834,8 +784,8 @@ def test_a_run_that_diverges_before_its_first_checkpoint_starts_anew(
 
 def test_what_was_saved_before_going_back_to_the_start_is_set_aside(tiny_data, tmp_path, bad_steps):
     bad_steps(lambda attempt, i: i >= 12 and attempt == 0)
-    assert fit(tiny_data, tmp_path, "--max-steps", 8) == 0  # stopped between two saves
-    assert fit(tiny_data, tmp_path, "--max-steps", 22) == 0
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 8) == 0  # stopped between two saves
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 22) == 0
     assert checkpoints(tmp_path) == ["step_00000022.ckpt"]
     assert [p.name for p in (tmp_path / "checkpoints").glob("*.skipped")] == [
         "step_00000008.ckpt.skipped"
@@ -847,15 +797,15 @@ def test_where_the_saving_steps_have_changed_it_goes_back_to_the_newest(
     tiny_data, tmp_path, bad_steps, capsys
 ):
     bad_steps(lambda attempt, i: i >= 42 and attempt == 0)
-    assert fit(tiny_data, tmp_path, "--max-steps", 40, "--save-every", 20) == 0
-    assert fit(tiny_data, tmp_path, "--max-steps", 55, "--save-every", 30) == 0
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 40, "--save-every", 20) == 0
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 55, "--save-every", 30) == 0
     assert "step_00000040.ckpt with other noise, 1 of 3 times" in capsys.readouterr().err
     assert losses(tmp_path).keys() == set(range(1, 56))
 
 
 def test_it_gives_up_after_three_times_and_says_so(tiny_data, tmp_path, bad_steps, capsys):
     bad_steps(lambda attempt, i: i >= 31)
-    assert fit(tiny_data, tmp_path, "--max-steps", 100) == 1
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 100) == 1
     lines = capsys.readouterr().err.splitlines()
     assert sum("with other noise" in line for line in lines) == 3
     assert "for the 4th time" in lines[-1]
@@ -872,6 +822,6 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_data, tmp_path, monkeypa
             next(self.parameters()).data.fill_(float("inf"))
 
     monkeypatch.setattr(DiffusionModel, "on_train_batch_start", break_it)
-    assert fit(tiny_data, tmp_path, "--max-steps", 60) == 1
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 60) == 1
     assert "step_00000025.ckpt; try a smaller --lr" in capsys.readouterr().err
     assert load_model(tmp_path)
