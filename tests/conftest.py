@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,75 @@ def start(tiny_data):
         return Process(run_dir.parent, *words, **environment)
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def sampled(tiny_run, tmp_path_factory) -> Path:
+    """What Inference.py leaves of five images of `tiny_run`, in batches of two."""
+    import Inference
+
+    folder = tmp_path_factory.mktemp("sampled")
+    words = ["--ckpt", str(tiny_run), "--out", str(folder)]
+    flags = "--num 5 --save-steps 0,1,10,20 --frames 6 --batch-size 2".split()
+    assert Inference.main([*words, *flags]) == 0
+    return folder
+
+
+@pytest.fixture
+def fresh_run(tiny_run) -> Path:
+    """`tiny_run`, of which evaluate.py has measured nothing yet."""
+    (tiny_run / "metrics.json").unlink(missing_ok=True)
+    return tiny_run
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """4000 training images, 1000 test images, and a classifier of them, in a folder `root`."""
+    from Dataset import DiffSet
+    from evaluation import classifier, features
+
+    train_set, test_set = DiffSet(True, "shapes"), DiffSet(False, "shapes")
+    train_set.images, train_set.labels = train_set.images[:4000], train_set.labels[:4000]
+    test_set.images, test_set.labels = test_set.images[:1000], test_set.labels[:1000]
+    root = tmp_path_factory.mktemp("shapes")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(classifier, "NARROW_WIDTH", 16)
+        patched.setattr(classifier, "MIN_STEPS", 60)
+        extractor = features.load_feature_extractor("classifier", train_set, test_set, root)
+    return Namespace(train_set=train_set, test_set=test_set, root=root, classifier=extractor)
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory) -> Path:
+    """Weights of Inception in torch-fidelity's format, as they are before any training."""
+    import torch
+    from torch_fidelity import feature_extractor_inceptionv3 as inceptionv3
+
+    file = tmp_path_factory.mktemp("inception") / "weights.pth"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(inceptionv3, "load_state_dict_from_url", lambda *_, **__: {})
+        patched.setattr(inceptionv3.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        net = inceptionv3.FeatureExtractorInceptionV3("inception", ["2048"])
+    torch.save(net.state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_data, tmp_path_factory) -> Path:
+    """A run whose page has every section, and whose names contain HTML."""
+    from finished_run import make_finished_run
+
+    return make_finished_run(tiny_data, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="session")
+def page(finished_run) -> Path:
+    """The page of `finished_run`."""
+    import report
+
+    assert report.main([str(finished_run)]) == 0
+    return finished_run / "report.html"
 
 
 QUICK = {"MIN_STEPS": 20, "WIDE_WIDTH": 16, "NARROW_WIDTH": 16}

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from models import NETWORK, gradients
 from torch import nn
 
 from checkpoints.diffusers_weights import to_diffusers
-from Unet import ResidualBlock, Stage, Unet, Upsample, time_embedding
+from Unet import ResidualBlock, Stage, Unet, Upsample, attend, time_embedding
 
 
 def perturbed(net: nn.Module) -> nn.Module:
@@ -174,3 +175,45 @@ def test_time_reaches_the_narrowest_block():
     block = perturbed(ResidualBlock(8, 8, 32, 0.0, False))
     x, e = torch.randn(1, 8, 4, 4), torch.randn(2, 32) * 10
     assert (block(x, e[:1]) - block(x, e[1:])).abs().max() > 1e-2
+
+
+def trained(**network) -> Unet:
+    """A network whose last layers are not zero."""
+    torch.manual_seed(0)
+    net = Unet(**{**NETWORK, **network})
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def kept_bytes(net: Unet, recompute: bool) -> tuple[int, list[torch.Tensor]]:
+    """What is kept between forward and backward, and the gradient."""
+    kept = 0
+
+    def count(values: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += values.numel() * values.element_size()
+        return values
+
+    net.recompute_activations(recompute)
+    net.zero_grad()
+    torch.manual_seed(1)  # dropout
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda values: values):
+        out = net(torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8), torch.tensor([3, 9]))
+        kept_forward = kept
+        out.square().sum().backward()
+    return kept_forward, gradients(net)
+
+
+def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradient():
+    net = trained(blocks=2, dropout=0.3)
+    (everything, expected), (less, found) = kept_bytes(net, False), kept_bytes(net, True)
+    assert less < everything / 2
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("places", [4, 1024, 1025])
+def test_attention_is_the_same_written_out_and_fused(places):
+    q, k, v = torch.randn(3, 2, places, 8, generator=torch.Generator().manual_seed(0)).double()
+    weights = torch.einsum("bnc,bmc->bnm", q, k).div(8**0.5).exp()
+    torch.testing.assert_close(attend(q, k, v), weights @ v / weights.sum(dim=2, keepdim=True))

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from models import SMALL, model
+from models import EVERYTHING, SMALL, model, seeded, spread_out
 
 from diffusion.denoiser import Prediction
 from DiffusionModel import DiffusionModel
+from sampling.guidance import Guided
 from sampling.noise import Noise
-from sampling.samplers import ddim, ddpm, dpm, heun, sample, unipc
+from sampling.samplers import SAMPLERS, ddim, ddpm, dpm, heun, sample, unipc
 from sampling.time_grid import time_grid
 
 
@@ -315,3 +316,36 @@ def test_a_saved_step_beside_another_disturbs_no_solver(sampler):
     errors = [float((end - exact).abs().mean()) for end in ends]
     print(errors)
     assert max(errors[1:]) < 1.5 * errors[0] + 1e-3
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"schedule": "cosine"}, {"schedule": "sigmoid"}, {"zero_terminal_snr": True}]
+)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_finds_a_known_image_with_every_schedule(sampler, schedule):
+    """A network that knows the only image there is: whatever the path, it ends there."""
+    m, image = (
+        model(parameterization="x0", **schedule),
+        torch.rand(1, 8, 8, generator=seeded()) * 2 - 1,
+    )
+    m.forward = lambda x, t, *_: image.expand_as(x)
+    noise = Noise(0, range(2), (1, 8, 8))
+    *_, (t, x, _) = sample(sampler, m, noise(), time_grid(m, 7, 1000, "log-snr"), noise, "small")
+    assert t == 0
+    assert (x - image).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_a_model_with_everything(sampler):
+    m = spread_out(model(**EVERYTHING))
+    noise = Noise(0, range(2), (1, 8, 8))
+    *_, (_, x, _) = sample(
+        sampler,
+        Guided(m, torch.tensor([0, 2]), 2.0),
+        noise(),
+        time_grid(m, 9, 1000),
+        noise,
+        m.variance,
+    )
+    assert x.isfinite().all()
+    assert x.abs().max() <= 1 + 1e-5 or sampler == "ddpm"

@@ -1,55 +1,75 @@
-"""Checkpoint -> pictures, image -> noise, trajectory -> GIF, and everything that must be refused."""
+"""Inference.py: from a checkpoint to pictures, from an image to noise, and what is refused."""
 
-import os
 import pickle
-import zipfile
+import signal
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from hostile import malicious
 from PIL import Image
+from training_runs import (
+    Process,
+)
 
 import Inference
 import make_gif
+from checkpoints.checkpoint import load_model
+from checkpoints.checkpoint_file import read_checkpoint_file
 from checkpoints.run_dir import newest_checkpoint
+
+
+def test_inference_killed_in_mid_write_gives_the_same_bytes_when_it_is_run_again(
+    tiny_run, tmp_path
+):
+    def infer(folder, patch=""):
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import Inference; {patch}\nsys.exit(Inference.main(sys.argv[1:]))"
+        arguments = [
+            "--ckpt",
+            tiny_run,
+            "--out",
+            tmp_path / folder,
+            "--num",
+            "20",
+            "--device",
+            "cpu",
+        ]
+        return Process(tmp_path, "-c", code, *arguments, script="").ends()
+
+    torn = """
+import os, numpy
+def half(path, **arrays):
+    with open(path, "wb") as file:
+        file.write(b"PK" * 1000)
+    os.kill(os.getpid(), 9)
+numpy.savez = half"""
+    assert infer("whole") == 0
+    assert infer("killed", torn) == -signal.SIGKILL
+    assert [p.suffix for p in (tmp_path / "killed").iterdir()] == [".npz"]
+    assert next((tmp_path / "killed").iterdir()).name.startswith(".samples.tmp.")
+    assert infer("killed") == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "killed").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
+    }
 
 
 def infer(*argv) -> int:
     return Inference.main([str(a) for a in argv])
 
 
-@pytest.fixture(scope="module")
-def out(tiny_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("out")
-    assert (
-        infer(
-            "--ckpt",
-            tiny_run,
-            "--num",
-            5,
-            "--out",
-            folder,
-            "--save-steps",
-            "0,1,10,20",
-            "--frames",
-            6,
-            "--batch-size",
-            2,
-        )
-        == 0
-    )
-    return folder
-
-
-def test_it_writes_what_it_promises(out):
+def test_it_writes_what_it_promises(sampled):
     steps = ("0000", "0001", "0010", "0020")
-    assert {p.name for p in out.iterdir()} == {
+    assert {p.name for p in sampled.iterdir()} == {
         "trajectory.npz",
         "samples.npz",
         *(f"{kind}t{t}.png" for t in steps for kind in ("", "x0_")),
     }
-    samples, trajectory = np.load(out / "samples.npz")["arr_0"], np.load(out / "trajectory.npz")
+    samples, trajectory = (
+        np.load(sampled / "samples.npz")["arr_0"],
+        np.load(sampled / "trajectory.npz"),
+    )
     frames, times = trajectory["frames"], trajectory["times"]
     assert samples.dtype == frames.dtype == np.uint8
     assert samples.shape == (5, 8, 8, 3)
@@ -61,30 +81,36 @@ def test_it_writes_what_it_promises(out):
     assert np.array_equal(trajectory["predicted"][-1], samples)
 
 
-def test_pure_noise_has_the_one_value_range(out):
+def test_pure_noise_has_the_one_value_range(sampled):
     """x_T is standard normal; in the range [-1, 1], 16% of its values are black and 16% white."""
-    first = np.load(out / "trajectory.npz")["frames"][0]
+    first = np.load(sampled / "trajectory.npz")["frames"][0]
     assert 0.11 < (first == 0).mean() < 0.21
     assert 0.11 < (first == 255).mean() < 0.21
 
 
-def test_the_pngs_are_the_frames(out):
-    trajectory = np.load(out / "trajectory.npz")
-    grid = np.asarray(Image.open(out / "t0010.png"))
+def test_the_pngs_are_the_frames(sampled):
+    trajectory = np.load(sampled / "trajectory.npz")
+    grid = np.asarray(Image.open(sampled / "t0010.png"))
     frame = trajectory["frames"][trajectory["times"].tolist().index(10)]
     assert np.array_equal(grid[2:10, 2:10], frame[0])
     assert np.array_equal(grid[2:10, 12:20], frame[1])
     predicted = trajectory["predicted"][trajectory["times"].tolist().index(10)]
-    assert np.array_equal(np.asarray(Image.open(out / "x0_t0010.png"))[2:10, 2:10], predicted[0])
+    assert np.array_equal(
+        np.asarray(Image.open(sampled / "x0_t0010.png"))[2:10, 2:10], predicted[0]
+    )
     assert not np.array_equal(predicted, frame)
     assert np.array_equal(
-        np.asarray(Image.open(out / "x0_t0000.png")), np.asarray(Image.open(out / "t0000.png"))
+        np.asarray(Image.open(sampled / "x0_t0000.png")),
+        np.asarray(Image.open(sampled / "t0000.png")),
     )
 
 
-def test_an_image_is_the_same_in_any_batch_and_all_differ(out, tiny_run, tmp_path):
+def test_an_image_is_the_same_in_any_batch_and_all_differ(sampled, tiny_run, tmp_path):
     infer("--ckpt", tiny_run, "--num", 5, "--out", tmp_path, "--batch-size", 5, "--frames", 0)
-    one, other = np.load(out / "samples.npz")["arr_0"], np.load(tmp_path / "samples.npz")["arr_0"]
+    one, other = (
+        np.load(sampled / "samples.npz")["arr_0"],
+        np.load(tmp_path / "samples.npz")["arr_0"],
+    )
     assert np.abs(one.astype(int) - other).max() <= 1  # rounding of sums in another order
     assert len({image.tobytes() for image in one}) == 5
     infer("--ckpt", tiny_run, "--num", 2, "--out", tmp_path, "--seed", 1)
@@ -194,14 +220,6 @@ def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path):
     assert np.load(tmp_path / "near" / "trajectory.npz")["times"].tolist() == [1, 0]
 
 
-def malicious(marker):
-    class Bomb:
-        def __reduce__(self):
-            return os.system, (f"touch {marker}",)
-
-    return {"hyper_parameters": {}, "state_dict": {}, "ema": Bomb(), "course": {}, "global_step": 1}
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -296,81 +314,6 @@ def test_bad_input_is_one_line_and_status_2(refused, tiny_run, tmp_path, argv, s
 
 def test_an_unwritable_folder_is_refused(refused, tiny_run):
     assert "/proc/out" in refused(Inference.main, "--ckpt", tiny_run, "--out", "/proc/out")
-
-
-def test_the_gif_shows_the_frames_as_they_are(tmp_path):
-    """Every frame in the one value range: a dull frame stays dull, and captions have t."""
-    frames = np.stack([np.full((3, 8, 8, 1), value, np.uint8) for value in (100, 110, 255)])
-    np.savez(tmp_path / "trajectory.npz", frames=frames, times=np.array([1000, 500, 0]))
-    assert (
-        make_gif.main(
-            [
-                str(tmp_path / "trajectory.npz"),
-                "--out",
-                str(tmp_path / "x.gif"),
-                "--fps",
-                "10",
-                "--hold",
-                "1.5",
-                "--scale",
-                "2",
-                "--columns",
-                "3",
-            ]
-        )
-        == 0
-    )
-    gif = imageio.imread(tmp_path / "x.gif", index=None)
-    assert gif.shape[:1] == (3,)
-    assert gif.shape[2] == 3 * (16 + 2) + 2
-    for shown, value in zip(gif, (100, 110, 255)):
-        assert np.abs(shown[4:16, 4:16].astype(int) - value).max() <= 2
-        assert (shown[-18:] > 128).any()  # the caption
-    with Image.open(tmp_path / "x.gif") as image:
-        durations = []
-        for i in range(3):
-            image.seek(i)
-            durations.append(image.info["duration"])
-    assert durations == [100, 100, 1500]
-    assert not list(tmp_path.glob("*.tmp.*"))
-
-
-def test_a_gif_of_a_real_trajectory(out, tmp_path):
-    assert (
-        make_gif.main([str(out / "trajectory.npz"), "--out", str(tmp_path / "new" / "x.gif")]) == 0
-    )
-    assert len(imageio.imread(tmp_path / "new" / "x.gif", index=None)) == 8
-
-
-@pytest.mark.parametrize("kind", ["missing", "text", "wrong", "pickle"])
-def test_a_bad_trajectory_is_refused(refused, tmp_path, kind):
-    file = tmp_path / "x.npz"
-    if kind == "text":
-        file.write_text("hello")
-    elif kind == "wrong":
-        np.savez(file, frames=np.zeros((2, 3)), times=np.zeros(2))
-    elif kind == "pickle":
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("frames.npy", pickle.dumps(malicious(tmp_path / "marker")))
-    assert "x.npz" in refused(make_gif.main, file, "--out", tmp_path / "x.gif")
-    assert not (tmp_path / "x.gif").exists()
-    assert not (tmp_path / "marker").exists()
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["--fps", "0"], "above 0"),
-        (["--columns", "0"], "at least 1"),
-        (["--out", "x.avi"], "ends in .gif, .mp4, .webp, not"),
-        (["--out", "/dev/null/x.gif"], "cannot write"),
-    ],
-)
-def test_bad_gif_options_are_refused(refused, out, argv, said):
-    assert said in refused(make_gif.main, out / "trajectory.npz", *argv)
-
-
-# ---- samplers, classes, editing --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -508,8 +451,6 @@ def test_all_classes_are_rows_of_one_grid(conditional_run, tmp_path):
 
 
 def test_the_average_can_be_chosen_afterwards(conditional_run, tmp_path):
-    from checkpoints.checkpoint import load_model
-    from checkpoints.checkpoint_file import read_checkpoint_file
     from checkpoints.run_dir import newest_checkpoint
 
     kept = read_checkpoint_file(newest_checkpoint(conditional_run))["power"]

@@ -1,0 +1,247 @@
+"""Checkpoints are data from anywhere: what is refused, before it is used."""
+
+import shutil
+import time
+import zipfile
+
+import pytest
+import torch
+from conftest import TINY
+from hostile import Bomb
+from training_runs import (
+    RUN,
+    STEPS,
+    assert_same_run,
+    checkpoints,
+    contents,
+    fit_run,
+)
+
+import train
+from checkpoints.checkpoint import load_model
+from checkpoints.checkpoint_file import DamagedFile, checksum_path, read_checkpoint_file
+from checkpoints.resume import find_resume_checkpoint
+from checkpoints.run_dir import list_checkpoints, newest_checkpoint
+from checkpoints.validation import check_plain_data
+from diffusion.settings import check_settings
+from DiffusionModel import DiffusionModel
+
+
+@pytest.mark.parametrize("part", ["truncated", "state_dict", "ema", "code"])
+def test_a_bad_checkpoint_is_not_resumed(refused, tiny_run, tiny_data, tmp_path, part):
+    file, marker = tmp_path / "x.ckpt", tmp_path / "marker"
+    content = contents(tiny_run)
+    if part == "truncated":
+        file.write_bytes(newest_checkpoint(tiny_run).read_bytes()[:5000])
+    elif part == "code":
+        torch.save(content | {"course": {"x": Bomb(marker)}}, file)
+    else:
+        weights = content[part].get("weights", content[part])
+        weights[next(iter(weights))].fill_(float("nan"))
+        torch.save(content, file)
+    line = refused(
+        train.main, "--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--resume", file
+    )
+    assert "x.ckpt" in line
+    assert not (tmp_path / "run").exists()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"betas": (0.1, 2.0)}, "betas must be"),
+        ({"betas": (0.1,) * 3}, "betas has 3 numbers"),
+        ({"schedule": "x"}, "schedule must be"),
+        ({"augment": 5.0}, "augment must be"),
+        ({"outputs": 3}, "outputs must be"),
+        ({"class_names": ("a",)}, "class_names are 1, not 2"),
+        ({"class_names": ("a", "b\nc")}, "printable"),
+    ],
+)
+def test_settings_of_the_choices_are_distrusted(conditional_run, tmp_path, change, said):
+    found = contents(conditional_run)
+    torch.save(
+        found | {"hyper_parameters": found["hyper_parameters"] | change}, tmp_path / "x.ckpt"
+    )
+    with pytest.raises(ValueError, match=said):
+        load_model(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("power", [[], "three", "nan"])
+def test_averages_are_distrusted(conditional_run, tmp_path, power):
+    found = contents(conditional_run)
+    m = DiffusionModel(**found["hyper_parameters"])
+    torch.save(found, tmp_path / "x.ckpt")
+    assert find_resume_checkpoint(
+        str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"]
+    )
+    if power == "nan":
+        found["power"][1][next(iter(found["power"][1]))][0] = float("nan")
+    else:
+        found["power"] = found["power"] + found["power"][:1] if power else []
+    torch.save(found, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"not 2|not finite"):
+        find_resume_checkpoint(str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"])
+    with pytest.raises(ValueError, match=r"must hold 2|not finite"):
+        load_model(tmp_path / "x.ckpt", length=0.1)
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_data, tmp_path_factory):
+    """A run that was stopped ten steps before its end: what goes on from it is soon there."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    assert fit_run(tiny_data, run_dir, "--max-steps", STEPS - 10) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("truncated", "is damaged: its sha256"),
+        ("one byte", "is damaged: its sha256"),
+        ("truncated, no sum", "or is damaged"),
+        ("empty", "or is damaged"),
+        ("malicious", "or is damaged"),
+        ("foreign", "trained with width"),
+        ("other data", "trained with data"),
+        ("not a number", "not finite"),
+        ("huge", "width must be int from 4 to 1024"),
+        ("Adam", "weight 0 must be"),
+        ("rate", "Adam's settings"),
+        ("loops", "stands where a number should"),
+    ],
+)
+def test_a_bad_newest_checkpoint_is_skipped(
+    stopped, tiny_data, tmp_path, undisturbed, capsys, kind, said
+):
+    run_dir, marker = tmp_path / "run", tmp_path / "marker"
+    shutil.copytree(stopped, run_dir)
+    newest, content = newest_checkpoint(run_dir), read_checkpoint_file(newest_checkpoint(run_dir))
+    data = bytearray(newest.read_bytes())
+    if kind.startswith("truncated"):
+        newest.write_bytes(data[: len(data) // 2])
+    elif kind == "one byte":
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data)
+    elif kind == "empty":
+        newest.write_bytes(b"")
+    else:
+        later = newest.with_name(f"step_{STEPS - 5:08d}.ckpt")
+        settings, course = content["hyper_parameters"], content["course"]
+        change = {
+            "malicious": {"course": course | {"x": Bomb(marker)}},
+            "other data": {"course": course | {"data": "0"}},
+            "huge": {"hyper_parameters": settings | {"width": 10**9}},
+            "foreign": {"hyper_parameters": settings | {"width": 16}},
+            "loops": {"loops": content["loops"] | {"fit_loop": {"state_dict": torch.zeros(3)}}},
+        }.get(kind, {})
+        if kind == "not a number":
+            next(iter(content["state_dict"].values())).view(-1)[0] = float("nan")
+        elif kind == "Adam":
+            content["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(1)
+        elif kind == "rate":
+            content["optimizer_states"][0]["param_groups"][0]["betas"] = (0.0, 5.0)
+        torch.save(content | change, later)
+    if kind not in ("truncated", "one byte"):
+        checksum_path(newest).unlink()
+    assert fit_run(tiny_data, run_dir) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("skipped: ")
+    assert said in told.err.splitlines()[0]
+    set_aside = newest.with_name(newest.name + ".skipped").exists()
+    assert f"going on at step {STEPS - (25 if set_aside else 10)} of" in told.out
+    assert not marker.exists()
+    assert [p.suffix for p in (run_dir / "checkpoints").iterdir() if "skipped" in p.name] == [
+        ".skipped"
+    ]
+    assert len(checkpoints(run_dir)) == 2
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_where_no_checkpoint_is_sound_nothing_is_touched(stopped, tiny_data, tmp_path, refused):
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    for file in list_checkpoints(run_dir):
+        file.write_bytes(b"")
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    line = refused(train.main, "--dataset", tiny_data, "--run-dir", run_dir, *RUN)
+    assert "nor is any of the 1 older ones usable" in line
+    assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+
+
+def test_hostile_numbers_are_refused_in_milliseconds(stopped, tmp_path):
+    content = read_checkpoint_file(newest_checkpoint(stopped))
+    for change in (
+        {"width": 10**9},
+        {"size": 10**9},
+        {"T": 10**12},
+        {"mults": (10**9,)},
+        {"blocks": 10**6},
+        {"classes": 10**12},
+    ):
+        torch.save(
+            content | {"hyper_parameters": content["hyper_parameters"] | change},
+            tmp_path / "x.ckpt",
+        )
+        began = time.process_time()
+        with pytest.raises(ValueError, match=f"{next(iter(change))} must be"):
+            load_model(tmp_path / "x.ckpt")
+        assert time.process_time() - began < 0.5
+
+
+def test_few_bytes_that_claim_to_be_many_are_refused_at_once(stopped, tmp_path):
+    """A compressed archive, which could unpack to anything, and a few lists that, walked through, are 10**60."""
+    with (
+        zipfile.ZipFile(newest_checkpoint(stopped)) as source,
+        zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in source.namelist():
+            bomb.writestr(name, source.read(name))
+    with pytest.raises(DamagedFile):
+        read_checkpoint_file(tmp_path / "x.ckpt")
+    many = [0] * 10
+    for _ in range(60):
+        many = [many] * 10
+    began = time.process_time()
+    with pytest.raises(ValueError, match="too many"):
+        check_plain_data(many)
+    with pytest.raises(ValueError, match="width must be"):
+        check_settings({"width": many})
+    assert time.process_time() - began < 0.5
+
+
+def test_what_lightning_left_in_the_folder_is_not_loaded(
+    stopped, tiny_data, tmp_path, monkeypatch, undisturbed
+):
+    """Lightning takes hpc_ckpt_*.ckpt from its root directory in place of everything else when it believes to be in a job."""
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    for folder in (run_dir, run_dir / "checkpoints"):
+        shutil.copy(newest_checkpoint(stopped), folder / "hpc_ckpt_3.ckpt")
+    for name, value in {
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "ddpm",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS_PER_NODE": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert fit_run(tiny_data, run_dir) == 0
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_only_paths_are_read_never_addresses(refused, tiny_data, tmp_path):
+    line = refused(
+        train.main,
+        "--dataset",
+        tiny_data,
+        "--run-dir",
+        tmp_path / "run",
+        *RUN,
+        "--resume",
+        "https://example.org/x.ckpt",
+    )
+    assert "no checkpoint at https:" in line

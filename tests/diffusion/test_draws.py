@@ -1,0 +1,38 @@
+"""The random numbers of a batch."""
+
+import torch
+from models import EVERYTHING, conditional, model, seeded, spread_out
+
+from training.batches import micro_batches
+
+
+def test_hidden_labels_are_no_labels():
+    x, y = torch.rand(64, 1, 8, 8) * 2 - 1, torch.arange(64) % 3
+    m = conditional(label_dropout=1.0)
+    assert torch.equal(m.get_loss((x, y), 4), m.get_loss(x, 4))
+    assert not torch.equal(conditional(label_dropout=0.0).get_loss((x, y), 4), m.get_loss(x, 4))
+    seen = []
+    m = conditional()
+    m.unet.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    for i in range(40):
+        m.get_loss((x, y), i)
+    labels = torch.stack(seen)
+    assert 0.07 < float((labels == 3).float().mean()) < 0.13
+    assert torch.equal(labels[labels != 3], y.repeat(40, 1)[labels != 3])
+
+
+def test_an_unconditional_model_takes_no_notice_of_labels():
+    x = torch.rand(8, 1, 8, 8) * 2 - 1
+    assert torch.equal(model().get_loss((x, torch.arange(8)), 1), model().get_loss(x, 1))
+
+
+def test_the_shares_of_processes_are_one_batch():
+    x, y = torch.rand(8, 1, 8, 8, generator=seeded()) * 2 - 1, torch.arange(8) % 3
+    m = spread_out(model(**EVERYTHING))
+    whole = m.get_loss((x, y), 5)
+    for parts in (2, 4, 8):
+        losses = [m.get_loss(part, 5) for part in micro_batches(x, y, parts)]
+        assert torch.allclose(torch.stack(losses).mean(), whole, rtol=1e-4)
+    one_rank = [m.get_loss(part, 5) for part in micro_batches(x[4:], y[4:], 2, rank=1, world=2)]
+    of_four = [m.get_loss(part, 5) for part in micro_batches(x, y, 4)]
+    assert torch.equal(torch.stack(one_rank), torch.stack(of_four[2:]))

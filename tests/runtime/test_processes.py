@@ -1,0 +1,189 @@
+"""Several processes: they compute what one does, and end together."""
+
+import os
+import signal
+import time
+
+import pytest
+from conftest import ROOT
+from training_runs import (
+    RUN,
+    STEPS,
+    Process,
+    assert_same_run,
+    checkpoints,
+    fit_run,
+    long_validation,
+    losses,
+    runs,
+    steps,
+    validation_losses,
+    weights_hash,
+)
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(start, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    process = start(run_dir, "--devices", 2)
+    assert process.ends() == 0, process.err
+    assert process.out.count("trained, at step") == 1  # one of the two speaks
+    return losses(run_dir), weights_hash(run_dir)
+
+
+def nearly_equal(one, other, until=STEPS, tolerance=1e-6):
+    return (
+        max(abs(float(one[step]) - float(other[step])) for step in range(1, until + 1)) <= tolerance
+    )
+
+
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_two_processes_train_what_one_does(start, tiny_data, tmp_path, parts):
+    """Without dropout, whose masks differ from process to process. Adam makes noise of size 1e-7 in a gradient of size 0
+    (a bias before a normalization) into steps of size lr, so not the weights are compared, but what they do: the losses."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ["--dropout", 0, "--max-steps", 120]
+    assert fit_run(tiny_data, one, *options) == 0
+    assert start(two, *options, "--devices", 2, "--accumulate", parts).ends() == 0
+    assert nearly_equal(losses(one), losses(two), 120)
+    assert validation_losses(one) == pytest.approx(validation_losses(two), abs=2e-6)
+    assert len(validation_losses(one)) == 1
+
+
+@pytest.mark.slow
+def test_fewer_validation_batches_than_processes(start, tiny_data, tmp_path):
+    options = ["--max-steps", 12, "--val-every", 6, "--val-images", 8, "--dropout", 0]
+    process = start(tmp_path / "two", *options, "--devices", 2)
+    assert process.ends() == 0, process.err
+    assert fit_run(tiny_data, tmp_path / "one", *options) == 0
+    one, two = (validation_losses(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == 2
+    assert one == pytest.approx(two, abs=2e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_too(tmp_path, tiny_data):
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        ROOT / "train.py",
+    ]
+    process = Process(
+        tmp_path,
+        *launcher,
+        "--dataset",
+        tiny_data,
+        "--run-dir",
+        tmp_path / "run",
+        *RUN,
+        "--max-steps",
+        20,
+        script="",
+    )
+    assert process.ends() == 0, process.err
+    assert "2 x cpu" in process.out
+    assert len(losses(tmp_path / "run")) == 20
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_other_process_during_validation(tiny_data, start, tmp_path):
+    long = long_validation(tiny_data, tmp_path)
+    process = start(tmp_path / "run", *long, "--devices", 2).until(
+        lambda: checkpoints(tmp_path / "run")
+    )
+    os.kill(process.others()[0], signal.SIGTERM)
+    assert process.ends(10) == 143
+    assert "step 30: validation loss cut short" in process.err
+    assert "stopped by SIGTERM at step 31" in process.out
+
+
+@pytest.mark.slow
+def test_two_processes_resumed_as_one(start, tiny_data, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert fit_run(tiny_data, one, "--dropout", 0, "--max-steps", 120) == 0
+    assert start(two, "--dropout", 0, "--max-steps", 60, "--devices", 2).ends() == 0
+    assert fit_run(tiny_data, two, "--dropout", 0, "--max-steps", 120) == 0
+    assert nearly_equal(losses(one), losses(two), 120)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("first", marks=pytest.mark.slow),
+        "other",
+        pytest.param("all", marks=pytest.mark.slow),
+    ],
+)
+def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, whole_of_two, victim):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "--devices", 2).until(lambda: steps(run_dir) > 30)
+    others = process.others()
+    assert len(others) == 1
+    if victim == "other":
+        os.kill(others[0], signal.SIGTERM)
+    else:
+        process.kill(signal.SIGTERM, whole_group=victim == "all")
+    assert process.ends(10) == 143
+    assert "stopped by SIGTERM at step" in process.out.splitlines()[-1]
+    assert "Traceback" not in process.err
+    if victim == "other":
+        assert start(run_dir, "--devices", 2).ends() == 0
+        assert_same_run(run_dir, whole_of_two)
+
+
+@pytest.mark.parametrize("victim", [pytest.param("first", marks=pytest.mark.slow), "other"])
+def test_one_of_two_is_killed(start, tmp_path, whole_of_two, victim):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "--devices", 2).until(
+        lambda: checkpoints(run_dir) and steps(run_dir) > 30
+    )
+    others = process.others()
+    os.kill(others[0] if victim == "other" else process.popen.pid, signal.SIGKILL)
+    assert process.popen.wait(20) in (
+        (1, -signal.SIGKILL) if victim == "other" else (-signal.SIGKILL,)
+    )  # or Lightning was faster
+    deadline = time.monotonic() + 20
+    while runs(others[0]):
+        assert time.monotonic() < deadline, "the other process still waits"
+        time.sleep(0.1)
+    process.ends()
+    assert (
+        "process of this run is gone" in process.err or "the first process is gone" in process.err
+    )
+    assert "Traceback" not in process.err
+    assert start(run_dir, "--devices", 2).ends() == 0
+    assert_same_run(run_dir, whole_of_two)
+
+
+def test_two_processes_sample_the_same_images(tiny_run, tmp_path):
+    for devices in (1, 2):
+        process = Process(
+            tmp_path,
+            "--ckpt",
+            tiny_run,
+            "--out",
+            tmp_path / str(devices),
+            "--num",
+            "21",
+            "--batch-size",
+            "4",
+            "--devices",
+            devices,
+            "--device",
+            "cpu",
+            script="Inference.py",
+        )
+        assert process.ends() == 0, process.err
+    assert {p.name: p.read_bytes() for p in (tmp_path / "1").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "2").iterdir()
+    }
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_once(start, tmp_path):
+    process = start(tmp_path / "run", "--batch-size", 9, "--devices", 2)
+    assert process.ends() == 2
+    assert process.err.count("batch size 9 cannot be shared by 2 processes") == 1
+    assert "Traceback" not in process.err

@@ -1,0 +1,69 @@
+"""Classifier-free guidance."""
+
+import pytest
+import torch
+from models import conditional, model
+
+from sampling.guidance import Guided
+
+
+def test_guidance_is_a_line_through_without_and_with():
+    m, x, t, y = (
+        conditional(),
+        torch.randn(4, 1, 8, 8),
+        torch.full((4,), 600),
+        torch.tensor([0, 1, 2, 0]),
+    )
+    without = m.denoise(x, t, clip=False).x0_hat
+    with_label = m.denoise(x, t, y, clip=False).x0_hat
+    assert (without - with_label).abs().max() > 1e-3
+    for scale, expected in (
+        (0.0, without),
+        (1.0, with_label),
+        (3.0, without + 3 * (with_label - without)),
+    ):
+        assert torch.allclose(
+            Guided(m, y, scale, clip=False).denoise(x, t).x0_hat, expected, atol=1e-5
+        )
+        assert torch.allclose(
+            Guided(m, y, scale).denoise(x, t).x0_hat, expected.clamp(-1, 1), atol=1e-5
+        )
+    assert torch.equal(Guided(m).denoise(x, t).x0_hat, without.clamp(-1, 1))
+    signal, sigma = m.signal_and_sigma(t)
+    eps, eps_y, guided = (
+        (x - signal * x_0) / sigma
+        for x_0 in (without, with_label, Guided(m, y, 3.0, clip=False).denoise(x, t).x0_hat)
+    )
+    assert torch.allclose(
+        guided, (1 + 2) * eps_y - 2 * eps, atol=1e-4
+    )  # Eq. 6, Ho & Salimans 2022, with w = 2
+
+
+def test_guidance_applies_in_its_interval_alone():
+    m, x, y = conditional(), torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    guided = Guided(m, y, 3.0, interval=(100, 800))
+    for t, inside in ((1, False), (99, False), (100, True), (800, True), (801, False)):
+        at = torch.full((4,), t)
+        assert torch.allclose(
+            guided.denoise(x, at).x0_hat,
+            Guided(m, y, 3.0 if inside else 1.0).denoise(x, at).x0_hat,
+            atol=1e-6,
+        )
+
+
+def test_guidance_with_a_learned_variance_takes_the_variance_of_the_label():
+    m, x, t, y = (
+        conditional(variance="learned"),
+        torch.randn(4, 1, 8, 8),
+        torch.full((4,), 600),
+        torch.tensor([0, 1, 2, 0]),
+    )
+    share = Guided(m, y, 3.0).denoise(x, t).share
+    assert torch.allclose(share, m.denoise(x, t, y).share, atol=1e-6)
+
+
+def test_labels_that_the_model_does_not_know_are_refused():
+    with pytest.raises(ValueError, match="3 classes"):
+        Guided(conditional(), torch.tensor([3]))
+    with pytest.raises(ValueError, match="no classes"):
+        Guided(model(), torch.tensor([0]))

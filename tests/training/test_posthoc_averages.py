@@ -1,0 +1,26 @@
+"""Snapshots of averages of the weights."""
+
+from argparse import Namespace
+
+from training_runs import fit
+
+from checkpoints.checkpoint_file import read_checkpoint_file
+from training.posthoc_averages import PowerEmas
+
+
+def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_data, tmp_path):
+    """And of many, those at twice as many steps are kept; those of a course that was left are removed."""
+    options = ("--posthoc-ema", "--save-every", 2)
+    for at in (5, 9):
+        fit(tiny_data, tmp_path / "run", "--max-steps", at, *options)
+    names = lambda: [p.name[5:13] for p in sorted((tmp_path / "run" / "averages").glob("*.ckpt"))]  # noqa: E731
+    assert names() == ["00000002", "00000004", "00000006", "00000008"]
+    ((tmp_path / "run" / "averages") / "step_00000010.ckpt").write_bytes(b"of another course")
+    fit(tiny_data, tmp_path / "run", "--max-steps", 11, *options)
+    assert (
+        len(read_checkpoint_file(tmp_path / "run" / "averages" / "step_00000010.ckpt")["weights"])
+        == 2
+    )
+    few = PowerEmas(tmp_path / "run" / "averages", 2, most=3)
+    few.on_save_checkpoint(Namespace(is_global_zero=True, global_step=12), None, {})
+    assert names() == ["00000004", "00000008", "00000012"]
