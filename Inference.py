@@ -176,9 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     precision = "32" if args.interpolate else args.precision
     machine = launcher.launch(parser.prog, args.device, precision, args.devices, args.num_nodes)
     request = image_request(args, machine.precision)
-    job = machine.prepare(
-        lambda _: (prepare_to_write(request, machine.device, machine.is_first), None)
-    )
+    job = machine.prepare(lambda: prepare_to_write(request, machine.device, machine.is_first))
     try:
         images = generate_images(job, machine.processes, args.compile)
         if images is None:

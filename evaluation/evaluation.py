@@ -29,7 +29,7 @@ AUDITED = 1000  # samples that are compared with every training image
 def evaluate(plan: EvaluationPlan, machine: Machine) -> None:
     """Measure what the plan says. Exits for bad input; raises ValueError or OSError later on."""
     processes = machine.processes
-    prepared = machine.prepare(lambda path: prepare(plan, path, processes), plan.checkpoint)
+    prepared = machine.prepare_shared(lambda path: prepare(plan, path, processes), plan.checkpoint)
     prepared = write_samples(prepared, processes)
     processes.leave()  # the first process measures, and none waits for it
     if machine.is_first:

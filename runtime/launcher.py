@@ -1,7 +1,7 @@
 """The one way in which a script starts its work: device, precision, processes, errors, exit status.
 
     machine = launch("train.py", device="auto", precision="auto", devices=2)
-    model = machine.prepare(lambda _: (load(), None))   # first process first; bad input ends all
+    model = machine.prepare(load)   # first process first; bad input ends all
     ...
     except OUT_OF_MEMORY:
         return machine.fail("out of memory: choose a smaller --batch-size")
@@ -37,10 +37,19 @@ class Machine:
     def is_first(self) -> bool:
         return self.processes.is_first
 
-    def prepare(self, make: Callable[[Any], tuple[Result, Any]], shared: Any = None) -> Result:
-        """Call `make` on the first process, then on the others: see `Processes.first_then_others`.
+    def prepare(self, make: Callable[[], Result]) -> Result:
+        """Call `make` on the first process, then on the others, and return each one's result.
 
         Where one of them raises ValueError or OSError, all exit, and the first prints the message.
+        """
+        return self.prepare_shared(lambda _: (make(), None))
+
+    def prepare_shared(
+        self, make: Callable[[Any], tuple[Result, Any]], shared: Any = None
+    ) -> Result:
+        """Do the same where the first process has a value for the others to call `make` with.
+
+        See `Processes.first_then_others`.
         """
         try:
             return self.processes.first_then_others(make, shared)

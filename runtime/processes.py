@@ -21,11 +21,10 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
+
+from runtime.cluster import cluster_environment, detect_external_launcher, resolve_layout
 
 PARENT_VARIABLE = "DDPM_STARTED_BY"  # environment variable: id of the process that starts others
 TIMEOUT = timedelta(hours=2)  # the other processes wait while the first downloads the data
@@ -149,54 +148,6 @@ def is_lost_process(error: BaseException) -> bool:
     """Return whether a collective failed because another process did not respond."""
     pattern = "gloo|nccl|connection|peer"
     return isinstance(error, RuntimeError) and bool(re.search(pattern, str(error), re.IGNORECASE))
-
-
-def detect_external_launcher() -> tuple[ClusterEnvironment, int, int] | None:
-    """Return the environment, processes a node and nodes of srun or torchrun, if one is used."""
-    if TorchElasticEnvironment.detect():  # first, because srun may have started torchrun
-        processes_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
-        return TorchElasticEnvironment(), processes_per_node, int(os.environ["GROUP_WORLD_SIZE"])
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
-    if tasks == 1 or "SLURM_PROCID" not in os.environ:
-        return None
-    if tasks % nodes:
-        raise ValueError(
-            f"{tasks} tasks do not spread evenly over {nodes} nodes: give --ntasks-per-node"
-        )
-    # Lightning reads this variable, which srun -n2 does not set
-    os.environ["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)
-    # run.sh puts a job back into the queue, not Lightning
-    return SLURMEnvironment(auto_requeue=False), tasks // nodes, nodes
-
-
-def cluster_environment() -> ClusterEnvironment:
-    """Return where Lightning reads rank and world size; its own guess is never used."""
-    external = detect_external_launcher()
-    return external[0] if external else LightningEnvironment()
-
-
-def resolve_layout(device: str, devices: int | None, nodes: int | None) -> tuple[int, int]:
-    """Return processes a node and nodes. Raises ValueError where they cannot be had."""
-    external = detect_external_launcher()
-    if external:
-        _, started, started_nodes = external
-        if (devices or started) != started or (nodes or started_nodes) != started_nodes:
-            raise ValueError(
-                f"--devices {devices} and --num-nodes {nodes} are not the {started} tasks on each "
-                f"of {started_nodes} nodes that were started: leave them out"
-            )
-        devices, nodes = started, started_nodes
-    devices, nodes = devices or 1, nodes or 1
-    if device == "cuda" and devices > torch.cuda.device_count():
-        raise ValueError(
-            f"{devices} processes on this machine, and it has {torch.cuda.device_count()} GPUs "
-            "for them: give fewer --devices, or in a job as many GPUs as tasks a node, "
-            "with --gres=gpu:N"
-        )
-    if device == "mps" and devices > 1:
-        raise ValueError(f"--devices {devices}: there is one mps device")
-    return devices, nodes
 
 
 def launch_processes(

@@ -16,14 +16,14 @@ from training.setup import TrainingRun, set_up
 
 def prepare_data(settings: TrainingSettings, machine: Machine) -> int:
     """Download and decode the dataset; return the exit status."""
-    run = machine.prepare(lambda _: (set_up(settings, machine), None))
+    run = machine.prepare(lambda: set_up(settings, machine))
     machine.processes.print(f"{run.data.name} is ready: {describe_images(run)}", flush=True)
     return 0
 
 
 def estimate(settings: TrainingSettings, invocation: Invocation, machine: Machine) -> int:
     """Print the size, speed and duration to expect; return the exit status."""
-    run = machine.prepare(lambda _: (set_up(settings, machine), None))
+    run = machine.prepare(lambda: set_up(settings, machine))
     machine.processes.print(describe(run, invocation, machine), flush=True)
     if machine.is_first:
         dry_run(run, machine)
@@ -49,7 +49,7 @@ def train(
         return (run, read_checkpoint(path) if path else None), path
 
     # The first process downloads the data and finds the checkpoint.
-    run, resume = machine.prepare(prepare)
+    run, resume = machine.prepare_shared(prepare)
     say = machine.processes.print
     say(describe(run, invocation, machine), flush=True)
     if resume and is_trained(resume, settings):

@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 
 from checkpoints.checkpoint_file import CompleteCheckpointIO
+from runtime.cluster import cluster_environment
 from runtime.launcher import Machine
-from runtime.processes import cluster_environment
 from runtime.signals import Stop
 from training.batches import AccumulationProgress, TrainingBatches, ValidationBatches
 from training.checkpointing import Checkpointing

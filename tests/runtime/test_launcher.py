@@ -12,8 +12,9 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from runtime import processes
+from runtime.cluster import cluster_environment, resolve_layout
 from runtime.launcher import launch
-from runtime.processes import Refused, own_exit_status, resolve_layout
+from runtime.processes import Refused, own_exit_status
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,8 @@ def test_what_cannot_be_launched_is_one_line_and_status_2(capsys):
 
 
 def test_prepare_returns_the_result(machine):
-    assert machine.prepare(lambda shared: (shared + 1, None), 1) == 2
+    assert machine.prepare(lambda: 1) == 1
+    assert machine.prepare_shared(lambda shared: (shared + 1, None), 1) == 2
 
 
 @pytest.mark.parametrize("error", [ValueError("bad input"), OSError("bad input")])
@@ -59,7 +61,7 @@ def test_bad_input_is_one_line_and_status_2(machine, capsys, error):
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        machine.prepare(make)
+        machine.prepare_shared(make)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "train.py: error: bad input\n"
     with pytest.raises(Refused) as refused:
@@ -123,7 +125,7 @@ def test_layout_is_that_of_srun_or_torchrun(monkeypatch, environment, arguments,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert resolve_layout("cpu", *arguments) == layout
-    assert type(processes.cluster_environment()) is cluster
+    assert type(cluster_environment()) is cluster
 
 
 @pytest.mark.parametrize(
