@@ -134,7 +134,7 @@ class Checkpointing(StepCallback):
             self.save(trainer)
 
     def stop_if_requested(self, trainer: pl.Trainer) -> None:
-        """End training after this step if it is the last one or any process was asked to stop."""
+        """End training after this step if it is the last one or any process received a request."""
         request = self.stop.signal or 0
         if trainer.is_global_zero and self.seconds_left() <= 0:
             request = TIME_IS_OVER

@@ -56,8 +56,8 @@ def fit_with_restarts(
 ) -> int:
     """Train to the end, or until a signal; return the exit status.
 
-    A run that diverges goes back to its last good checkpoint, `MAX_RESTARTS` times at most, and
-    goes on with other noise. Raises Refused if training cannot start or go on.
+    A run that diverges restarts from its last good checkpoint with different noise, `MAX_RESTARTS`
+    times at most. Raises Refused if training cannot start or resume.
     """
     stop.deferred = True  # a signal that arrives before the first step is handled after it
     start = first_start(checkpoint)
@@ -159,7 +159,7 @@ def prepare_network(
     precision: Any,
     say: Any = print,
 ) -> None:
-    """Prepare the network for training steps of so many images: compile it, save memory.
+    """Prepare the network for training steps of this many images: compile it, save memory.
 
     mode: of torch.compile, "off", or "auto" for what suits the device. The results differ by
     rounding at most.

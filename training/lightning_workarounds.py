@@ -36,8 +36,8 @@ def skip_sigterm_broadcast(trainer: pl.Trainer) -> None:
 def unused_root_dir(run_dir: Path) -> Path:
     """Return a `default_root_dir` for the Trainer that does not exist and is never created.
 
-    In a SLURM job the Trainer looks there for `hpc_ckpt_*.ckpt` and resumes from it without being
-    told to: https://github.com/Lightning-AI/pytorch-lightning/issues/20347 (seen in 2.6.6).
+    In a SLURM job the Trainer looks there for `hpc_ckpt_*.ckpt` and resumes from it
+    uninvited: https://github.com/Lightning-AI/pytorch-lightning/issues/20347 (seen in 2.6.6).
     """
     return run_dir / ".none"
 

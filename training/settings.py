@@ -54,7 +54,7 @@ class TrainingSettings:
 
     @classmethod
     def from_flags(cls, flags: dict[str, Any], preset: str) -> "TrainingSettings":
-        """Return the settings that the flags of train.py ask for.
+        """Return the settings that the flags of train.py stand for.
 
         A flag has the name of its field, here or in `ModelSettings`.
         """

@@ -1,4 +1,4 @@
-"""What train.py can be asked for: prepare the data, estimate a run, or train."""
+"""The three actions of train.py: prepare the data, estimate a run, train."""
 
 from contextlib import ExitStack
 from pathlib import Path
