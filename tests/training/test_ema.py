@@ -34,7 +34,7 @@ def test_ema_follows_its_formula_and_forgets_the_initialization():
     for p in model.parameters():
         torch.nn.init.ones_(p)
     for n in range(5000):
-        ema.on_train_batch_end(None, model, {}, None, n)
+        ema.on_step_end(None, model)
         d = min(0.9999, (1 + n) / (10 + n))
         reference = d * reference + (1 - d)
     assert all(abs(float(w.mean()) - reference) < 1e-4 for w in ema.weights.values())
