@@ -43,7 +43,7 @@ def average_weights(
     expected = model.unet.state_dict()
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in expected.items()}
     for file in [*files, path]:
-        averages = checkpoint.get("power") if file == path else read_snapshot(file)
+        averages: Any = checkpoint.get("power") if file == path else read_snapshot(file)
         check_averages(file, averages, expected)
         for weights in averages:
             factor = next(remaining)

@@ -19,10 +19,9 @@ def find_resume_checkpoint(
     resume: "auto" for the newest valid checkpoint in the run directory, of those at multiples of
     `every` steps, where skipped ones are renamed to `.skipped`; "none" to start anew, where an
     earlier run is moved aside; or a file or another run directory. run_settings: what a resumed
-    run must share beside the settings of the model (batch size, data, ...).
-
-    Raises ValueError or FileNotFoundError if there is no valid checkpoint with the same settings,
-    or if the run directory has a later one than the chosen file.
+    run must share beside the settings of the model (batch size, data, ...). Raises ValueError or
+    FileNotFoundError if there is no valid checkpoint with the same settings, or if the run
+    directory has a later one than the chosen file.
     """
     if resume == "none":
         move_run_aside(run_dir)

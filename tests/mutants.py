@@ -380,7 +380,7 @@ MUTANTS = [
     Mutant(
         "samples are of the live weights",
         "checkpoints/checkpoint.py",
-        '{"unet." + name: value for name, value in checkpoint["ema"]["weights"].items()}',
+        '{f"unet.{name}": value for name, value in checkpoint["ema"]["weights"].items()}',
         'checkpoint["state_dict"]',
         "test_ema_is_apart_from_the_weights_and_complete",
     ),
@@ -438,15 +438,15 @@ MUTANTS = [
     ),
     Mutant(
         "the checksum of a checkpoint is not compared",
-        "checkpoints/run_dir.py",
-        "if checksum(file).is_file() and",
-        "if False and",
+        "checkpoints/checkpoint_file.py",
+        "if not beside.is_file():",
+        "if True:",
         "test_a_bad_newest_checkpoint_is_skipped",
         "one and byte",
     ),
     Mutant(
         "code in a checkpoint is run",
-        "checkpoints/run_dir.py",
+        "checkpoints/checkpoint_file.py",
         'map_location="cpu", weights_only=True',
         'map_location="cpu", weights_only=False',
         "test_bad_checkpoints_are_refused",
@@ -455,8 +455,8 @@ MUTANTS = [
     Mutant(
         "one checkpoint more is kept",
         "checkpoints/run_dir.py",
-        "newest_first(run_dir)[count:]",
-        "newest_first(run_dir)[count + 1 :]",
+        "list_checkpoints(run_dir)[keep:]",
+        "list_checkpoints(run_dir)[keep + 1 :]",
         "test_two_checkpoints_are_kept",
     ),
     Mutant(

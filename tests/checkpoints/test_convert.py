@@ -1,4 +1,4 @@
-"""Other people's formats: the same numbers there, the same bits back, and a line for what cannot be."""
+"""Other formats: a model computes the same there, comes back bitwise equal, or is refused."""
 
 import inspect
 import json
@@ -70,7 +70,10 @@ SCHEDULER = {
 
 
 def model(**settings) -> DiffusionModel:
-    """A small network that diffusers has, too: all its layers have one group. Layers that start at zero would hide what is wrong."""
+    """A small network that diffusers can have: all its normalizations have one group.
+
+    Every weight gets a value, because layers that start at zero would hide mistakes.
+    """
     made = DiffusionModel(**{**SMALL, **settings})
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -106,7 +109,7 @@ def written(tmp_path):
     return tmp_path / "pipe"
 
 
-# ---- diffusers -------------------------------------------------------------------------------------------------------
+# ---- diffusers ----------------------------------------------------------------------------------
 
 
 def test_what_a_silent_configuration_means_is_what_diffusers_says():
@@ -137,7 +140,7 @@ def test_what_a_silent_configuration_means_is_what_diffusers_says():
     ids=lambda settings: ",".join(settings) or "paper",
 )
 def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp_path):
-    """Algorithm 2 from T to 0 with the same noise: by diffusers' pipeline, untouched, and by `Sampler.ddpm`; all steps, and five."""
+    """Algorithm 2 with the same noise, by diffusers' pipeline and by ours, in 20 and 5 steps."""
     ours = model(**settings)
     write_pipeline(loaded_from(ours), tmp_path, "ema")
     theirs, shape = pipeline(tmp_path), (3, ours.unet.depth, 8, 8)
@@ -192,7 +195,7 @@ def test_the_published_network_is_the_papers():
 
 @pytest.mark.parametrize("ending", ["bin", "safetensors"])
 def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
-    """Everything at the root, few settings said, attention by its old names, weights as torch.save writes them."""
+    """All files at the root, few settings, old names in attention, weights from torch.save."""
     ours = model(T=1000, beta_large=0.02, depth=3, mults=(1, 1, 1), blocks=2)
     weights = to_diffusers(ours.unet.state_dict(), 3, 2)
     for new, old in (
@@ -323,7 +326,7 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
     assert "knows no classes" in line
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------------
+# ---- refusals -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -577,7 +580,7 @@ def test_outputs_that_are_in_the_way_are_refused(written, refused, tmp_path):
     )
 
 
-# ---- safetensors and ONNX ----------------------------------------------------------------------------------------------
+# ---- safetensors and ONNX -----------------------------------------------------------------------
 
 
 def test_a_checkpoint_becomes_safetensors_that_sample_the_same(

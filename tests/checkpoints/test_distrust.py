@@ -1,8 +1,6 @@
-"""Checkpoints are data from anywhere: what is refused, before it is used."""
+"""A checkpoint that is damaged, hostile or of another run is not resumed."""
 
 import shutil
-import time
-import zipfile
 
 import pytest
 import torch
@@ -18,13 +16,8 @@ from training_runs import (
 )
 
 import train
-from checkpoints.checkpoint import load_model
-from checkpoints.checkpoint_file import DamagedFile, checksum_path, read_checkpoint_file
-from checkpoints.resume import find_resume_checkpoint
+from checkpoints.checkpoint_file import checksum_path, read_checkpoint_file
 from checkpoints.run_dir import list_checkpoints, newest_checkpoint
-from checkpoints.validation import check_plain_data
-from diffusion.settings import check_settings
-from DiffusionModel import DiffusionModel
 
 
 @pytest.mark.parametrize("part", ["truncated", "state_dict", "ema", "code"])
@@ -45,46 +38,6 @@ def test_a_bad_checkpoint_is_not_resumed(refused, tiny_run, tiny_data, tmp_path,
     assert "x.ckpt" in line
     assert not (tmp_path / "run").exists()
     assert not marker.exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"betas": (0.1, 2.0)}, "betas must be"),
-        ({"betas": (0.1,) * 3}, "betas has 3 numbers"),
-        ({"schedule": "x"}, "schedule must be"),
-        ({"augment": 5.0}, "augment must be"),
-        ({"outputs": 3}, "outputs must be"),
-        ({"class_names": ("a",)}, "class_names are 1, not 2"),
-        ({"class_names": ("a", "b\nc")}, "printable"),
-    ],
-)
-def test_settings_of_the_choices_are_distrusted(conditional_run, tmp_path, change, said):
-    found = contents(conditional_run)
-    torch.save(
-        found | {"hyper_parameters": found["hyper_parameters"] | change}, tmp_path / "x.ckpt"
-    )
-    with pytest.raises(ValueError, match=said):
-        load_model(tmp_path / "x.ckpt")
-
-
-@pytest.mark.parametrize("power", [[], "three", "nan"])
-def test_averages_are_distrusted(conditional_run, tmp_path, power):
-    found = contents(conditional_run)
-    m = DiffusionModel(**found["hyper_parameters"])
-    torch.save(found, tmp_path / "x.ckpt")
-    assert find_resume_checkpoint(
-        str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"]
-    )
-    if power == "nan":
-        found["power"][1][next(iter(found["power"][1]))][0] = float("nan")
-    else:
-        found["power"] = found["power"] + found["power"][:1] if power else []
-    torch.save(found, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match=r"not 2|not finite"):
-        find_resume_checkpoint(str(tmp_path / "x.ckpt"), tmp_path / "elsewhere", m, found["course"])
-    with pytest.raises(ValueError, match=r"must hold 2|not finite"):
-        load_model(tmp_path / "x.ckpt", length=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -170,51 +123,10 @@ def test_where_no_checkpoint_is_sound_nothing_is_touched(stopped, tiny_data, tmp
     assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
 
 
-def test_hostile_numbers_are_refused_in_milliseconds(stopped, tmp_path):
-    content = read_checkpoint_file(newest_checkpoint(stopped))
-    for change in (
-        {"width": 10**9},
-        {"size": 10**9},
-        {"T": 10**12},
-        {"mults": (10**9,)},
-        {"blocks": 10**6},
-        {"classes": 10**12},
-    ):
-        torch.save(
-            content | {"hyper_parameters": content["hyper_parameters"] | change},
-            tmp_path / "x.ckpt",
-        )
-        began = time.process_time()
-        with pytest.raises(ValueError, match=f"{next(iter(change))} must be"):
-            load_model(tmp_path / "x.ckpt")
-        assert time.process_time() - began < 0.5
-
-
-def test_few_bytes_that_claim_to_be_many_are_refused_at_once(stopped, tmp_path):
-    """A compressed archive, which could unpack to anything, and a few lists that, walked through, are 10**60."""
-    with (
-        zipfile.ZipFile(newest_checkpoint(stopped)) as source,
-        zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
-    ):
-        for name in source.namelist():
-            bomb.writestr(name, source.read(name))
-    with pytest.raises(DamagedFile):
-        read_checkpoint_file(tmp_path / "x.ckpt")
-    many = [0] * 10
-    for _ in range(60):
-        many = [many] * 10
-    began = time.process_time()
-    with pytest.raises(ValueError, match="too many"):
-        check_plain_data(many)
-    with pytest.raises(ValueError, match="width must be"):
-        check_settings({"width": many})
-    assert time.process_time() - began < 0.5
-
-
 def test_what_lightning_left_in_the_folder_is_not_loaded(
     stopped, tiny_data, tmp_path, monkeypatch, undisturbed
 ):
-    """Lightning takes hpc_ckpt_*.ckpt from its root directory in place of everything else when it believes to be in a job."""
+    """In a job, Lightning would load hpc_ckpt_*.ckpt from its root directory."""
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
     for folder in (run_dir, run_dir / "checkpoints"):
