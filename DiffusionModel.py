@@ -6,9 +6,8 @@ The name in the code and the symbol in the paper:
     eps         the noise in x_t                  alpha(t)       1 - beta_t
     x0_hat      prediction of x_0 from x_t        alpha_bar(t)   product of alpha(1) .. alpha(t)
 
-Time counts as in the paper: t = 0 is the clean image, t = T is pure noise; beta(0) = 0,
-alpha_bar(0) = 1. Letters in the shape columns: B batch, C channels, H and W height and width, T
-the number of steps.
+Time counts as in the paper: t = 0 is the clean image, t = T is pure noise; alpha_bar(0) = 1.
+Letters in the shape columns: B batch, C channels, H and W height and width, T number of steps.
 """
 
 from dataclasses import asdict
@@ -24,7 +23,6 @@ from diffusion import objective
 from diffusion.denoiser import Denoiser, Prediction
 from diffusion.draws import Draws, split_batch
 from diffusion.likelihood import learned_variance_bound
-from diffusion.objective import BOUND
 from diffusion.settings import ModelSettings
 from diffusion.variance import reverse_deviation
 from runtime.randomness import Purpose
@@ -34,10 +32,16 @@ from Unet import Unet
 class ForwardProcess(nn.Module):
     """Section 2: from x_0 to x_t, and back one step where x_0 is known.
 
-    Tables have T + 1 entries, computed in float64 and kept as float32 buffers, which move with the
-    model and are in no checkpoint. With a whole number t, `beta`, `alpha` and `alpha_bar` give a
-    float in double precision; with t (B,), float32 (B,).
+    Tables have T + 1 entries, computed in float64 and kept as float32 buffers, in no checkpoint.
+    `beta`, `alpha`, `alpha_bar`: a whole number t -> a double; t (B,) -> float32 (B,).
     """
+
+    _beta: Tensor
+    _alpha_bar: Tensor
+    _signal: Tensor
+    _sigma: Tensor
+    _snr: Tensor
+    _ratio: Tensor
 
     def tabulate(self, beta: np.ndarray) -> None:
         """Compute all tables from beta(1) .. beta(T), float64 (T,)."""
@@ -70,12 +74,11 @@ class ForwardProcess(nn.Module):
         return self._signal[t][:, None, None, None], self._sigma[t][:, None, None, None]
 
     def step_beta(self, t: Tensor, s: Tensor) -> Tensor:
-        """The variance added from s to t > s, both (B,), -> (B,1,1,1): beta(t) where s = t - 1,
-        else 1 - alpha_bar(t) / alpha_bar(s), in a form in which float32 loses few digits."""
+        """The variance added from s to t > s, both (B,), -> (B,1,1,1): beta(t) where s = t - 1."""
         signal_t, sigma_t = self.signal_and_sigma(t)
         signal_s, sigma_s = self.signal_and_sigma(s)
         one_step = (t - s == 1)[:, None, None, None]
-        longer = sigma_t**2 - (signal_t / signal_s * sigma_s) ** 2
+        longer = sigma_t**2 - (signal_t / signal_s * sigma_s) ** 2  # 1 - alpha_bar_t / alpha_bar_s
         return torch.where(one_step, self._beta[t][:, None, None, None], longer)
 
     def q_sample(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -84,8 +87,7 @@ class ForwardProcess(nn.Module):
         return signal * x_0 + sigma * eps
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B,C,H,W) and variance (B,1,1,1) of q(x_s | x_t, x_0), s < t (B,). Eq. 6 and 7, Ho
-        et al. 2020, where s = t - 1."""
+        """Mean (B,C,H,W) and variance (B,1,1,1) of q(x_s | x_t, x_0), s < t (B,). Eq. 6 and 7."""
         (signal_s, sigma_s), (_, sigma_t) = self.signal_and_sigma(s), self.signal_and_sigma(t)
         beta = self.step_beta(t, s)
         mean = (signal_s * beta * x_0 + (1 - beta).sqrt() * sigma_s**2 * x_t) / sigma_t**2
@@ -95,9 +97,8 @@ class ForwardProcess(nn.Module):
 class DiffusionModel(pl.LightningModule, ForwardProcess):
     """Section 3: a network that predicts the noise, how it is trained, and one reverse step.
 
-    settings: the fields of `ModelSettings` by name. All of them end up in `hparams`, so that
-    `DiffusionModel(**hparams)` is this model again. Raises ValueError where the betas leave no
-    trace of x_0 to predict it from, or where the network's sizes do not divide.
+    settings: the fields of `ModelSettings`; `DiffusionModel(**hparams)` is this model again.
+    Raises ValueError where the betas leave no trace of x_0, or the network's sizes do not divide.
     """
 
     def __init__(self, **settings: Any):
@@ -138,8 +139,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def denoise(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True
     ) -> Prediction:
-        """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T, for labels y (B,) or None. clip: x0_hat
-        to [-1, 1], as in the paper's code."""
+        """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,); `clip` to [-1, 1]."""
         x0_hat, share = self.predictions(self(x, t, y), x, *self.signal_and_sigma(t))
         return Prediction(x0_hat.clamp(-1, 1) if clip else x0_hat, share)
 
@@ -166,7 +166,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         mean = (signal_s * beta * x0_hat + (1 - beta) ** 0.5 * sigma2_s * x) / sigma2_t  # Eq. 7
         if s == 0:
             return mean
-        variance = variance or getattr(self, "variance", "large")
+        variance = variance or str(getattr(self, "variance", "large"))
         sigma = reverse_deviation(variance, beta, beta * sigma2_s / sigma2_t, share)
         return mean + sigma * (torch.randn_like(x) if z is None else z)
 
@@ -187,13 +187,14 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         output = self(x_t, t, y, augmentation).float()  # (B,C or 2C,H,W)
         error = self.squared_error(output, x_0, eps, t) * self.weight(t)  # (B,)
         if self.variance == "learned":
-            error = error + BOUND * self.T * learned_variance_bound(self, output, x_0, x_t, t)
+            error = error + objective.BOUND * self.T * learned_variance_bound(
+                self, output, x_0, x_t, t
+            )
         return error.mean()
 
     def squared_error(self, output: Tensor, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The mean squared error of each image, (B,)."""
-        target = self.target(x_0, eps, t)
-        error = F.mse_loss(output[:, : x_0.shape[1]], target, reduction="none")
+        error = F.mse_loss(output[:, : x_0.shape[1]], self.target(x_0, eps, t), reduction="none")
         return error.mean(dim=(1, 2, 3))
 
     def weight(self, t: Tensor) -> Tensor:
@@ -206,15 +207,14 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """t (B,) and the squared error (B,) at it; every validation draws the same t and eps."""
         x_0, y, share = split_batch(batch, self.unet.classes)
-        number = batch_idx * share.parts + share.part  # several processes share the batches
-        draws = Draws(x_0, (self.seed, Purpose.VALIDATE, number))
+        draws = Draws(x_0, (self.seed, Purpose.VALIDATE, batch_idx * share.parts + share.part))
         t, eps = draws.times("uniform", self._ratio[1:]), draws.normal()
         output = self(self.q_sample(x_0, t, eps), t, y).float()
         return {"t": t, "error": self.squared_error(output, x_0, eps, t)}
 
     def configure_optimizers(self) -> Any:
         """Adam with a linear warm-up, appendix B of Ho et al. 2020."""
-        lr, steps = self.settings.lr, max(1, self.settings.warmup)
-        optimizer = torch.optim.Adam(self.parameters(), lr=lr, fused=True)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.settings.lr, fused=True)
+        steps = max(1, self.settings.warmup)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
