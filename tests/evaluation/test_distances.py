@@ -67,6 +67,7 @@ def test_precision_and_recall_by_hand():
     assert distances.precision_and_recall(real, real) == (1, 1)
 
 
+@pytest.mark.slow
 def test_all_of_them_are_what_torch_fidelity_measures_itself(shapes, inception_file):
     """Its own run over images, with its own loading of them and the same weights: to 1e-4."""
     samples, real = shapes.test_set.images[:16], shapes.train_set.images[:16]

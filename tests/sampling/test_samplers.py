@@ -1,5 +1,7 @@
 """Samplers against closed forms and against Algorithm 2."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,14 @@ def end(sampler, model, x, n):
     )
 
 
+@functools.cache
+def mixture_problem():
+    """The mixture, x_T, and the exact x_0 of it."""
+    m, random = Mixture(), torch.Generator().manual_seed(0)
+    x = torch.randn(200, 2, 1, 1, dtype=torch.float64, generator=random)
+    return m, x, end(heun, m, x, m.T)
+
+
 def ode_ddim(model, x, times):
     return ddim(model, x, times, lambda: pytest.fail("no noise is asked for"))
 
@@ -132,11 +142,7 @@ def ode_ddim(model, x, times):
 @pytest.mark.parametrize(("sampler", "order"), [(ode_ddim, 1), (heun, 2), (dpm, 2), (unipc, 4)])
 def test_order_of_convergence_on_a_mixture(sampler, order):
     """Halving the step divides the error by 2^order; the corrector gives UniPC-3 one more (Zhao et al. 2023, section 3.1)."""
-    m, x = (
-        Mixture(),
-        torch.randn(200, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
-    )
-    exact = end(heun, m, x, m.T)
+    m, x, exact = mixture_problem()
     errors = [float((end(sampler, m, x, n) - exact).abs().mean()) for n in (8, 16, 32, 64)]
     measured = np.log2(np.array(errors[:-1]) / errors[1:])
     print(sampler.__name__, "errors", errors, "orders", measured)
@@ -144,11 +150,7 @@ def test_order_of_convergence_on_a_mixture(sampler, order):
 
 
 def test_more_order_is_more_accurate_at_the_same_number_of_evaluations():
-    m, x = (
-        Mixture(),
-        torch.randn(200, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
-    )
-    exact = end(heun, m, x, m.T)
+    m, x, exact = mixture_problem()
     error = {
         s.__name__: float((end(s, m, x, n) - exact).abs().mean())
         for s, n in ((ode_ddim, 32), (heun, 16), (dpm, 32), (unipc, 32))
