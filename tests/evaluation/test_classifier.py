@@ -83,11 +83,12 @@ def test_shifted_images_are_moved_by_whole_pixels_and_repeat_their_edge():
     assert len(shifts) > 15  # of 25: each image has its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["recipes.py", "--recipe", "nosuch"], "unknown recipe nosuch"),
-        pytest.param(["recipes.py", "--images", "150"], "multiple of 100", marks=pytest.mark.slow),
+        (["recipes.py", "--images", "150"], "multiple of 100"),
     ],
 )
 def test_benchmarks_say_what_is_wrong(argv, said):

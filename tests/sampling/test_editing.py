@@ -21,9 +21,9 @@ def roundtrip(m, image, times, tries):
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"parameterization": "v", "schedule": "cosine"},
-        {"parameterization": "v", "zero_terminal_snr": True},
+        pytest.param({"parameterization": "v", "zero_terminal_snr": True}, marks=pytest.mark.slow),
     ],
 )
 def test_an_image_comes_back_from_its_latent(settings):
