@@ -90,23 +90,21 @@ def tiny_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tmp_path_factory) -> Path:
     """The run directory of 12 steps on `tiny_data`: T = 20, 8x8, three channels."""
-    import train
+    from training_runs import fit
 
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    data = ["--dataset", str(tiny_data), "--run-dir", str(run_dir)]
-    assert train.main([*data, *TINY, "--max-steps", "12"]) == 0
+    assert fit(tiny_data, run_dir, "--max-steps", 12) == 0
     return run_dir
 
 
 @pytest.fixture(scope="session")
 def conditional_run(tiny_data, tmp_path_factory):
     """12 steps on `tiny_data` with its two classes, dark and bright; averages every 4 steps."""
-    import train
+    from training_runs import fit
 
     run_dir = tmp_path_factory.mktemp("runs") / "conditional"
-    data = ["--dataset", str(tiny_data), "--run-dir", str(run_dir)]
-    classes = "--max-steps 12 --save-every 4 --class-conditional --posthoc-ema --lr 1e-2".split()
-    assert train.main([*data, *TINY, *classes]) == 0
+    flags = "--max-steps 12 --save-every 4 --class-conditional --posthoc-ema --lr 1e-2".split()
+    assert fit(tiny_data, run_dir, *flags) == 0
     return run_dir
 
 

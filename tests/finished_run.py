@@ -6,11 +6,10 @@ import json
 
 import numpy as np
 import torch
-from conftest import TINY
 from PIL import Image
+from training_runs import fit
 
 import Inference
-import train
 from evaluation import results
 
 EVIL = "<script>document.title = 'run'</script>"
@@ -66,9 +65,8 @@ def make_finished_run(data, folder):
     with np.load(data) as archive:
         np.savez(folder / "d.npz", **archive, classes=np.array([EVIL, 'bright & "clear"']))
     run_dir = folder / "run <i>"
-    words = ["--dataset", str(folder / "d.npz"), "--run-dir", str(run_dir), *TINY]
     flags = "--max-steps 12 --schedule cosine --class-conditional".split()
-    assert train.main([*words, *flags]) == 0
+    assert fit(folder / "d.npz", run_dir, *flags) == 0
     words = ["--ckpt", str(run_dir), "--out", str(run_dir / "images")]
     assert Inference.main([*words, "--class", "all", "--num", "4"]) == 0
     config = json.loads((run_dir / "config.json").read_text())

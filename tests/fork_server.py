@@ -111,9 +111,9 @@ def become(request: dict) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
-    os.write(1, f"{os.getpid()}\n".encode())
     inputs = os.open(os.devnull, os.O_RDONLY)
     outputs = [os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for file in request["files"]]
+    os.write(1, f"{os.getpid()}\n".encode())
     for number, opened in enumerate([inputs, *outputs]):
         os.dup2(opened, number)
         os.close(opened)

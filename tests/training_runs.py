@@ -18,6 +18,10 @@ from conftest import ROOT, TINY
 import train
 from checkpoints.checkpoint_file import read_checkpoint_file
 from checkpoints.run_dir import newest_checkpoint
+from training.preview import Preview
+
+# Previews would be the most expensive part of the runs in this process.
+Preview.__init__ = functools.partialmethod(Preview.__init__, steps=4)
 
 STEPS = 200
 
@@ -28,7 +32,7 @@ THREADS = {name: value for name, value in os.environ.items() if name == "OMP_NUM
 
 RUN = [
     *TINY,
-    *f"--dropout 0.2 --flip --val-every 150 --save-every 25 --max-steps {STEPS}".split(),
+    *f"--T 10 --dropout 0.2 --flip --val-every 1000 --save-every 25 --max-steps {STEPS}".split(),
 ]
 
 
@@ -78,10 +82,11 @@ class Process:
     def until(self, condition, seconds=120):
         deadline = time.monotonic() + seconds
         while not condition():
-            assert self.popen.poll() is None, (
-                f"it ended with {self.popen.returncode}:\n{self.out}\n{self.err}"
-            )
-            assert time.monotonic() < deadline, f"waited in vain:\n{self.out}\n{self.err}"
+            status, late = self.popen.poll(), time.monotonic() > deadline
+            if late:
+                self.kill(signal.SIGKILL, whole_group=True)
+            assert status is None, f"it ended with {status}:\n{self.out}\n{self.err}"
+            assert not late, f"waited in vain:\n{self.out}\n{self.err}"
             time.sleep(0.002)
         return self
 

@@ -640,7 +640,7 @@ def test_safetensors_without_or_with_wrong_settings_are_refused(tmp_path, refuse
     "settings",
     [
         {"classes": 2, "class_names": ("a", "b"), "patch": 2, "width": 8, "mults": (1,)},
-        {"variance": "learned", "film": True, "mults": (1,)},
+        pytest.param({"variance": "learned", "film": True, "mults": (1,)}, marks=pytest.mark.slow),
     ],
 )
 def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_path, capsys):
@@ -673,6 +673,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(settings, tmp_pa
     assert json.loads(said["settings"])["T"] == 20
 
 
+@pytest.mark.slow
 def test_an_onnx_file_that_is_off_or_cannot_be_made_does_not_appear(tmp_path, refused, monkeypatch):
     source, out = tmp_path / "model.safetensors", tmp_path / "x.onnx"
     write_model(loaded_from(model(mults=(1,))), source, "ema")

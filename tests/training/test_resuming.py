@@ -7,32 +7,23 @@ from training_runs import contents, fit, losses, same
 import train
 
 CHOICES = (
-    "--schedule",
-    "cosine",
-    "--zero-terminal-snr",
-    "--parameterization",
-    "v",
-    "--variance",
-    "learned",
-    "--weighting",
-    "edm",
-    "--t-sampling",
-    "stratified",
-    "--augment",
-    "0.5",
-    "--class-conditional",
-    "--label-dropout",
-    "0.5",
-    "--posthoc-ema",
-)
+    "--schedule cosine --zero-terminal-snr --parameterization v --variance learned --weighting edm"
+    " --t-sampling stratified --augment 0.5 --class-conditional --label-dropout 0.5 --posthoc-ema"
+).split()
 
 
 @pytest.mark.parametrize(
     ("dropout", "at", "choices"),
-    [(0, 5, ()), (0.3, 6, ()), (0, 7, ()), (0.3, 9, ()), (0.3, 8, CHOICES)],
+    [
+        (0, 5, ()),
+        (0.3, 6, ()),
+        pytest.param(0, 7, (), marks=pytest.mark.slow),
+        pytest.param(0.3, 9, (), marks=pytest.mark.slow),
+        (0.3, 8, CHOICES),
+    ],
 )
 def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_data, tmp_path, dropout, at, choices):
-    """Every loss and every weight, the averages too, to the last bit; 7 batches an epoch, validation at 6 and 12."""
+    """Every loss, weight and average to the last bit. 7 batches an epoch, validation at 6 and 12."""
     options = ("--dropout", dropout, "--flip", *choices)
     fit(tiny_data, tmp_path / "whole", "--max-steps", 17, *options)
     fit(tiny_data, tmp_path / "parts", "--max-steps", at, *options)
