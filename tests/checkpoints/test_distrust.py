@@ -13,6 +13,7 @@ from training_runs import (
     checkpoints,
     contents,
     fit_run,
+    losses,
 )
 
 import train
