@@ -34,9 +34,8 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in the paper, whose narrowest layer has 4 channels in each; fewer where they
-    would have less than 4: a group of one channel takes from it whatever the time embedding has
-    just added."""
+    """32 groups as in the paper, but at least 4 channels in each, as in the paper's narrowest layer.
+    In a group of one channel the normalization would remove what the time embedding adds."""
     return nn.GroupNorm(
         math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels, eps=1e-6
     )
@@ -75,17 +74,16 @@ class ResidualBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v with one head: q, k, v (B,N,C) -> (B,N,C). Where it has few
-    places on a CPU it is written out: there the fused kernel takes twice as long in bf16, forward
-    and backward."""
+    """softmax(q k^T / sqrt(C)) v with one head: q, k, v (B,N,C) -> (B,N,C). For few positions on a
+    CPU it is written out: there the fused kernel takes twice as long in bf16."""
     if q.device.type != "cpu" or q.shape[1] > 1024:
         return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
     return torch.bmm((torch.bmm(q, k.transpose(1, 2)) * q.shape[-1] ** -0.5).softmax(dim=-1), v)
 
 
 class Attention(nn.Module):
-    """Self-attention over all H*W places, one head as in the paper; its last projection starts at
-    zero."""
+    """Self-attention over all H*W positions, one head as in the paper; its last projection starts
+    at zero."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -101,8 +99,8 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution; the padding stands right and below only, as TensorFlow's "SAME" gave
-    it to the paper."""
+    """Stride-2 convolution, padded on the right and below only, as by TensorFlow's "SAME" in the
+    paper's code."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -115,9 +113,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour, then a convolution.
 
-    On a CPU, where it was measured, both are done at once. Of the nine pixels under the kernel
-    several are copies of one, so that their weights can be added: what remains is a transposed
-    convolution with a kernel of 4x4, and 16 products where there were 36.
+    On a CPU both are one transposed convolution, which was measured to be faster. Several of the
+    nine pixels under the 3x3 kernel are copies of the same pixel, so their weights can be added:
+    that leaves a 4x4 kernel and 16 products in place of 36.
     """
 
     def __init__(self, channels: int):
@@ -138,7 +136,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block and, where this resolution is one of the chosen, attention after it."""
+    """A residual block, followed by attention if `attend`."""
 
     def __init__(
         self,
@@ -258,8 +256,8 @@ class Unet(nn.Module):
         """Initialize all weights: Glorot's uniform and zero biases, as in the paper's code.
 
         The last layer of every residual branch and of the network is zero, so that each block
-        starts as its shortcut and the output as zero. Label embeddings start apart from each
-        other, so that the network learns to use them early.
+        starts as its shortcut and the output as zero. Label embeddings start as normal noise, so
+        that the network learns to use them early.
         """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -301,7 +299,7 @@ class Unet(nn.Module):
         return F.pixel_shuffle(h, self.patch)  # (B, outputs * depth, size, size)
 
     def run(self, stage: Stage, h: Tensor, e: Tensor) -> Tensor:
-        """`stage(h, e)`, recomputed for the gradient if that was chosen."""
+        """`stage(h, e)`, recomputed for the gradient after `recompute_activations`."""
         if self.recompute and self.training:
             return checkpoint(stage, h, e, use_reentrant=False)
         return stage(h, e)

@@ -5,8 +5,8 @@
     for t, x_t, x0_hat in dpm(model, x, times): ...
 
 A sampler knows the model's `denoise(x, t)` and its schedule `alpha_bar(t)`, and nothing else: see
-`Denoiser`. It yields (t, x_t, x0_hat) for every t in `times`, which go down, to 0 for an image; at
-the last one x_t is its own prediction.
+`Denoiser`. It yields (t, x_t, x0_hat) for every t in `times`, which decrease; the last one is 0 to
+get an image. At the last time there is no prediction, and x_t is yielded as x0_hat.
 
 `signal` is sqrt(alpha_bar), `sigma` sqrt(1 - alpha_bar), `log_snr` the logarithm of signal / sigma
 (half of log(SNR): lambda in Lu et al. 2022). Letters in the shape columns: N images, C channels, H
@@ -173,9 +173,9 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     2023. One evaluation a step: the one at the predicted x_s also corrects x_s, before the next
     step.
 
-    The first steps and the last are of lower order. A step that is more than four times as long as
-    an earlier one leaves out the nodes that are so near. The x0_hat yielded was made from x_t
-    before its correction.
+    The first and the last steps are of lower order. A long step leaves out earlier predictions
+    that are nearer than a quarter of its length. The x0_hat yielded was predicted from x_t before
+    the correction of x_t.
     """
     history: list[Node] = []  # the newest first
     last: tuple[Tensor, int] | None = None  # x_t, corrected, and t of the step before

@@ -1,4 +1,5 @@
-"""The benchmarks run and print their tables; what they measure is in benchmarks/RESULTS.md, never asserted."""
+"""The benchmarks run and print their tables; what they measure is in benchmarks/RESULTS.md, never
+asserted."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"""Sections 2 and 3 of the paper: schedule, forward process, posterior, parameterizations, Algorithms 1 and 2."""
+"""Sections 2 and 3 of the paper: schedule, forward process, posterior, parameterizations,
+Algorithms 1 and 2."""
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_tables_are_not_in_the_state_dict():
 
 
 def test_schedule_forward_and_posterior_equal_diffusers_for_every_t():
-    """diffusers in float64: its own float32 tables are off by 3e-6 at small t, where 1 - alpha_bar loses digits."""
+    """diffusers in float64: its own float32 tables are off by 3e-6 at small t, where 1 - alpha_bar
+    loses digits."""
     from diffusers import DDPMScheduler
 
     m = model()

@@ -276,7 +276,8 @@ def test_bad_checkpoints_are_refused(refused, tiny_run, tmp_path, kind):
 
 
 def test_the_bomb_would_go_off(tmp_path):
-    """The marker of the malicious file appears where a file is read without care: the test above can fail."""
+    """The marker of the malicious file appears where a file is read without care: the test above
+    can fail."""
     torch.save(malicious(tmp_path / "marker"), tmp_path / "x.ckpt")
     torch.load(tmp_path / "x.ckpt", weights_only=False)
     assert (tmp_path / "marker").exists()

@@ -1,4 +1,5 @@
-"""DDPM_Diffusion.ipynb: as it is committed, and run from top to bottom with few training steps, in a copy."""
+"""DDPM_Diffusion.ipynb: as it is committed, and run from top to bottom with few training steps, in
+a copy."""
 
 import ast
 import csv

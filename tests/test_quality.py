@@ -1,4 +1,5 @@
-"""The default sampler is as good in 20 evaluations as the paper's in 1000, on a small model trained here."""
+"""The default sampler is as good in 20 evaluations as the paper's in 1000, on a small model
+trained here."""
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ def distance(images: torch.Tensor, real: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model of 8x8 gray shapes in v, with the laptop preset's schedule and variance, its last weights averaged."""
+    """A model of 8x8 gray shapes in v, with the laptop preset's schedule and variance, its last
+    weights averaged."""
     torch.manual_seed(0)
     data = DiffSet(True, "shapes", image_size=8)
     data.images = data.images.float().mean(1, keepdim=True).round().byte()

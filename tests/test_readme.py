@@ -1,4 +1,5 @@
-"""Every command in the README is right: run here with smaller numbers, in the README's order; those of run.sh by test_run_sh.py."""
+"""Every command in the README is right: run here with smaller numbers, in the README's order;
+those of run.sh by test_run_sh.py."""
 
 import importlib
 import re

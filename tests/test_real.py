@@ -1,4 +1,5 @@
-"""One training on real images: the loss falls below a stated value, samples are closer to the data than noise is."""
+"""One training on real images: the loss falls below a stated value, samples are closer to the data
+than noise is."""
 
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ CORRECT = 0.95  # of the samples, guided, by a classifier of real digits
 
 
 def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
-    """A laptop run on MNIST, cut short; the classifier of the real digits recognizes its samples."""
+    """A laptop run on MNIST, cut short; the classifier of the real digits recognizes its
+    samples."""
     root = real_root("mnist")
     train.main(
         [

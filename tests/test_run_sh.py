@@ -134,8 +134,8 @@ def test_a_job_that_was_stopped_is_queued_again_eight_times_at_most(
 
 
 def test_what_a_job_adds_to_the_command(tmp_path):
-    """An array's task has a seed of its own unless one is given; a restarted job goes on, whatever --resume says; the number
-    of devices is the sampler's, too."""
+    """An array's task has a seed of its own unless one is given; a restarted job goes on, whatever
+    --resume says; the number of devices is the sampler's, too."""
     (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $*"\n')
     (tmp_path / "srun").chmod(0o755)
     run_dir = tmp_path / "run"

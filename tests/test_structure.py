@@ -143,3 +143,14 @@ def test_help_and_typing_errors_do_not_wait_for_torch(script):
 def test_the_readme_names_every_room():
     named = re.findall(r"^\| `([\w/]+?)(?:/|\.py)`", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert {*named} == {*FLOOR, "benchmarks", "tests"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md"])
+def test_files_that_are_named_exist(page):
+    named = re.findall(
+        r"`((?:tests|benchmarks|images|run_page|\w+)/[\w/.]+\.(?:py|png|gif|html))`",
+        (ROOT / page).read_text(),
+    )
+    examples = ("class/", "runs/", "samples/", "images/t0000.png", "evaluation/")
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not [name for name in missing if not name.startswith(examples)]

@@ -171,7 +171,8 @@ def test_sizes_that_do_not_divide_are_refused(options):
 
 
 def test_time_reaches_the_narrowest_block():
-    """With a channel a group, normalization would take from each channel what the embedding has just added to all of it."""
+    """With a channel a group, normalization would take from each channel what the embedding has
+    just added to all of it."""
     block = perturbed(ResidualBlock(8, 8, 32, 0.0, False))
     x, e = torch.randn(1, 8, 4, 4), torch.randn(2, 32) * 10
     assert (block(x, e[:1]) - block(x, e[1:])).abs().max() > 1e-2

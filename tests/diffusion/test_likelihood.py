@@ -17,7 +17,8 @@ from DiffusionModel import DiffusionModel, ForwardProcess
 
 
 class Known(ForwardProcess):
-    """A model that knows its data: `mean(x, ratio)` is E[x_0 | x_0 + ratio eps = x], in closed form."""
+    """A model that knows its data: `mean(x, ratio)` is E[x_0 | x_0 + ratio eps = x], in closed
+    form."""
 
     def __init__(self, mean, T=1000, schedule="linear", variance="small"):
         super().__init__()
@@ -41,7 +42,8 @@ class Known(ForwardProcess):
 
 
 class Gaussian(Known):
-    """Of values from N(0, S^2): the reverse step is a Gaussian, too, and its variance can be told exactly."""
+    """Of values from N(0, S^2): the reverse step is a Gaussian, too, and its variance can be told
+    exactly."""
 
     def __init__(self, **settings):
         super().__init__(gaussian, variance="learned", **settings)
@@ -149,7 +151,8 @@ def test_the_flow_of_a_gaussian_has_its_density():
 
 
 def test_hutchinsons_estimate_averages_out():
-    """A mean that mixes neighbouring values: the divergence of one probe is wrong, that of many is right."""
+    """A mean that mixes neighbouring values: the divergence of one probe is wrong, that of many is
+    right."""
     mixing = (
         torch.eye(16, dtype=torch.float32)
         + 0.3 * torch.roll(torch.eye(16), 1, 0)
@@ -296,7 +299,8 @@ def test_between_two_times_the_network_is_asked_for_both():
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_a_flow_that_cannot_be_followed_is_refused(beyond):
-    """And not taken from where the solver gave up: the network's output is not a number from this sigma / signal on."""
+    """And not taken from where the solver gave up: the network's output is not a number from this
+    sigma / signal on."""
     model = Known(
         lambda z, ratio: z * S**2 / (S**2 + ratio**2) * (math.nan if ratio > beyond else 1)
     )
@@ -322,7 +326,8 @@ def test_double_precision_stays_on_the_cpu():
 
 
 def test_noise_costs_bits_and_blur_saves_some():
-    """Unlike a distance, likelihood does not call smooth images bad: it is monotone in both, in opposite directions."""
+    """Unlike a distance, likelihood does not call smooth images bad: it is monotone in both, in
+    opposite directions."""
     x_0, model = of_gaussian(60), Gaussian(T=50)
     images = (x_0 * 127.5 + 127.5).round()
 

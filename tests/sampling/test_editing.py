@@ -39,7 +39,8 @@ def test_an_image_comes_back_from_its_latent(settings):
 
 
 def test_the_latent_of_a_gaussian_is_its_whitening():
-    """x_0 ~ N(0, s^2): the probability flow maps x_0 to x_T = x_0 / s * sqrt(alpha_bar s^2 + 1 - alpha_bar)."""
+    """x_0 ~ N(0, s^2): the probability flow maps x_0 to x_T = x_0 / s * sqrt(alpha_bar s^2 + 1 -
+    alpha_bar)."""
     s, m = 0.5, model()
 
     class Known:
@@ -56,7 +57,8 @@ def test_the_latent_of_a_gaussian_is_its_whitening():
 
 
 class Pair:
-    """Two pixels, N(mean, covariance): denoise is exact, and so is the distribution of the second where the first is known."""
+    """Two pixels, N(mean, covariance): denoise is exact, and so is the distribution of the second
+    where the first is known."""
 
     mean, covariance = torch.tensor([0.2, -0.1]), torch.tensor([[1.0, 0.8], [0.8, 1.0]])
 

@@ -100,7 +100,8 @@ def test_noise_of_an_image_depends_on_seed_and_number_alone():
 
 
 class Mixture:
-    """Two round clouds in the plane: denoise is the exact E[x_0 | x_t], in float64. log_snr is linear in t, finite at both ends."""
+    """Two round clouds in the plane: denoise is the exact E[x_0 | x_t], in float64. log_snr is
+    linear in t, finite at both ends."""
 
     T = 4096
     means = torch.tensor([[0.8, 0.3], [-0.6, -0.5]], dtype=torch.float64)
@@ -120,7 +121,8 @@ class Mixture:
 
 
 def end(sampler, model, x, n):
-    """x_0 after n equal steps in log_snr. The sampler goes on for three more, below 0: the last ones may be of lower order."""
+    """x_0 after n equal steps in log_snr. The sampler goes on for three more, below 0: the last
+    ones may be of lower order."""
     step = model.T // n
     return next(
         x_t for t, x_t, _ in sampler(model, x, range(model.T, -3 * step - 1, -step)) if t == 0
@@ -141,7 +143,8 @@ def ode_ddim(model, x, times):
 
 @pytest.mark.parametrize(("sampler", "order"), [(ode_ddim, 1), (heun, 2), (dpm, 2), (unipc, 4)])
 def test_order_of_convergence_on_a_mixture(sampler, order):
-    """Halving the step divides the error by 2^order; the corrector gives UniPC-3 one more (Zhao et al. 2023, section 3.1)."""
+    """Halving the step divides the error by 2^order; the corrector gives UniPC-3 one more (Zhao et
+    al. 2023, section 3.1)."""
     m, x, exact = mixture_problem()
     errors = [float((end(sampler, m, x, n) - exact).abs().mean()) for n in (8, 16, 32, 64)]
     measured = np.log2(np.array(errors[:-1]) / errors[1:])
@@ -159,7 +162,8 @@ def test_more_order_is_more_accurate_at_the_same_number_of_evaluations():
 
 
 class Smooth(DiffusionModel):
-    """A smooth denoiser that is no expectation of anything, of any size: what equality with other code is tested with."""
+    """A smooth denoiser that is no expectation of anything, of any size: what equality with other
+    code is tested with."""
 
     def denoise(self, x, t, y=None, clip=True):
         return Prediction(torch.tanh(0.8 * x - 0.3 * x.flip(3) + t[:, None, None, None] / 2000))
@@ -203,8 +207,9 @@ ODD = [1000, 900, 897, 410, 33, 5, 1, 0]
     ],
 )
 def test_trajectories_equal_diffusers(name, times):
-    """Not the same by definition: diffusers' Heun runs in x / signal and starts there from sigma_T * noise, so it is given
-    x_T / signal; its UniPC yields x_t before the correction that is part of the next call, so only its ends are compared."""
+    """Not the same by definition: diffusers' Heun runs in x / signal and starts there from sigma_T
+    * noise, so it is given x_T / signal; its UniPC yields x_t before the correction that is part
+    of the next call, so only its ends are compared."""
     import diffusers
 
     m = Smooth(**SMALL)
@@ -287,7 +292,8 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance():
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpm++", "unipc"])
 def test_few_steps_reach_the_covariance_of_a_gaussian_with_every_schedule(sampler, schedule):
-    """Also where the schedule ends in all but pure noise, of which the first step must make something at all."""
+    """Also where the schedule ends in all but pure noise, of which the first step must make
+    something at all."""
     g = Gaussian(**{**SMALL, "depth": 2}, schedule=schedule)
     random = torch.Generator().manual_seed(0)
     *_, (_, x, _) = sample(

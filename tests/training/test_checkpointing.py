@@ -52,7 +52,8 @@ def test_killed_at_random_steps_again_and_again(start, tmp_path, undisturbed, ti
 
 @pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_with_tmpdir_elsewhere(start, tmp_path, tiny_data):
-    """A wide network makes the file take a while; it is killed as soon as the temporary is there."""
+    """A wide network makes the file take a while; it is killed as soon as the temporary is
+    there."""
     wide = ["--width", "64", "--max-steps", "12", "--save-every", "1", "--val-every", "100"]
     assert fit_run(tiny_data, tmp_path / "whole", *wide) == 0
     run_dir, elsewhere, caught = tmp_path / "run", f"/dev/shm/{tmp_path.name}", 0
@@ -143,7 +144,8 @@ def test_a_signal_during_validation(tiny_data, start, tmp_path, undisturbed):
 
 
 def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path):
-    """The time that is left may be too short for what comes next: in a job the status puts it back into the queue."""
+    """The time that is left may be too short for what comes next: in a job the status puts it back
+    into the queue."""
     long = long_validation(tiny_data, tmp_path)
     process = (
         start(tmp_path / "run", *long, "--max-steps", 30)
@@ -169,7 +171,8 @@ def test_a_second_process_in_the_same_folder_is_refused(start, tmp_path, tiny_da
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function: a file system of so many KiB, or the test is skipped where none can be mounted."""
+    """A function: a file system of so many KiB, or the test is skipped where none can be
+    mounted."""
     mounted = []
 
     def mount(options):

@@ -83,7 +83,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
 def test_five_bad_steps_go_back_and_on_with_other_noise(
     tiny_data, tmp_path, bad_steps, capsys, interrupted
 ):
-    """Bad with the first noise only. Interrupted before, in or after the trouble, it is the same run."""
+    """Bad with the first noise only. Interrupted before, in or after the trouble, it is the same
+    run."""
     bad_steps(lambda attempt, i: 31 <= i < 40 and attempt == 0)
     assert fit_run(tiny_data, tmp_path / "run", "--max-steps", 60) == 0
     assert "the loss is not finite at step 40" in (told := capsys.readouterr().err)

@@ -25,7 +25,8 @@ def test_ema_is_apart_from_the_weights_and_complete(tiny_run):
 
 
 def test_ema_follows_its_formula_and_forgets_the_initialization():
-    """With weights that jump from 0 to 1 after the start, 5,000 updates leave nothing of the 0; a fixed 0.9999 leaves 61%."""
+    """With weights that jump from 0 to 1 after the start, 5,000 updates leave nothing of the 0; a
+    fixed 0.9999 leaves 61%."""
     model = DiffusionModel(width=4, mults=(1,), attention=(), blocks=1, size=4, depth=1)
     for p in model.parameters():
         torch.nn.init.zeros_(p)

@@ -11,7 +11,8 @@ from training.gradient_guard import GradientGuard
 @pytest.mark.parametrize("fused", [("cpu",), ()])
 @pytest.mark.parametrize("clip", [1e-3, 1e3, 0.0])
 def test_the_gradients_norm_is_clipped(clip, fused, monkeypatch):
-    """Adam divides by its own mean, so that clipping shows in the momentum: after one step that is a tenth of the clipped gradient."""
+    """Adam divides by its own mean, so that clipping shows in the momentum: after one step that is
+    a tenth of the clipped gradient."""
     monkeypatch.setattr("training.gradient_guard.FUSED", fused)
     model = DiffusionModel(T=20, beta_large=0.2, lr=0.0, **NETWORK)
     for parameter in model.parameters():

@@ -1,4 +1,5 @@
-"""--eval-every: bits/dim and the classifier's distance while a model is trained, beside a training that it does not touch."""
+"""--eval-every: bits/dim and the classifier's distance while a model is trained, beside a training
+that it does not touch."""
 
 import csv
 import json

@@ -9,7 +9,8 @@ from training.posthoc_averages import PowerEmas
 
 
 def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_data, tmp_path):
-    """And of many, those at twice as many steps are kept; those of a course that was left are removed."""
+    """And of many, those at twice as many steps are kept; those of a course that was left are
+    removed."""
     options = ("--posthoc-ema", "--save-every", 2)
     for at in (5, 9):
         fit(tiny_data, tmp_path / "run", "--max-steps", at, *options)

@@ -23,7 +23,8 @@ CHOICES = (
     ],
 )
 def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_data, tmp_path, dropout, at, choices):
-    """Every loss, weight and average to the last bit. 7 batches an epoch, validation at 6 and 12."""
+    """Every loss, weight and average to the last bit. 7 batches an epoch, validation at 6 and
+    12."""
     options = ("--dropout", dropout, "--flip", *choices)
     fit(tiny_data, tmp_path / "whole", "--max-steps", 17, *options)
     fit(tiny_data, tmp_path / "parts", "--max-steps", at, *options)

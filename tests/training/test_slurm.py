@@ -1,6 +1,8 @@
-"""run.sh as a SLURM job, on a real SLURM of two nodes on this machine: sbatch, srun, requeue, preemption, arrays, scancel.
+"""run.sh as a SLURM job, on a real SLURM of two nodes on this machine: sbatch, srun, requeue,
+preemption, arrays, scancel.
 
-It needs a script that starts one, ../shared/slurm_local.sh, and root; without them the tests are skipped and say so.
+It needs a script that starts one, ../shared/slurm_local.sh, and root; without them the tests are
+skipped and say so.
 """
 
 import os
@@ -47,7 +49,8 @@ def slurm():
 
 @pytest.fixture
 def project(tmp_path, tiny_data, slurm):
-    """A copy of this project, from which jobs are submitted, and in which their run directories are."""
+    """A copy of this project, from which jobs are submitted, and in which their run directories
+    are."""
     copy_project(tmp_path)
     shutil.copy(tiny_data, tmp_path)
     return Project(tmp_path, slurm)
@@ -79,7 +82,8 @@ class Project:
         )
 
     def log(self, job):
-        """What the job said; that of an array's task is in a file named after the number that SLURM gave it besides."""
+        """What the job said; that of an array's task is in a file named after the number that
+        SLURM gave it besides."""
         said = [file.read_text() for file in self.folder.glob("*.log")]
         return "".join(
             text
@@ -122,7 +126,8 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data, tmp_path_factory):
-    """A function: losses and hash of the weights of a run of one process with nothing in its way."""
+    """A function: losses and hash of the weights of a run of one process with nothing in its
+    way."""
     found = {}
 
     def of(count):
@@ -158,8 +163,9 @@ def assert_finished(project, job, whole):
 
 
 def test_the_time_limit_requeues(project, undisturbed):
-    """SLURM looks every 30 s whether a job ends in 60 s or in the 30 after them: it is signalled 30 to 60 s after it began. By then it
-    trains, and still does, for that would take hours. Then the limit is raised, and it is cancelled when it has gone on for a while."""
+    """SLURM looks every 30 s whether a job ends in 60 s or in the 30 after them: it is signalled
+    30 to 60 s after it began. By then it trains, and still does, for that would take hours. Then
+    the limit is raised, and it is cancelled when it has gone on for a while."""
     job = project.submit("--time=2", "--signal=USR1@60", steps=100_000)
     project.until(lambda: f"job {job} goes back into the queue, time 1 of 8 ==" in project.log(job))
     project.command("scontrol", "update", f"jobid={job}", "timelimit=30")
