@@ -19,8 +19,14 @@ from sampling import sample_sets
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """Compiled code and the compiler's stance do not survive a test."""
+    """Compiled code and the compiler's stance neither reach a test nor survive it: torch compiles the
+    same function only so many times in a process, and then runs it eagerly."""
+    forget_compiled_code()
     yield
+    forget_compiled_code()
+
+
+def forget_compiled_code():
     if "torch._dynamo" in sys.modules:
         torch.compiler.set_stance("default")
         torch._dynamo.reset()
