@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy  # noqa: F401 (before torch: a signal is lost while torch imports it)
 
 from checkpoints.run_dir import newest_checkpoint
 from run_page.checkpoint_summary import CheckpointSummary, read_checkpoint_summary

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy  # noqa: F401 (before torch: a signal is lost while torch imports it)
 import torch
 
 from runtime.devices import Precision, pick_device, pick_precision
