@@ -34,7 +34,7 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in the paper, but at least 4 channels in each, as in the paper's narrowest layer.
+    """32 groups as in the paper, but at least 4 channels in each, as in its narrowest layer.
     In a group of one channel the normalization would remove what the time embedding adds."""
     return nn.GroupNorm(
         math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels, eps=1e-6

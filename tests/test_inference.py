@@ -25,7 +25,10 @@ def test_inference_killed_in_mid_write_gives_the_same_bytes_when_it_is_run_again
     tiny_run, tmp_path
 ):
     def infer(folder, patch=""):
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import Inference; {patch}\nsys.exit(Inference.main(sys.argv[1:]))"
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import Inference; {patch}\n"
+            "sys.exit(Inference.main(sys.argv[1:]))"
+        )
         arguments = [
             "--ckpt",
             tiny_run,

@@ -83,7 +83,8 @@ def test_the_default_sampler_is_no_worse_in_20_steps_than_1000_ancestral_ones(tr
         distance(torch.randn(COUNT, 1, 8, 8).clamp(-1, 1), real),
     )
     print(
-        f"{plan.DEFAULT_SAMPLER} in {plan.DEFAULT_STEPS}: {found:.3f}; ddpm in 1000: {ancestral:.3f}; real {floor:.3f}, noise {noise:.3f}"
+        f"{plan.DEFAULT_SAMPLER} in {plan.DEFAULT_STEPS}: {found:.3f}; "
+        f"ddpm in 1000: {ancestral:.3f}; real {floor:.3f}, noise {noise:.3f}"
     )
     assert plan.DEFAULT_STEPS == 20
     assert found <= 1.05 * ancestral

@@ -70,7 +70,8 @@ def test_it_learns_fashionmnist(real_root, tmp_path):
         / torch.pdist(real[:100].flatten(1).float()).mean()
     )
     print(
-        f"validation loss {loss:.4f}; distance of samples {near:.2f}, of noise {far:.2f}, ratio {far / near:.2f}; spread {spread:.2f}; "
+        f"validation loss {loss:.4f}; distance of samples {near:.2f}, of noise {far:.2f}, "
+        f"ratio {far / near:.2f}; spread {spread:.2f}; "
         f"EMA of {read_checkpoint_file(newest_checkpoint(tmp_path / 'run'))['ema']['n']} steps"
     )
     assert loss < LOSS
@@ -127,7 +128,8 @@ def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
         found = model(torch.from_numpy(samples["arr_0"]).permute(0, 3, 1, 2)).argmax(1).numpy()
     correct = (found == samples["arr_1"]).mean()
     print(
-        f"classifier {float(model.accuracy):.3f} on real digits; {correct:.3f} of {len(found)} samples are the digit asked for"
+        f"classifier {float(model.accuracy):.3f} on real digits; "
+        f"{correct:.3f} of {len(found)} samples are the digit asked for"
     )
     assert model.accuracy >= 0.993
     assert sorted(set(samples["arr_1"].tolist())) == list(range(10))

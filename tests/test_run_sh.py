@@ -163,8 +163,8 @@ def test_what_a_job_adds_to_the_command(tmp_path):
             :2
         ]
         assert (
-            f"--seed 3 --run-dir {run_dir} --resume none --devices 2 --seed 9{resumed} --run-dir {run_dir}"
-            in training
+            f"--seed 3 --run-dir {run_dir} --resume none --devices 2 "
+            f"--seed 9{resumed} --run-dir {run_dir}" in training
         )
         assert sampling.endswith("--devices 2")
         (run_dir / "checkpoints" / "step_00000005.ckpt").touch()

@@ -19,8 +19,8 @@ from sampling import sample_sets
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """Compiled code and the compiler's stance neither reach a test nor survive it: torch compiles the
-    same function only so many times in a process, and then runs it eagerly."""
+    """Start and end without compiled code: torch compiles the same function only a few times in a
+    process, and then runs it eagerly."""
     forget_compiled_code()
     yield
     forget_compiled_code()

@@ -96,7 +96,7 @@ def test_noise_of_an_image_depends_on_seed_and_number_alone():
     assert not torch.equal(Noise(6, [0], (1, 2, 2))(), Noise(5, [0], (1, 2, 2))())
 
 
-# ---- every sampler against a closed form, and against diffusers ------------------------------------------------------
+# ---- every sampler against a closed form, and against diffusers ---------------------------------
 
 
 class Mixture:

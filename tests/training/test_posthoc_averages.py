@@ -14,7 +14,10 @@ def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_d
     options = ("--posthoc-ema", "--save-every", 2)
     for at in (5, 9):
         fit(tiny_data, tmp_path / "run", "--max-steps", at, *options)
-    names = lambda: [p.name[5:13] for p in sorted((tmp_path / "run" / "averages").glob("*.ckpt"))]  # noqa: E731
+
+    def names():
+        return [p.name[5:13] for p in sorted((tmp_path / "run" / "averages").glob("*.ckpt"))]
+
     assert names() == ["00000002", "00000004", "00000006", "00000008"]
     ((tmp_path / "run" / "averages") / "step_00000010.ckpt").write_bytes(b"of another course")
     fit(tiny_data, tmp_path / "run", "--max-steps", 11, *options)
