@@ -119,8 +119,9 @@ class Batches:
     `shuffle`, the first `limit` images are served in their order, and the last batch is smaller.
     The images are kept on the device as uint8, so a step copies nothing from memory to the device.
 
-    Of several processes (`rank` of `world`), each gets its equal share of every training batch.
-    Without `shuffle` the processes take batches in turn; all get the same number, some empty.
+    Of several processes (`rank` of `world_size`), each gets its equal share of every training
+    batch. Without `shuffle` the processes take batches in turn; all get the same number, some
+    empty.
 
     `state_dict` is the position (epoch, batch) after the last batch served, the same in every
     process; after `load_state_dict`, iteration continues there.
@@ -139,13 +140,13 @@ class Batches:
         limit: int | None = None,
         device: str | torch.device = "cpu",
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
         self.count = min(limit or len(data), len(data))
-        if shuffle and batch_size % world:
+        if shuffle and batch_size % world_size:
             raise ValueError(
-                f"batch size {batch_size} cannot be shared by {world} processes: "
-                f"choose a multiple of {world}"
+                f"batch size {batch_size} cannot be shared by {world_size} processes: "
+                f"choose a multiple of {world_size}"
             )
         if shuffle and batch_size > self.count:
             raise ValueError(
@@ -159,7 +160,7 @@ class Batches:
         self.shuffle = shuffle
         self.flip = flip
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
         self.epoch = 0
         self.batch = 0
 
@@ -167,7 +168,7 @@ class Batches:
         """Batches per epoch, in this process."""
         if self.shuffle:
             return self.count // self.batch_size
-        return -(-self.count // (self.batch_size * self.world))
+        return -(-self.count // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.training_batches() if self.shuffle else self.ordered_batches()
@@ -178,7 +179,7 @@ class Batches:
         random = np.random.default_rng((self.seed, Purpose.ORDER, self.epoch))
         order = torch.from_numpy(random.permutation(self.count)).to(device)  # (N,)
         mirrored = torch.from_numpy(random.random(self.count) < 0.5).to(device)  # (N,)
-        share = self.batch_size // self.world
+        share = self.batch_size // self.world_size
         for batch in range(self.batch, len(self)):
             start = batch * self.batch_size + self.rank * share
             chosen = order[start : start + share]
@@ -191,10 +192,10 @@ class Batches:
             yield x, self.labels[chosen]
 
     def ordered_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in their order, every `world`-th batch."""
+        """All images in their order, every `world_size`-th batch."""
         order = torch.arange(self.count, device=self.images.device)
         for batch in range(len(self)):
-            start = (batch * self.world + self.rank) * self.batch_size
+            start = (batch * self.world_size + self.rank) * self.batch_size
             chosen = order[start : start + self.batch_size]
             yield to_float(self.images[chosen]), self.labels[chosen]
 

@@ -129,19 +129,19 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def predictions(self, output: Tensor, x: Tensor, signal: Any, sigma: Any) -> Prediction:
         """x0_hat, Eq. 15, Ho et al. 2020, from the output for x = signal x_0 + sigma eps."""
         output, *rest = output.float().split(x.shape[1], dim=1)
-        share = (rest[0] + 1) / 2 if rest else None
+        fraction = (rest[0] + 1) / 2 if rest else None
         if self.parameterization == "eps":
-            return Prediction((x - sigma * output) / signal, share)
+            return Prediction((x - sigma * output) / signal, fraction)
         if self.parameterization == "x0":
-            return Prediction(output, share)
-        return Prediction(signal * x - sigma * output, share)
+            return Prediction(output, fraction)
+        return Prediction(signal * x - sigma * output, fraction)
 
     def denoise(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True
     ) -> Prediction:
         """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,); `clip` to [-1, 1]."""
-        x0_hat, share = self.predictions(self(x, t, y), x, *self.signal_and_sigma(t))
-        return Prediction(x0_hat.clamp(-1, 1) if clip else x0_hat, share)
+        x0_hat, fraction = self.predictions(self(x, t, y), x, *self.signal_and_sigma(t))
+        return Prediction(x0_hat.clamp(-1, 1) if clip else x0_hat, fraction)
 
     def denoise_sample(
         self: Denoiser,
@@ -159,7 +159,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         `denoise` and `alpha_bar` are used: the sampler ddpm runs this for any `Denoiser`.
         """
         s = t - 1 if s is None else s
-        x0_hat, share = prediction or self.denoise(x, torch.full((len(x),), t, device=x.device))
+        x0_hat, fraction = prediction or self.denoise(x, torch.full((len(x),), t, device=x.device))
         alpha_bar_t, alpha_bar_s = self.alpha_bar(t), self.alpha_bar(s)
         beta = 1 - alpha_bar_t / alpha_bar_s  # beta(t) for s = t - 1
         signal_s, sigma2_s, sigma2_t = alpha_bar_s**0.5, 1 - alpha_bar_s, 1 - alpha_bar_t
@@ -167,7 +167,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         if s == 0:
             return mean
         variance = variance or str(getattr(self, "variance", "large"))
-        sigma = reverse_deviation(variance, beta, beta * sigma2_s / sigma2_t, share)
+        sigma = reverse_deviation(variance, beta, beta * sigma2_s / sigma2_t, fraction)
         return mean + sigma * (torch.randn_like(x) if z is None else z)
 
     def get_loss(self, batch: Any, batch_idx: int) -> Tensor:

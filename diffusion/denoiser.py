@@ -10,7 +10,7 @@ class Prediction(NamedTuple):
     logarithm between that of the small variance (0) and that of the large one (1), (B,C,H,W)."""
 
     x0_hat: Tensor
-    share: Tensor | None = None
+    fraction: Tensor | None = None
 
 
 class Denoiser(Protocol):

@@ -75,8 +75,8 @@ def bound_term(model: Any, x_0: Tensor, x_t: Tensor, t: Tensor, prediction: Pred
     small = model.posterior(x_0, x_t, at_least_2, at_least_2 - 1)[1].clamp(min=1e-20)
     first, large = (t == 1)[:, None, None, None], model.step_beta(t, s)
     if model.variance == "learned":
-        assert prediction.share is not None
-        log_variance = learned_log_variance(prediction.share, large, small)
+        assert prediction.fraction is not None
+        log_variance = learned_log_variance(prediction.fraction, large, small)
     elif model.variance == "large":
         # In the first step it is the small one, too: the decoder fits better with it.
         log_variance = torch.where(first, small, large).log()
@@ -93,8 +93,8 @@ def learned_variance_bound(
     learns from it, not the mean (Nichol & Dhariwal 2021, section 3.1)."""
     C = x_0.shape[1]
     output = torch.cat([output[:, :C].detach(), output[:, C:]], dim=1)
-    x0_hat, share = model.predictions(output, x_t, *model.signal_and_sigma(t))
-    return bits_per_dim(bound_term(model, x_0, x_t, t, Prediction(x0_hat.clamp(-1, 1), share)))
+    x0_hat, fraction = model.predictions(output, x_t, *model.signal_and_sigma(t))
+    return bits_per_dim(bound_term(model, x_0, x_t, t, Prediction(x0_hat.clamp(-1, 1), fraction)))
 
 
 def last_term(model: Any, x_0: Tensor) -> Tensor:

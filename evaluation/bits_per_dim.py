@@ -7,18 +7,17 @@ Letters in the shape columns: N images, B batch, C channels, H and W height and 
 of steps.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from Dataset import DiffSet, to_float
 from diffusion import likelihood
 from diffusion.probability_flow import flow
 from DiffusionModel import DiffusionModel
+from runtime.progress_bar import progress_bar
 from runtime.randomness import Purpose
 from sampling.noise import Noise
 
@@ -30,12 +29,11 @@ def batches(
 
     title: of a progress bar; none is shown without one.
     """
-    for indices in tqdm(
+    for indices in progress_bar(
         data.subset(count).split(batch_size),
-        desc=title,
+        title,
         unit=" batches",
         disable=not title,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
     ):
         x_0 = to_float(data.images[indices].to(device))
         yield indices.tolist(), x_0, data.labels[indices].to(device)

@@ -15,17 +15,16 @@ K classes.
 
 import hashlib
 import itertools
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from Dataset import Batches, DiffSet, to_float
 from runtime import devices
 from runtime.atomic_file import complete_file
+from runtime.progress_bar import progress_bar
 
 BATCH_SIZE = 256
 LEARNING_RATE = 0.2
@@ -160,12 +159,11 @@ def train_classifier(
         optimizer, LEARNING_RATE, total_steps=total, pct_start=0.25, cycle_momentum=False
     )
     endless = itertools.chain.from_iterable(itertools.repeat(batches))
-    progress = tqdm(
+    progress = progress_bar(
         itertools.islice(endless, total),
         f"training a classifier of {train_set.name}, once",
-        total,
+        total=total,
         unit=" steps",
-        mininterval=0.5 if sys.stderr.isatty() else 60,
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)

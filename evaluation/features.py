@@ -16,7 +16,6 @@ K classes.
 import contextlib
 import hashlib
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3
-from tqdm import tqdm
 
 from Dataset import DiffSet
 from evaluation.classifier import Classifier, load_or_train
 from runtime.atomic_file import complete_file
 from runtime.messages import one_line
+from runtime.progress_bar import progress_bar
 
 NAMES = ("classifier", "efficientnet-lite0", "inception")
 CPU_BATCH = 25  # images of 224x224 whose activations fit in a CPU's cache
@@ -192,13 +191,12 @@ def extract_features(
     """
     device = next(extractor.network.parameters()).device
     features, logits = [], []
-    for batch in tqdm(
+    for batch in progress_bar(
         images.split(batch_size),
-        desc=title,
+        title,
         unit=" batches",
         disable=not title,
         leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
     ):
         batch_features, batch_logits = extractor.network(batch.to(device))
         features.append(batch_features.float().cpu())

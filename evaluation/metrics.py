@@ -12,7 +12,6 @@ Letters in the shape columns: N images, C channels, H and W height and width, F 
 K classes.
 """
 
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from evaluation.distances import (
 from evaluation.features import FeatureExtractor, extract_features
 from evaluation.neighbours import audit, draw_neighbours, nearest
 from evaluation.real_images import OTHER_SPLIT, RealImages, Split
+from runtime.progress_bar import progress_bar
 from runtime.randomness import Purpose
 from sampling.noise import Noise
 from sampling.plan import SamplingPlan
@@ -104,12 +104,11 @@ def distances(
     }
     held_out = {split: reference[OTHER_SPLIT[split]][: samples.count] for split in reference}
     small = sum(len(features) < samples.count for features in held_out.values())
-    with tqdm(
+    with progress_bar(
+        title=f"distances, {extractor.name}",
         total=2 * (len(sets) + 2) + len(sets) * small,
-        desc=f"distances, {extractor.name}",
         unit=" sets",
         leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
     ) as bar:
         for split, features in reference.items():
             measured[f"to_{split}"] = distances_from(samples, features, held_out[split], bar)
@@ -231,7 +230,7 @@ def memorization(
     }
     audits, quotients = {}, {}
     title = f"memorization, {extractor.name}"
-    for name in tqdm(compared, title, unit=" audits", leave=False):
+    for name in progress_bar(compared, title, unit=" audits", leave=False):
         audits[name], quotients[name] = audit(*compared[name])
     chosen = quotients["features"].argsort()[:LIKE_TRAINING]
     count = min(NEIGHBOURS, len(train))

@@ -19,6 +19,7 @@ from Dataset import to_uint8
 from DiffusionModel import DiffusionModel
 from runtime.compiling import compile_network
 from runtime.processes import Processes
+from runtime.progress_bar import progress_bar
 from sampling.editing import invert, slerp
 from sampling.input_images import EditInputs
 from sampling.noise import Noise
@@ -106,13 +107,12 @@ def generate_images(
 
 def sample_images(job: SamplingJob, images: range) -> GeneratedImages:
     """Sample the images with these numbers, in batches."""
-    bar = tqdm(
+    bar = progress_bar(
+        title="denoising",
         total=len(images) * job.plan.steps,
-        desc="denoising",
         unit="step",
         disable=images.start > 0,
         bar_format="{l_bar}{bar:12}| {elapsed} so far, {remaining} left",
-        mininterval=0.5 if sys.stderr.isatty() else 60,
     )
     with bar:
         ends = invert_endpoints(job) if job.edit.endpoints and images else None

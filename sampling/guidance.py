@@ -49,17 +49,17 @@ class Guided:
         """Predict x_0 from x_t (N,C,H,W) at t (N,), the same t for all images."""
         low, high = self.interval
         if self.y is None or self.scale == 1 or not low <= int(t[0]) <= high:
-            x0_hat, share = self.model.denoise(x, t, self.y, clip=False)
+            x0_hat, fraction = self.model.denoise(x, t, self.y, clip=False)
         else:
-            x0_hat, share = self.guided(x, t, self.y)
-        return Prediction(x0_hat.clamp(-1, 1) if self.clip else x0_hat, share)
+            x0_hat, fraction = self.guided(x, t, self.y)
+        return Prediction(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
         """The guided prediction; a learned variance is that of the prediction with the label."""
         N, null = len(x), torch.full_like(y, self.model.unet.classes)
-        both, share = self.model.denoise(  # (2N,C,H,W)
+        both, fraction = self.model.denoise(  # (2N,C,H,W)
             torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]), clip=False
         )
         conditional, unconditional = both[:N], both[N:]
         x0_hat = unconditional + self.scale * (conditional - unconditional)
-        return Prediction(x0_hat, None if share is None else share[:N])
+        return Prediction(x0_hat, None if fraction is None else fraction[:N])

@@ -16,7 +16,6 @@ Letters in the shape columns: N images, C channels, H and W height and width.
 import contextlib
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from Dataset import to_uint8
 from DiffusionModel import DiffusionModel
 from image_data.npz_files import NpzError, read_npz, write_npz
+from runtime.progress_bar import progress_bar
 from sampling.plan import SamplingPlan, labels_in_turn, sample_steps
 
 IMAGES_PER_FILE = 500
@@ -142,13 +142,12 @@ def write_samples(
         one_step = replace(plan, sampler="ddim", times=(model.T, 0))
         sample_batch(model, one_step, range(min(batch_size, len(missing[0]))), seed)
     total = sum(len(indices) for indices in file_ranges(count, rank, world_size))
-    bar = tqdm(
+    bar = progress_bar(
+        title=title,
         total=total,
         initial=total - sum(len(indices) for indices in missing),
-        desc=title,
         unit=" images",
         disable=rank > 0 or not missing,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
     )
     with bar, count_evaluations(model) as counter:
         for indices in missing:

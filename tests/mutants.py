@@ -99,8 +99,8 @@ MUTANTS = [
     Mutant(
         "x0_hat is not divided by the signal",
         "DiffusionModel.py",
-        "Prediction((x - sigma * output) / signal, share)",
-        "Prediction(x - sigma * output, share)",
+        "Prediction((x - sigma * output) / signal, fraction)",
+        "Prediction(x - sigma * output, fraction)",
         "test_denoise_undoes_target",
     ),
     Mutant(
@@ -199,8 +199,8 @@ MUTANTS = [
     Mutant(
         "the ends of the learned variance are swapped",
         "diffusion/variance.py",
-        "share * math.log(large) + (1 - share) * math.log(small)",
-        "share * math.log(small) + (1 - share) * math.log(large)",
+        "fraction * math.log(large) + (1 - fraction) * math.log(small)",
+        "fraction * math.log(small) + (1 - fraction) * math.log(large)",
         "test_a_step_with_learned_variance_equals_diffusers",
     ),
     Mutant(
@@ -321,7 +321,7 @@ MUTANTS = [
     Mutant(
         "the batch size is that of one process",
         "Dataset.py",
-        "share = self.batch_size // self.world",
+        "share = self.batch_size // self.world_size",
         "share = self.batch_size",
         "test_processes_share_each_batch",
         "2",

@@ -164,12 +164,15 @@ def test_a_batch_larger_than_the_dataset_is_refused(tmp_path):
         Batches(numbered(tmp_path), 21)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_processes_share_each_batch(tiny_data, world):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_each_batch(tiny_data, world_size):
     """Their shares, concatenated, are the batch of one process; all have the same position."""
     data = DiffSet(True, str(tiny_data), image_size=8)
     whole = list(Batches(data, 8, seed=3, flip=True))
-    shares = [Batches(data, 8, seed=3, flip=True, rank=rank, world=world) for rank in range(world)]
+    shares = [
+        Batches(data, 8, seed=3, flip=True, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     parts = [list(share) for share in shares]
     assert all(len(part) == len(whole) for part in parts)
     for i, (x, y) in enumerate(whole):
@@ -183,7 +186,9 @@ def test_processes_take_validation_batches_in_turn(tiny_data):
     second."""
     data = DiffSet(False, str(tiny_data), image_size=8)
     whole = list(Batches(data, 8, shuffle=False))
-    first, second = (list(Batches(data, 8, shuffle=False, rank=rank, world=2)) for rank in (0, 1))
+    first, second = (
+        list(Batches(data, 8, shuffle=False, rank=rank, world_size=2)) for rank in (0, 1)
+    )
     assert [len(x) for x, _ in whole] == [8, 8, 4]
     assert [len(x) for x, _ in first] == [8, 4]
     assert [len(x) for x, _ in second] == [8, 0]
@@ -195,4 +200,4 @@ def test_a_batch_that_cannot_be_shared_is_refused(tiny_data):
     with pytest.raises(
         ValueError, match="8 cannot be shared by 3 processes: choose a multiple of 3"
     ):
-        Batches(DiffSet(True, str(tiny_data), image_size=8), 8, world=3)
+        Batches(DiffSet(True, str(tiny_data), image_size=8), 8, world_size=3)

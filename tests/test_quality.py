@@ -12,7 +12,7 @@ from sampling.noise import Noise
 from sampling.samplers import sample
 from sampling.time_grid import time_grid
 
-STEPS, COUNT = 1000, 2000
+STEPS, COUNT = 1000, 600
 
 
 def distance(images: torch.Tensor, real: torch.Tensor) -> float:

@@ -15,12 +15,12 @@ from diffusion.draws import Share
 
 
 def micro_batches(
-    x: Tensor, y: Tensor, accumulate: int, rank: int = 0, world: int = 1, attempt: int = 0
+    x: Tensor, y: Tensor, accumulate: int, rank: int = 0, world_size: int = 1, attempt: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Share]]:
     """`accumulate` equal micro-batches of one process's images (B,C,H,W) and labels (B,) of a
     step."""
     for i, (x_i, y_i) in enumerate(zip(x.chunk(accumulate), y.chunk(accumulate))):
-        yield x_i, y_i, Share(rank * accumulate + i, world * accumulate, attempt)
+        yield x_i, y_i, Share(rank * accumulate + i, world_size * accumulate, attempt)
 
 
 class TrainingBatches:
@@ -39,9 +39,9 @@ class TrainingBatches:
         return len(self.batches) * self.accumulate
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Share]]:
-        rank, world = self.batches.rank, self.batches.world
+        rank, world_size = self.batches.rank, self.batches.world_size
         for x, y in self.batches:
-            yield from micro_batches(x, y, self.accumulate, rank, world, self.attempt)
+            yield from micro_batches(x, y, self.accumulate, rank, world_size, self.attempt)
 
     def state_dict(self) -> dict[str, int]:
         return self.batches.state_dict()
@@ -67,7 +67,7 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Share]]:
         self.cut_short = False
-        share = Share(self.batches.rank, self.batches.world)
+        share = Share(self.batches.rank, self.batches.world_size)
         for x, y in self.batches:
             if self.is_stopped():
                 self.cut_short = True

@@ -8,11 +8,9 @@ import pytorch_lightning as pl
 from torch import Tensor
 from tqdm import tqdm
 
+from runtime.progress_bar import LOG_PAUSE, TERMINAL_PAUSE
 from training.step_callback import StepCallback
 from training.validation import Validation
-
-TERMINAL_PAUSE = 0.5  # seconds between updates of the line in a terminal
-LOG_PAUSE = 60.0  # seconds between lines in a log file
 
 
 class Progress(StepCallback):

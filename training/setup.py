@@ -58,7 +58,7 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
         batch_size=settings.batch_size,
         device=machine.device,
         rank=machine.processes.global_rank,
-        world=machine.processes.world_size,
+        world_size=machine.processes.world_size,
     )
     return TrainingRun(
         settings=settings,

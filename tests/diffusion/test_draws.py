@@ -33,6 +33,8 @@ def test_the_shares_of_processes_are_one_batch():
     for parts in (2, 4, 8):
         losses = [m.get_loss(part, 5) for part in micro_batches(x, y, parts)]
         assert torch.allclose(torch.stack(losses).mean(), whole, rtol=1e-4)
-    one_rank = [m.get_loss(part, 5) for part in micro_batches(x[4:], y[4:], 2, rank=1, world=2)]
+    one_rank = [
+        m.get_loss(part, 5) for part in micro_batches(x[4:], y[4:], 2, rank=1, world_size=2)
+    ]
     of_four = [m.get_loss(part, 5) for part in micro_batches(x, y, 4)]
     assert torch.equal(torch.stack(one_rank), torch.stack(of_four[2:]))

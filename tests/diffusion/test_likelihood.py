@@ -214,8 +214,8 @@ def test_terms_equal_a_slow_loop(settings):
         prediction = model.denoise(x_t, torch.full((B,), t))
         x0_hat = prediction.x0_hat.detach().double().numpy()
         share = np.zeros_like(x0_hat)
-        if prediction.share is not None:
-            share = prediction.share.detach().double().numpy()
+        if prediction.fraction is not None:
+            share = prediction.fraction.detach().double().numpy()
         small = beta[max(2, t)] * (1 - abar[max(2, t) - 1]) / (1 - abar[max(2, t)])
         for b in range(B):
             total = 0.0

@@ -68,8 +68,12 @@ def test_the_bound_equals_a_slow_loop():
             ) / (1 - abar[k])
 
         x0_hat = ((x - (1 - abar[k]) ** 0.5 * first) / abar[k] ** 0.5).clamp(-1, 1)
-        share = (second + 1) / 2
-        spread = (share * math.log(beta[k]) + (1 - share) * math.log(small(max(k, 2)))).exp().sqrt()
+        fraction = (second + 1) / 2
+        spread = (
+            (fraction * math.log(beta[k]) + (1 - fraction) * math.log(small(max(k, 2))))
+            .exp()
+            .sqrt()
+        )
         if k > 1:
             term = torch.distributions.kl_divergence(
                 normal(mean(x_0[i].double()), small(k) ** 0.5), normal(mean(x0_hat), spread)
@@ -121,12 +125,12 @@ def test_a_step_with_learned_variance_equals_diffusers():
         assert torch.allclose(ours, expected, atol=1e-4), t
 
 
-@pytest.mark.parametrize(("share", "variance"), [(1.0, "large"), (0.0, "small")])
-def test_learned_variance_ends_at_the_two_of_the_paper(share, variance):
+@pytest.mark.parametrize(("fraction", "variance"), [(1.0, "large"), (0.0, "small")])
+def test_learned_variance_ends_at_the_two_of_the_paper(fraction, variance):
     m, x = learned(), torch.randn(2, 1, 8, 8)
 
     predict = m.denoise
-    m.denoise = lambda x, t: Prediction(predict(x, t).x0_hat, torch.full_like(x, share))
+    m.denoise = lambda x, t: Prediction(predict(x, t).x0_hat, torch.full_like(x, fraction))
     for steps in (13, 999):
         runs = []
         for kind in ("learned", variance):

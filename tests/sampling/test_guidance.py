@@ -58,8 +58,8 @@ def test_guidance_with_a_learned_variance_takes_the_variance_of_the_label():
         torch.full((4,), 600),
         torch.tensor([0, 1, 2, 0]),
     )
-    share = Guided(m, y, 3.0).denoise(x, t).share
-    assert torch.allclose(share, m.denoise(x, t, y).share, atol=1e-6)
+    fraction = Guided(m, y, 3.0).denoise(x, t).fraction
+    assert torch.allclose(fraction, m.denoise(x, t, y).fraction, atol=1e-6)
 
 
 def test_labels_that_the_model_does_not_know_are_refused():
