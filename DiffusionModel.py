@@ -5,12 +5,14 @@ The name in the code and the symbol in the paper:
     x_0, x_t    images, clean and at time t       beta(t)        beta_t, variance added at step t
     eps         the noise in x_t                  alpha(t)       1 - beta_t
     x0_hat      prediction of x_0 from x_t        alpha_bar(t)   product of alpha(1) .. alpha(t)
+    s           the next time, s < t              signal, sigma  sqrt(alpha_bar), sqrt(1-alpha_bar)
 
 Time counts as in the paper: t = 0 is the clean image, t = T is pure noise; alpha_bar(0) = 1.
 Letters in the shape columns: B batch, C channels, H and W height and width, T number of steps.
 """
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from diffusion import objective
 from diffusion.denoiser import Denoiser, Prediction
 from diffusion.draws import Draws, split_batch
 from diffusion.likelihood import learned_variance_bound
+from diffusion.optimizers import build_optimizer, learning_rate_factor
 from diffusion.settings import ModelSettings
 from diffusion.variance import reverse_deviation
 from runtime.randomness import Purpose
@@ -32,9 +35,8 @@ from Unet import Unet
 class ForwardProcess(nn.Module):
     """Section 2: from x_0 to x_t, and back one step where x_0 is known.
 
-    Tables have T + 1 entries, computed in float64 and kept as float32 buffers, in no checkpoint.
-    `beta`, `alpha`, `alpha_bar`: a whole number t -> a double; t (B,) -> float32 (B,).
-    """
+    Tables have T + 1 entries, computed in float64 and stored as float32 buffers, which are in no
+    checkpoint. `beta`, `alpha`, `alpha_bar`: an int t gives a float, t (B,) gives float32 (B,)."""
 
     _beta: Tensor
     _alpha_bar: Tensor
@@ -97,9 +99,8 @@ class ForwardProcess(nn.Module):
 class DiffusionModel(pl.LightningModule, ForwardProcess):
     """Section 3: a network that predicts the noise, how it is trained, and one reverse step.
 
-    settings: the fields of `ModelSettings`; `DiffusionModel(**hparams)` is this model again.
-    Raises ValueError where the betas leave no trace of x_0, or the network's sizes do not divide.
-    """
+    settings: the fields of `ModelSettings`; `DiffusionModel(**hparams)` rebuilds the model. Raises
+    ValueError if alpha_bar becomes too small, or the image cannot be halved often enough."""
 
     def __init__(self, **settings: Any):
         super().__init__()
@@ -113,8 +114,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """The network's output for x_t: x (B,C,H,W), t (B,) in 1..T, labels y (B,) or None,
-        augmentation (B,L) or None -> (B,C,H,W), or (B,2C,H,W) with a learned variance."""
+        """The network's output (B,C or 2C,H,W) for x_t (B,C,H,W), t (B,) in 1..T, labels y (B,)."""
         return self.unet(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -127,7 +127,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return signal * eps - sigma * x_0
 
     def predictions(self, output: Tensor, x: Tensor, signal: Any, sigma: Any) -> Prediction:
-        """x0_hat, Eq. 15, Ho et al. 2020, from the output for x = signal x_0 + sigma eps."""
+        """x0_hat, Eq. 15, Ho et al. 2020, from the output for x = signal x_0 + sigma eps; and the
+        variance's fraction if it is learned."""
         output, *rest = output.float().split(x.shape[1], dim=1)
         fraction = (rest[0] + 1) / 2 if rest else None
         if self.parameterization == "eps":
@@ -155,9 +156,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         """One reverse step, Algorithm 2 of Ho et al. 2020: x_t (B,C,H,W) -> x_s, s = t - 1.
 
         For s < t - 1, beta(t) becomes 1 - alpha_bar(t) / alpha_bar(s). z (B,C,H,W): standard normal
-        noise, drawn by default; none is added where s = 0. variance: the model's by default. Only
-        `denoise` and `alpha_bar` are used: the sampler ddpm runs this for any `Denoiser`.
-        """
+        noise, drawn by default; none is added if s = 0. variance: the model's by default. The
+        sampler ddpm runs this for any `Denoiser`."""
         s = t - 1 if s is None else s
         x0_hat, fraction = prediction or self.denoise(x, torch.full((len(x),), t, device=x.device))
         alpha_bar_t, alpha_bar_s = self.alpha_bar(t), self.alpha_bar(s)
@@ -175,7 +175,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         with a learned variance L_hybrid (Eq. 16, Nichol & Dhariwal 2021).
 
         batch: x_0 (B,C,H,W) in [-1,1], or (x_0, labels (B,)), or (x_0, labels, `Share`). Times and
-        noise are a function of (seed, batch_idx): every batch needs a number of its own.
+        noise depend on (seed, batch_idx) alone: `training_step` gives the global step.
         """
         x_0, y, share = split_batch(batch, self.unet.classes)  # (B,C,H,W), (B,)
         draws = Draws(x_0, (self.seed, Purpose.TRAIN, batch_idx, share.attempt), share)
@@ -187,9 +187,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         output = self(x_t, t, y, augmentation).float()  # (B,C or 2C,H,W)
         error = self.squared_error(output, x_0, eps, t) * self.weight(t)  # (B,)
         if self.variance == "learned":
-            error = error + objective.BOUND * self.T * learned_variance_bound(
-                self, output, x_0, x_t, t
-            )
+            bound = learned_variance_bound(self, output, x_0, x_t, t)  # (B,)
+            error = error + objective.BOUND * self.T * bound
         return error.mean()
 
     def squared_error(self, output: Tensor, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -212,9 +211,10 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         output = self(self.q_sample(x_0, t, eps), t, y).float()
         return {"t": t, "error": self.squared_error(output, x_0, eps, t)}
 
-    def configure_optimizers(self) -> Any:
-        """Adam with a linear warm-up, appendix B of Ho et al. 2020."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.settings.lr, fused=True)
-        steps = max(1, self.settings.warmup)
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+    def configure_optimizers(self, max_steps: int | None = None) -> Any:
+        """Adam with a linear warm-up, appendix B of Ho et al. 2020, by default. max_steps: the
+        length of the training; by default that of the Trainer."""
+        optimizer = build_optimizer(self.settings, self.unet)
+        factor = partial(learning_rate_factor, self.settings, max_steps or self.trainer.max_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -85,12 +85,17 @@ def build_parser() -> Parser:
         metavar="CLASS",
         help="number or name; all: a row of each (none: images of any class)",
     )
-    flags.add_guidance(group, help="how strongly the class is asked for; 1 is the model's (1)")
+    group = parser.add_argument_group("guidance")
+    add = group.add_argument
+    flags.add_guidance(
+        group, help="strength of the guidance; 1 is none (that of the model; 1 for edits and ddpm)"
+    )
+    flags.add_guide(group)
     add(
         "--guidance-interval",
         type=interval,
         metavar="LO,HI",
-        help="the t at which guidance applies (all)",
+        help="the t at which guidance applies (all; with --guide-with auto from T/5 up)",
     )
     group = parser.add_argument_group("editing")
     add = group.add_argument
@@ -209,6 +214,7 @@ def image_request(args: argparse.Namespace, precision: str) -> ImageRequest:
         variance=args.variance,
         label=args.label,
         guidance=args.guidance,
+        guide_with=args.guide_with,
         guidance_interval=args.guidance_interval,
         input_image=args.input_image,
         start_step=args.start_step,
@@ -321,10 +327,10 @@ def of_interpolation(args: argparse.Namespace) -> str:
 
 
 def of_guidance(args: argparse.Namespace) -> str:
-    if args.guidance_interval and args.guidance == 1:
-        return "--guidance-interval needs a strength: add --guidance"
-    if args.label is None and (args.guidance != 1 or args.guidance_interval):
-        return "--guidance needs a class: add --class"
+    if args.guidance == 1 and (args.guidance_interval or args.guide_with):
+        return "--guidance 1 is none: choose another strength, or leave the other flags out"
+    if args.label is None and args.guide_with == "labels":
+        return "--guide-with labels needs a class: add --class"
     return ""
 
 

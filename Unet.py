@@ -34,8 +34,8 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in the paper, but at least 4 channels in each, as in its narrowest layer.
-    In a group of one channel the normalization would remove what the time embedding adds."""
+    """32 groups as in the paper, but at least 4 channels in each, as in its narrowest layer: with
+    one channel in a group, the normalization would remove what the time embedding adds."""
     return nn.GroupNorm(
         math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels, eps=1e-6
     )
@@ -74,8 +74,8 @@ class ResidualBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v with one head: q, k, v (B,N,C) -> (B,N,C). For few positions on a
-    CPU it is written out: there the fused kernel takes twice as long in bf16."""
+    """softmax(q k^T / sqrt(C)) v with one head: q, k, v (B,N,C) -> (B,N,C). Written out for few
+    positions on a CPU, where torch's fused kernel takes twice as long in bf16."""
     if q.device.type != "cpu" or q.shape[1] > 1024:
         return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
     return torch.bmm((torch.bmm(q, k.transpose(1, 2)) * q.shape[-1] ** -0.5).softmax(dim=-1), v)
@@ -113,7 +113,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour, then a convolution.
 
-    On a CPU both are one transposed convolution, which was measured to be faster. Several of the
+    On a CPU the two are fused into one transposed convolution, which is faster. Several of the
     nine pixels under the 3x3 kernel are copies of the same pixel, so their weights can be added:
     that leaves a 4x4 kernel and 16 products in place of 36.
     """
@@ -123,12 +123,12 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.at_once(x) if x.device.type == "cpu" else self.in_turn(x)  # (B, C, 2H, 2W)
+        return self.fused(x) if x.device.type == "cpu" else self.unfused(x)  # (B, C, 2H, 2W)
 
-    def in_turn(self, x: Tensor) -> Tensor:
+    def unfused(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # (B, C, 2H, 2W)
 
-    def at_once(self, x: Tensor) -> Tensor:
+    def fused(self, x: Tensor) -> Tensor:
         kernel = self.conv.weight.transpose(0, 1).flip(2, 3)  # (C, C, 3, 3)
         kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))  # (C, C, 4, 3)
         kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))  # (C, C, 4, 4)
@@ -165,8 +165,8 @@ class Level(NamedTuple):
 def down_path(
     channels: int, levels: list[Level], blocks: int, stage: Callable[[int, int, bool], Stage]
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The layers from the highest resolution to the lowest, and the channels of what goes to the
-    way up: of the first layer's input and of every layer's output."""
+    """The layers from the highest resolution to the lowest, and the channel counts of the skip
+    connections: of the first layer's input and of every layer's output."""
     layers, skips = nn.ModuleList(), [channels]
     for level in levels:
         for _ in range(blocks):
@@ -182,7 +182,7 @@ def up_path(
     skips: list[int], levels: list[Level], blocks: int, stage: Callable[[int, int, bool], Stage]
 ) -> nn.ModuleList:
     """The layers from the lowest resolution to the highest. Each stage takes the output of the
-    layer before, and the last of `skips` that is left."""
+    layer before, concatenated with the most recent unused skip."""
     layers, skips = nn.ModuleList(), list(skips)
     channels = skips[-1]
     for level in reversed(levels):
@@ -201,11 +201,13 @@ class Unet(nn.Module):
     depth: channels of the image. size: its height and width. width: channels of the first level;
     level i has `width * mults[i]`. attention: resolutions (in pixels of the feature map) with
     self-attention; the middle always has it. blocks: residual blocks a level on the way down (one
-    more on the way up). dropout: see `ResidualBlock`, as film. patch: side of the squares folded
+    more on the way up). dropout: probability, before each block's second convolution. film: see
+    `ResidualBlock`. patch: side of the squares folded
     into channels at the input and unfolded at the output (space-to-depth); 1 is the paper's, 2
-    makes everything about 4 times cheaper. classes: number of labels, 0 for none. outputs: images
-    in the output for each image in the input. augmentations: length of the vector that describes
-    how an image was augmented, all 0 for not at all (Karras et al. 2022, appendix F.2).
+    makes everything about 4 times cheaper. classes: number of labels, 0 for none. outputs: output
+    images for each input image, 2 with a learned variance. augmentations: length of the vector
+    that describes how an image was augmented, all 0 if it was not (Karras et al. 2022, appendix
+    F.2).
 
     Raises ValueError where the sizes do not divide.
     """

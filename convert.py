@@ -55,6 +55,12 @@ def build_parser() -> Parser:
         metavar="CLASS",
         help="of a model with classes, by number or name, or none: this one alone (all of them)",
     )
+    add(
+        "--half",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="weights in half precision, for --to safetensors (no)",
+    )
     return parser
 
 
@@ -73,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         ema=args.weights == "ema",
         ema_length=args.ema_length,
         class_name=args.label,
+        half=args.half,
     )
     try:
         description = export(settings)
@@ -88,6 +95,8 @@ def contradiction(args: argparse.Namespace) -> str:
     """Return what is wrong with the combination of flags, in one line, or an empty string."""
     if args.ema_length is not None and args.weights == "raw":
         return "--ema-length averages the weights: leave out --weights raw"
+    if args.half and args.to != "safetensors":
+        return "--half is for --to safetensors: leave it out"
     ending, suffix = ENDINGS[args.to], args.out.suffix
     if ending and suffix != ending:
         return f"--to {args.to} writes a {ending} file: choose another --out than {args.out}"

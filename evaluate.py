@@ -37,6 +37,7 @@ SAMPLING_FLAGS = {
     "eta",
     "variance",
     "guidance",
+    "guide_with",
     "features",
     "inception_weights",
     "references",
@@ -130,9 +131,9 @@ def build_parser() -> Parser:
     flags.add_eta(group, help="noise of ddim (0)")
     flags.add_variance(group, help="of ddpm (that of the model)")
     flags.add_guidance(
-        group,
-        help="how strongly a class is asked for; sample i is of class i mod K (1)",
+        group, help="strength of the guidance; sample i is of class i mod K (that of the model)"
     )
+    flags.add_guide(group)
     group = parser.add_argument_group("distances")
     add = group.add_argument
     add(
@@ -222,6 +223,7 @@ def make_plan(args: argparse.Namespace, device_type: str, precision: str) -> Eva
         eta=args.eta or 0.0,
         variance=args.variance,
         guidance=args.guidance,
+        guide_with=args.guide_with,
         features=tuple(args.features or ()),
         inception_weights=args.inception_weights,
         references=args.references,

@@ -149,7 +149,7 @@ def add_network_flags(group: flags.Group) -> None:
         "--film",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="time scales, too, and not only shifts; not in the paper (no)",
+        help="the time embedding scales and shifts (FiLM), not only shifts; not in the paper (no)",
     )
 
 
@@ -213,6 +213,14 @@ def add_diffusion_flags(group: flags.Group) -> None:
         help="tell the network the label; not in the paper (no)",
     )
     add(
+        "--guidance",
+        type=real(0, 1000),
+        default=1.0,
+        metavar="W",
+        help="of samples, by an early average of the training; kept in the checkpoint as their "
+        "default; not in the paper (1: none)",
+    )
+    add(
         "--label-dropout",
         type=real(0, 1),
         default=0.1,
@@ -230,13 +238,39 @@ def add_training_flags(group: flags.Group) -> None:
         help="see below; auto: paper on a CUDA GPU, laptop without one (auto)",
     )
     flags.add_batch_size(group, default=128, help="images a step, over all devices (128)")
+    add(
+        "--optimizer",
+        choices=("adam", "muon"),
+        default="adam",
+        help="muon: Muon for the hidden weights, Adam for the rest; not in the paper (adam)",
+    )
     add("--lr", type=real(0, 10), default=2e-4, metavar="R", help="learning rate of Adam (2e-4)")
+    add(
+        "--muon-lr",
+        type=real(0, 10),
+        default=0.02,
+        metavar="R",
+        help="learning rate of Muon (0.02)",
+    )
     add(
         "--warmup",
         type=whole(0),
         default=5000,
         metavar="N",
-        help="steps in which the rate rises linearly (5000)",
+        help="steps in which the rates rise linearly (5000)",
+    )
+    add(
+        "--lr-schedule",
+        choices=("constant", "linear", "cosine"),
+        default="constant",
+        help="how the rates fall to 0 at --max-steps (constant: not at all)",
+    )
+    add(
+        "--cooldown",
+        type=real(0, 1),
+        default=1.0,
+        metavar="X",
+        help="over which last share of --max-steps they fall (1: all)",
     )
     add(
         "--clip",

@@ -8,9 +8,10 @@ shapes and values are checked before a network is built from it. Beside the keys
 
     hyper_parameters    the settings of the model
     ema                 "weights", their moving average, and "n", the number of updates
+    early               averages of early steps, which guide the model
     power               the averages for post-hoc EMA, if the run keeps them
-    course              settings of the run that a resumed run must share: batch size, data, ...
-    noise               "stream", which noise the run uses, and "skipped", bad steps in a row
+    course              settings that must match on resume, `FixedSettings`: batch size, data, ..
+    noise               "stream", the restarts after divergence, and "skipped", bad steps in a row
     elapsed             seconds of training
 """
 
@@ -25,11 +26,12 @@ from torch import Tensor
 
 from checkpoints.averaging import average_weights
 from checkpoints.checkpoint_file import DamagedFile, read_checkpoint_file, sha256_of
+from checkpoints.early_average import read_early_average
 from checkpoints.loaded_model import LoadedModel
 from checkpoints.other_formats import is_other_format, read_other_format
 from checkpoints.run_dir import list_checkpoints
 from checkpoints.validation import check_weights
-from diffusion.settings import DERIVED, ModelSettings, check_settings
+from diffusion.settings import ADDED, DERIVED, ModelSettings, check_settings
 from DiffusionModel import DiffusionModel
 
 DICTS = ("hyper_parameters", "state_dict", "ema", "course", "noise")
@@ -49,6 +51,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DamagedFile(
             f"{path} is not a checkpoint of this project: give a file written by train.py"
         )
+    for name in ADDED:
+        checkpoint["hyper_parameters"].setdefault(name, getattr(ModelSettings, name))
     check_settings(checkpoint["hyper_parameters"])
     names = {field.name for field in fields(ModelSettings)} | {*DERIVED}
     if missing := names - checkpoint["hyper_parameters"].keys():
@@ -125,6 +129,7 @@ def load_model(
         with torch.device("meta"):
             expected = DiffusionModel(**checkpoint["hyper_parameters"]).state_dict()
         check_weights(model_weights(checkpoint, ema), expected)
+        read_early_average(checkpoint)
 
     checkpoint = first_valid_checkpoint(path, check)
     model = DiffusionModel(**checkpoint["hyper_parameters"])
@@ -137,6 +142,7 @@ def load_model(
         sha256=checkpoint.get("sha256") or sha256_of(checkpoint["path"]),
         step=checkpoint["global_step"],
         trained_on=str(checkpoint["course"].get("data"))[:100],
+        early=read_early_average(checkpoint),
     )
 
 

@@ -7,6 +7,8 @@ print(export(settings))
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from checkpoints.checkpoint import load_model
 from checkpoints.diffusers_format import check_output_folder, write_pipeline
 from checkpoints.loaded_model import LoadedModel
@@ -23,7 +25,7 @@ class ExportSettings:
     """Which model is written to which file, or folder for "diffusers", in which of `FORMATS`.
 
     ema, ema_length: the weights, as in `load_model`; class_name: of a model with classes, the name
-    or number of the only one to export, or "none".
+    or number of the only one to export, or "none"; half: in half precision, for "safetensors".
     """
 
     checkpoint: Path
@@ -32,6 +34,7 @@ class ExportSettings:
     ema: bool = True
     ema_length: float | None = None
     class_name: str | None = None
+    half: bool = False
 
     @property
     def weights(self) -> str:
@@ -74,7 +77,7 @@ def write_diffusers(loaded: LoadedModel, settings: ExportSettings) -> str:
 
 
 def write_safetensors(loaded: LoadedModel, settings: ExportSettings) -> str:
-    write_model(loaded, settings.out, settings.weights)
+    write_model(loaded, settings.out, settings.weights, settings.half)
     return f"weights and settings: python Inference.py --ckpt {settings.out}"
 
 
@@ -97,10 +100,20 @@ def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
     if model.unet.label is None:
         raise ValueError("this model knows no classes: leave out --class")
     label = find_label(model, name)
-    network["time.2.bias"] = network["time.2.bias"] + network.pop("label.weight")[label]
+    early = loaded.early
+    if early:
+        early = replace(early, weights=fold_label(early.weights, label))
+    network = fold_label(network, label)
     single = DiffusionModel(**{**model.hparams, "classes": 0, "class_names": ()})
     single.unet.load_state_dict(network)
-    return replace(loaded, model=single.eval().requires_grad_(False))
+    return replace(loaded, model=single.eval().requires_grad_(False), early=early)
+
+
+def fold_label(weights: dict[str, Tensor], label: int) -> dict[str, Tensor]:
+    """The weights of a network without labels that computes what this one does for `label`."""
+    folded = dict(weights)
+    folded["time.2.bias"] = weights["time.2.bias"] + folded.pop("label.weight")[label]
+    return folded
 
 
 def find_label(model: DiffusionModel, name: str) -> int:

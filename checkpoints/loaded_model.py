@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoints.early_average import EarlyAverage
 from DiffusionModel import DiffusionModel
 
 
@@ -11,7 +12,8 @@ class LoadedModel:
     """A model ready to sample.
 
     path: the file or folder that it was read from; sha256: of what was read; step: training steps
-    taken, 0 if unknown; trained_on: the `DiffSet.digest` of the training images, "" if unknown.
+    taken, 0 if unknown; trained_on: the `DiffSet.digest` of the training images, "" if unknown;
+    early: what guides the model, if the file holds it.
     """
 
     model: DiffusionModel
@@ -19,3 +21,4 @@ class LoadedModel:
     sha256: str
     step: int
     trained_on: str
+    early: EarlyAverage | None = None

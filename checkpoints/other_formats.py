@@ -30,6 +30,7 @@ def read_other_format(path: str | Path) -> dict[str, Any]:
         "hyper_parameters": default_settings() | stored.settings,
         "ema": {"weights": stored.weights},
         "state_dict": {},
+        "early": {stored.about.get("early_step", 0): stored.early} if stored.early else {},
         "noise": {},
         "elapsed": 0.0,
         "global_step": stored.about.get("step", 0),

@@ -1,4 +1,17 @@
-"""Choose the checkpoint that a training run resumes from."""
+"""Choose the checkpoint that a training run resumes from.
+
+What a resumed run restores, and where:
+
+    weights, optimizer, learning rate, global step    Lightning, with `check_training_state` before
+    position in the data                              `TrainingBatches`, in Lightning's "loops"
+    averages of the weights                           `Ema`, `EarlyAverages`, `PowerEmas`
+    skipped steps in a row, restarts after divergence `GradientGuard`, `divergence.first_start`
+    seconds of training                               `Checkpointing`
+    metrics.csv and TensorBoard, cut at the step      `loggers`
+
+No state of a random generator is stored: all noise is a function of (seed, purpose, step). The
+settings of the model and `FixedSettings` must match; all other flags may change.
+"""
 
 import reprlib
 from pathlib import Path

@@ -7,7 +7,7 @@ The header has "settings", those of the model, and "about", what else is known: 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from checkpoints.checkpoint_file import DamagedFile, read_checkpoint_file
+from checkpoints.early_average import half_precision
 from checkpoints.json_values import parse_object
 from checkpoints.loaded_model import LoadedModel
 from runtime.atomic_file import complete_file
@@ -24,6 +25,7 @@ from runtime.atomic_file import complete_file
 # settings of a model that do not describe its network or its schedule
 DESCRIPTIVE = ("dataset", "class_names", "label_dropout")
 HALF = (torch.float16, torch.bfloat16)
+EARLY = "early."  # before the names of the early average's weights
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class StoredModel:
     """What a file or folder of another format holds; nothing of it is checked yet.
 
     settings: of the model, by name; weights: of the network, by our names; about: what else is
-    known; files: all that were read.
+    known; files: all that were read; early: weights of an early average, in half precision.
     """
 
     settings: dict[str, Any]
     weights: dict[str, Tensor]
     about: dict[str, Any]
     files: list[Path]
+    early: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_model(file: Path) -> StoredModel:
@@ -49,7 +52,13 @@ def read_model(file: Path) -> StoredModel:
             "--to safetensors, or the folder of a pipeline of diffusers"
         )
     settings = parse_object(header["settings"], "its settings")
-    return StoredModel(settings, weights, read_about(header), [file])
+    early = {
+        name.removeprefix(EARLY): value.half()
+        for name, value in weights.items()
+        if name.startswith(EARLY)
+    }
+    weights = {name: value for name, value in weights.items() if not name.startswith(EARLY)}
+    return StoredModel(settings, weights, read_about(header), [file], early)
 
 
 def read_about(header: dict[str, str]) -> dict[str, Any]:
@@ -101,22 +110,31 @@ def is_plain_tensor(value: Any) -> bool:
     return type(value) is Tensor and value.layout == torch.strided and value.is_contiguous()
 
 
-def write_model(loaded: LoadedModel, file: Path, weights: str) -> None:
-    """Write the network's weights, and in the header all that rebuilds the model.
+def write_model(loaded: LoadedModel, file: Path, weights: str, half: bool = False) -> None:
+    """Write the network's weights, the early average if there is one, and in the header all that
+    rebuilds the model.
 
-    weights: which of a checkpoint's weights they are, in words.
+    weights: which of a checkpoint's weights they are, in words. half: write them in half precision.
     """
     header = {
         "settings": json.dumps(dict(loaded.model.hparams)),
         "about": describe(loaded, weights),
     }
-    write_tensors(file, loaded.model.unet.state_dict(), header)
+    tensors = loaded.model.unet.state_dict()
+    if half:
+        tensors = half_precision(tensors)
+    if loaded.early:
+        early = half_precision(loaded.early.weights)
+        tensors = tensors | {EARLY + name: value for name, value in early.items()}
+    write_tensors(file, tensors, header)
 
 
 def describe(loaded: LoadedModel, weights: str) -> str:
     """What is known of a model besides its network and schedule, as JSON for a file's "about"."""
     descriptive = {name: getattr(loaded.model.settings, name) for name in DESCRIPTIVE}
     known = {"step": loaded.step, "trained_on": loaded.trained_on, "weights": weights}
+    if loaded.early:
+        known["early_step"] = loaded.early.step
     return json.dumps(descriptive | known)
 
 

@@ -14,24 +14,29 @@ from DiffusionModel import DiffusionModel
 
 MOST_ITEMS = 10_000  # numbers and containers in the counters of a checkpoint
 MOST_RESTARTS = 1000  # of the noise, after a run diverged
+MOST_EARLY = 2  # early averages in a checkpoint
 
 
-def check_weights(weights: Any, expected: dict[str, Tensor]) -> None:
-    """Check that `weights` have the names and shapes of `expected`, and are finite float32."""
+def check_weights(
+    weights: Any, expected: dict[str, Tensor], dtype: torch.dtype = torch.float32
+) -> None:
+    """Check that `weights` have the names and shapes of `expected`, are finite and of `dtype`."""
     if not isinstance(weights, dict):
         raise ValueError("the weights must be names and tensors")
     for name in expected.keys() ^ weights.keys():
         problem = "missing" if name in expected else "unknown"
         raise ValueError(f"weight {reprlib.repr(name)} is {problem}")
     for name, value in expected.items():
-        check_weight(name, weights[name], tuple(value.shape))
+        check_weight(name, weights[name], tuple(value.shape), dtype)
 
 
-def check_weight(name: str, value: Any, shape: tuple[int, ...]) -> None:
-    """Check that `value` is a finite float32 tensor of this shape, with memory for each element."""
+def check_weight(
+    name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> None:
+    """Check that `value` is a finite tensor of this shape, with memory for each element."""
     is_tensor = isinstance(value, Tensor)
-    if not is_tensor or tuple(value.shape) != shape or value.dtype != torch.float32:
-        raise ValueError(f"weight {name} must be float32 {shape}")
+    if not is_tensor or tuple(value.shape) != shape or value.dtype != dtype:
+        raise ValueError(f"weight {name} must be {str(dtype).removeprefix('torch.')} {shape}")
     # otherwise a few bytes could stand for a large tensor
     if value.layout != torch.strided or not value.is_contiguous():
         raise ValueError(f"weight {name} must be a plain, contiguous tensor")
@@ -53,36 +58,60 @@ def check_training_state(checkpoint: dict[str, Any], model: DiffusionModel) -> N
             raise ValueError(f"{len(averages)} averages are not {len(posthoc_ema.LENGTHS)}")
         for weights in averages:
             check_weights(weights, network)
+    check_early_averages(checkpoint.get("early", {}), network)
     check_optimizer(checkpoint, model)
     check_counters(checkpoint)
 
 
+def check_early_averages(averages: Any, network: dict[str, Tensor]) -> None:
+    """Check the early averages that a run keeps: see `early_average`."""
+    if not isinstance(averages, dict) or len(averages) > MOST_EARLY:
+        raise ValueError("the early averages are not those of a run")
+    for step, weights in averages.items():
+        if type(step) is not int:
+            raise ValueError("the step of an early average is not a whole number")
+        check_weights(weights, network, torch.float16)
+
+
 def check_optimizer(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
-    """Check the states of Adam and of the learning rate's schedule."""
+    """Check the states of the optimizer and of the learning rate's schedule."""
     steps = checkpoint["global_step"]
-    fresh = model.configure_optimizers()
-    (adam,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
-
-    expected = {str(i): p.detach() for i, p in enumerate(model.parameters())}
-    for name in ("exp_avg", "exp_avg_sq"):
-        moments = {str(i): state[name] for i, state in adam["state"].items()}
-        check_weights(moments, expected)
-    for state in adam["state"].values():
-        count = state["step"]
+    fresh = model.configure_optimizers(max(1, steps))
+    optimizer: torch.optim.Optimizer = fresh["optimizer"]
+    (state,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    groups, expected_groups = state["param_groups"], optimizer.state_dict()["param_groups"]
+    if len(groups) != len(expected_groups):
+        raise ValueError("the optimizer is not that of the run")
+    for group, expected, live in zip(groups, expected_groups, optimizer.param_groups):
+        check_group(group, expected)
+        weights = {i: p.detach() for i, p in zip(expected["params"], live["params"])}
+        moments = ("momentum",) if "momentum" in expected else ("exp_avg", "exp_avg_sq")
+        check_moments(state["state"], weights, moments)
+    if len(state["state"]) > sum(len(group["params"]) for group in expected_groups):
+        raise ValueError("the optimizer holds more than its weights")
+    for moments in state["state"].values():
+        count = moments["step"]
         if type(count) is not Tensor or count.shape or not 0 <= float(count) <= steps:
-            raise ValueError("Adam's count of steps is not that of the run")
-
-    # the learning rate changes with the step, the other settings do not
-    settings = dict(adam["param_groups"][0])
-    fresh_settings = fresh["optimizer"].state_dict()["param_groups"][0]
-    lr = settings.pop("lr")
-    fresh_settings.pop("lr")
-    if type(lr) is not float or not 0 <= lr <= model.settings.lr or settings != fresh_settings:
-        raise ValueError("Adam's settings are not those of the run")
+            raise ValueError("the optimizer's count of steps is not that of the run")
 
     names = fresh["lr_scheduler"]["scheduler"].state_dict().keys()
     if schedule["last_epoch"] != steps or schedule.keys() != names:
         raise ValueError("the learning rate's schedule is not that of the run")
+
+
+def check_group(group: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Check a parameter group. The learning rate changes with the step, nothing else does."""
+    lr, highest = group.get("lr"), expected["initial_lr"]
+    same = {**group, "lr": None} == {**expected, "lr": None}
+    if type(lr) is not float or not 0 <= lr <= highest or not same:
+        raise ValueError("the optimizer's settings are not those of the run")
+
+
+def check_moments(state: dict[int, Any], weights: dict[int, Tensor], names: Any) -> None:
+    """Check the moments that an optimizer keeps of these weights."""
+    for name in names:
+        moments = {str(i): state[i][name] for i in weights if i in state}
+        check_weights(moments, {str(i): weight for i, weight in weights.items()})
 
 
 def check_counters(checkpoint: dict[str, Any]) -> None:

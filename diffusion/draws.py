@@ -24,7 +24,7 @@ from runtime.randomness import generator
 class Share(NamedTuple):
     """Which of the `parts` equal parts of a step's batch the images are.
 
-    attempt: 0, or how often training went back to an earlier checkpoint, to go on with other noise.
+    attempt: the number of restarts after divergence; each has different noise.
     """
 
     part: int = 0

@@ -1,10 +1,10 @@
 """The training objective: the distribution of t, and the weight of the error at each t.
 
-    t = draw_times("uniform", 128, sigma, generator)        # (B,) in 1..T
+    t = draw_times("uniform", 128, ratio, generator)        # (B,) in 1..T
     loss = (weight("min-snr", "v", snr) * squared_error).mean()
 
-snr is alpha_bar(t) / (1 - alpha_bar(t)), sigma = 1 / sqrt(snr) the noise beside an image of scale
-1 (Karras et al. 2022). Letters in the shape columns: B batch, T the number of steps.
+snr is alpha_bar(t) / (1 - alpha_bar(t)), ratio = sigma / signal = 1 / sqrt(snr) is called sigma in
+Karras et al. 2022. Letters in the shape columns: B batch, T the number of steps.
 """
 
 import torch
@@ -21,19 +21,19 @@ BOUND = 1e-3  # weight of the bound in the hybrid loss, section 3.1 of Nichol & 
 def draw_times(
     kind: str,
     count: int,
-    sigma: Tensor,
+    ratio: Tensor,
     random: torch.Generator,
     mean: float = MEAN,
     std: float = STD,
 ) -> Tensor:
-    """t (B,) in 1..T for a batch of `count`; sigma (T,) rises with t, on the device of `random`.
+    """t (B,) in 1..T for a batch of `count`; ratio (T,) rises with t, on the device of `random`.
 
     "uniform": each on its own, Algorithm 1 of Ho et al. 2020. "stratified": one random offset,
     then evenly over 1..T, each of them still uniform (Kingma et al. 2021, "Variational diffusion
     models", appendix I). "lognormal": ln sigma ~ N(mean, std^2), at the t whose ln sigma is
     nearest (Karras et al. 2022, section 5).
     """
-    T, device = len(sigma), random.device
+    T, device = len(ratio), random.device
     if kind == "uniform":
         return torch.randint(1, T + 1, (count,), generator=random, device=device)
     if kind == "stratified":
@@ -42,8 +42,8 @@ def draw_times(
             + torch.arange(count, device=device) / count
         )
         return (u % 1 * T).long().clamp(max=T - 1) + 1
-    log_sigma = sigma.log()
-    between = (log_sigma[1:] + log_sigma[:-1]) / 2  # (T-1,)
+    log_ratio = ratio.log()
+    between = (log_ratio[1:] + log_ratio[:-1]) / 2  # (T-1,)
     return (
         torch.bucketize(mean + std * torch.randn(count, generator=random, device=device), between)
         + 1

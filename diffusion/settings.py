@@ -18,8 +18,12 @@ from diffusion.schedules import SCHEDULES
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small", "learned")
+OPTIMIZERS = ("adam", "muon")
+LR_SCHEDULES = ("constant", "linear", "cosine")
 DERIVED = ("outputs", "augmentations")  # of the network; in checkpoints, and never given
 NETWORK = "depth width mults attention blocks dropout size patch film classes".split()
+# Settings that checkpoints of earlier versions lack: there they had their defaults.
+ADDED = ("optimizer", "muon_lr", "lr_schedule", "cooldown", "guidance")
 LEAST_SIGNAL = 1e-30  # of alpha_bar: with less, float32 has no trace of x_0
 
 
@@ -51,11 +55,22 @@ class ModelSettings:
     label_dropout: float = 0.1
     augment: float = 0.0
 
-    # Adam's learning rate, and the steps over which it rises linearly from 0; the seed of all
-    # noise in training.
+    # The optimizer, "adam" or "muon"; the learning rates of Adam and of Muon, the steps over which
+    # they rise linearly from 0, and the share of all steps over which they fall again: see
+    # `optimizers`.
+    optimizer: str = "adam"
     lr: float = 2e-4
+    muon_lr: float = 0.02
     warmup: int = 5000
+    lr_schedule: str = "constant"
+    cooldown: float = 1.0
+
+    # The seed of all noise in training.
     seed: int = 0
+
+    # The strength of the guidance that samples have by default, by an early average of the same
+    # training (Karras et al. 2024); 1 for none.
+    guidance: float = 1.0
 
     # The dataset and its classes, so that a checkpoint is complete.
     dataset: str = ""
@@ -136,8 +151,11 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "augment": (float, 0, 1),
     "label_dropout": (float, 0, 1),
     "zero_terminal_snr": (bool, 0, 1),
+    "guidance": (float, 0, 1000),
     "lr": (float, 0, 10),
+    "muon_lr": (float, 0, 10),
     "warmup": (int, 0, 10**9),
+    "cooldown": (float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
 }
 # Fewest entries, most entries, and the largest entry.
@@ -148,6 +166,8 @@ CHOICES = {
     "schedule": SCHEDULES,
     "weighting": WEIGHTINGS,
     "t_sampling": T_SAMPLINGS,
+    "optimizer": OPTIMIZERS,
+    "lr_schedule": LR_SCHEDULES,
 }
 
 

@@ -22,6 +22,7 @@ from runtime import compiling
 from runtime.launcher import Machine
 from runtime.processes import Processes
 from sampling import sample_sets
+from sampling.plan import compile_for_sampling
 
 AUDITED = 1000  # samples that are compared with every training image
 
@@ -72,10 +73,8 @@ def compile_network(prepared: Prepared, processes: Processes) -> Prepared:
     plan, model, compiled = prepared.plan, prepared.model, True
     if any_missing(prepared):
         batch_size = min(plan.batch_size, plan.num, sample_sets.IMAGES_PER_FILE)
-        if plan.guidance != 1:
-            batch_size *= 2  # with and without the label
-        compiled = compiling.compile_network(
-            model, plan.compile_mode, batch_size, plan.precision, processes.print
+        compiled = compile_for_sampling(
+            model, prepared.sampling_plans[0], plan.compile_mode, batch_size, processes.print
         )
     if processes.broadcast(all(processes.gather(compiled))):
         return prepared

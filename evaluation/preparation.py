@@ -18,6 +18,7 @@ from evaluation.features import FeatureExtractor, load_feature_extractor
 from evaluation.plan import EvaluationPlan
 from evaluation.real_images import RealImages
 from runtime.processes import Processes
+from sampling.guidance import choose_guidance
 from sampling.plan import SamplingPlan, plan_sampling
 from sampling.sample_sets import SampleCost, folder_name, read_samples
 from sampling.samplers import SAMPLERS
@@ -73,15 +74,19 @@ def prepare(plan: EvaluationPlan, path: Path, processes: Processes) -> tuple[Pre
         loaded=loaded,
         weights=weights,
         directory=plan.checkpoint if plan.checkpoint.is_dir() else plan.checkpoint.parent,
-        sampling_plans=sampling_plans(plan, loaded.model),
+        sampling_plans=sampling_plans(plan, loaded),
     )
     if processes.is_first:
         prepared = with_real_images(prepared, processes.device)
     return prepared, loaded.path
 
 
-def sampling_plans(plan: EvaluationPlan, model: DiffusionModel) -> tuple[SamplingPlan, ...]:
+def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingPlan, ...]:
     """The one way to sample, or all of a sweep. Raises ValueError, in one line."""
+    model = loaded.model
+    guidance, guide = choose_guidance(
+        loaded, plan.guidance, plan.guide_with, labelled=bool(model.unet.classes)
+    )
     samplers: tuple[str | None, ...] = (None,)
     steps: tuple[int | None, ...] = (None,)
     if "sampler" in plan.sweep:
@@ -96,7 +101,8 @@ def sampling_plans(plan: EvaluationPlan, model: DiffusionModel) -> tuple[Samplin
             grid=plan.grid,
             variance=plan.variance,
             eta=plan.eta,
-            guidance=plan.guidance,
+            guidance=guidance,
+            guide=guide,
             precision=plan.precision,
             compile_mode=plan.compile_mode,
         )

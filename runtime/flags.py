@@ -57,7 +57,7 @@ def add_seed(group: Group, help: str) -> None:
 
 
 def add_sampling_steps(group: Group, type: Callable[[str], Any], help: str) -> None:
-    """--steps; `type` reads one number or several."""
+    """--steps; `type` reads one number or several. The default is `sampling.plan.default_steps`."""
     group.add_argument("--steps", type=type, metavar="N", help=help)
 
 
@@ -80,7 +80,18 @@ def add_variance(group: Group, help: str, default: str | None = None) -> None:
 
 def add_guidance(group: Group, help: str) -> None:
     """--guidance"""
-    group.add_argument("--guidance", type=real(0, 1000), default=1.0, metavar="W", help=help)
+    group.add_argument("--guidance", type=real(0, 1000), metavar="W", help=help)
+
+
+def add_guide(group: Group) -> None:
+    """--guide-with"""
+    group.add_argument(
+        "--guide-with",
+        metavar="WHAT",
+        help="labels: by the model without the class; auto: by the early average that its "
+        "checkpoint keeps; or the path of a worse model (labels for --guidance with classes, "
+        "else auto)",
+    )
 
 
 def add_batch_size(group: Group, default: int, help: str) -> None:

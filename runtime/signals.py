@@ -33,7 +33,7 @@ class Stop:
 
     While `deferred` is false, a signal raises SystemExit with its exit status, once, so that files
     being written are removed; a second signal does not interrupt that. While `deferred` is true, a
-    signal is only recorded.
+    signal is only recorded; `training.fit` sets it before the first step.
     """
 
     def __init__(self) -> None:

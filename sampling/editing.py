@@ -20,8 +20,8 @@ from sampling.samplers import Step, ancestral_step, levels, predict
 
 @torch.no_grad()
 def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> Iterator[Step]:
-    """Run `ddim` with eta 0 backwards, from x_0 = `x` to the x_t (N,C,H,W) from which it returns
-    to it; times rise from 0.
+    """DDIM inversion: from x_0 = `x` to the x_t (N,C,H,W) from which `ddim` with eta 0 gives x_0
+    again; times rise from 0.
 
     Each step solves ddim's own equation for x_s by `tries` fixed-point iterations (Pan et al.
     2023, "AIDI"), so that sampling gives the image again; with one iteration it is the inversion

@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from Dataset import to_uint8
 from DiffusionModel import DiffusionModel
-from runtime.compiling import compile_network
 from runtime.processes import Processes
 from runtime.progress_bar import progress_bar
 from sampling.editing import invert, slerp
 from sampling.input_images import EditInputs
 from sampling.noise import Noise
-from sampling.plan import SamplingPlan, guided_model, sample_steps
+from sampling.plan import SamplingPlan, compile_for_sampling, guided_model, sample_steps
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,7 @@ def generate_images(
     share = range(total * rank // world_size, total * (rank + 1) // world_size)
     if share:
         batch = min(job.batch_size, len(share))
-        evaluations = 1 if job.plan.guidance == 1 else 2
-        precision = job.plan.precision
-        compile_network(job.model, compile_mode, batch * evaluations, precision, processes.print)
+        compile_for_sampling(job.model, job.plan, compile_mode, batch, processes.print)
     parts = processes.gather(sample_images(job, share))
     processes.leave()
     return join(parts, job.image_set.order) if processes.is_first else None

@@ -1,27 +1,46 @@
-"""Classifier-free guidance: a model, a class and a strength, as a denoiser that a sampler takes.
+"""Guidance: a model, and the worse predictions that it is led away from, as one denoiser.
 
     guided = Guided(model, y=torch.full((16,), 7), scale=2.0, interval=(100, 800))
     for t, x_t, x0_hat in dpm(guided, x, times): ...
 
+The worse predictions are those without the label (classifier-free guidance, Ho & Salimans 2022), or
+those of a worse model (autoguidance, Karras et al. 2024).
+
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from checkpoints.checkpoint import load_model
+from checkpoints.loaded_model import LoadedModel
 from diffusion.denoiser import Prediction
+from DiffusionModel import DiffusionModel
+
+DEFAULT_SCALE = 2.0  # of --guide-with, where neither the flags nor the model say how much
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A worse model for autoguidance. name: identifies its weights beside those of the model."""
+
+    model: DiffusionModel = field(repr=False)
+    name: str
 
 
 class Guided:
-    """Classifier-free guidance, Ho & Salimans 2022: x0_hat = without + scale * (with - without the
-    label). With scale 1 it is the model for these labels, and without labels the model itself.
+    """A model under guidance: x0_hat = worse + scale * (model - worse). With scale 1 it is the
+    model for these labels, and without labels the model itself.
 
-    model: a `DiffusionModel`. y (N,): labels, or None. scale: w + 1 in their Eq. 6 (a combination
-    of predictions of x_0 is the same combination of predictions of eps). interval: guidance
-    applies to the t in it, both ends included; elsewhere the scale is 1 (Kynkäänniemi et al. 2024,
-    whose interval is one of sigma). clip: whether x0_hat is clipped to [-1, 1], after guidance.
+    model: a `DiffusionModel`. y (N,): labels, or None. scale: w + 1 in Eq. 6 of Ho & Salimans 2022
+    (a combination of predictions of x_0 is the same combination of predictions of eps). interval:
+    guidance applies to the t in it, both ends included; elsewhere the scale is 1 (Kynkäänniemi et
+    al. 2024, whose interval is one of sigma). clip: whether x0_hat is clipped to [-1, 1], after
+    guidance. guide: the worse model, or None for the model without labels.
     Raises ValueError for labels that the model was not trained with.
     """
 
@@ -32,6 +51,7 @@ class Guided:
         scale: float = 1.0,
         interval: tuple[float, float] = (0, float("inf")),
         clip: bool = True,
+        guide: Any = None,
     ):
         classes = model.unet.classes
         if y is not None and not 0 <= int(y.min()) <= int(y.max()) < classes:
@@ -39,7 +59,7 @@ class Guided:
                 f"the model knows {classes or 'no'} classes, numbered from 0, "
                 f"not {sorted(set(y.tolist()))}"
             )
-        self.model, self.y, self.clip = model, y, clip
+        self.model, self.y, self.clip, self.guide = model, y, clip, guide
         self.scale, self.interval = scale, interval
 
     def alpha_bar(self, t: int) -> float:
@@ -48,13 +68,17 @@ class Guided:
     def denoise(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict x_0 from x_t (N,C,H,W) at t (N,), the same t for all images."""
         low, high = self.interval
-        if self.y is None or self.scale == 1 or not low <= int(t[0]) <= high:
+        if self.scale == 1 or not low <= int(t[0]) <= high:
             x0_hat, fraction = self.model.denoise(x, t, self.y, clip=False)
+        elif self.guide is not None:
+            x0_hat, fraction = self.guided_by_model(x, t)
+        elif self.y is not None:
+            x0_hat, fraction = self.guided_by_label(x, t, self.y)
         else:
-            x0_hat, fraction = self.guided(x, t, self.y)
+            x0_hat, fraction = self.model.denoise(x, t, clip=False)
         return Prediction(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
 
-    def guided(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
+    def guided_by_label(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
         """The guided prediction; a learned variance is that of the prediction with the label."""
         N, null = len(x), torch.full_like(y, self.model.unet.classes)
         both, fraction = self.model.denoise(  # (2N,C,H,W)
@@ -63,3 +87,61 @@ class Guided:
         conditional, unconditional = both[:N], both[N:]
         x0_hat = unconditional + self.scale * (conditional - unconditional)
         return Prediction(x0_hat, None if fraction is None else fraction[:N])
+
+    def guided_by_model(self, x: Tensor, t: Tensor) -> Prediction:
+        """The guided prediction; a learned variance is the model's."""
+        x0_hat, fraction = self.model.denoise(x, t, self.y, clip=False)
+        worse = self.guide.denoise(x, t, self.y, clip=False).x0_hat
+        return Prediction(worse + self.scale * (x0_hat - worse), fraction)
+
+
+# ---- the choice of a guide -----------------------------------------------------------------------
+
+
+def choose_guidance(
+    loaded: LoadedModel, scale: float | None, guide_with: str | None, labelled: bool
+) -> tuple[float, Guide | None]:
+    """The scale and, for autoguidance, the worse model.
+
+    scale: None for that of the model's settings. guide_with: "labels", "auto" for the early average
+    in the checkpoint, or the path of another model; None for labels if a scale is given for
+    `labelled` images, else "auto". Raises ValueError or OSError, in one line.
+    """
+    if guide_with is None and scale is not None and (labelled or loaded.early is None):
+        guide_with = "labels"
+    if guide_with is None and scale is None:
+        scale = loaded.model.settings.guidance if loaded.early else 1.0
+    if scale is None:
+        usual = loaded.model.settings.guidance
+        scale = usual if usual != 1 else DEFAULT_SCALE
+    if guide_with == "labels" or scale == 1:
+        return scale, None
+    if guide_with in (None, "auto"):
+        return scale, early_guide(loaded)
+    return scale, other_guide(loaded, Path(str(guide_with)))
+
+
+def early_guide(loaded: LoadedModel) -> Guide:
+    """The model with the early average of its checkpoint. Raises ValueError if there is none."""
+    if loaded.early is None:
+        raise ValueError(
+            f"{loaded.path} keeps no early average to guide with: give --guide-with the path of a "
+            "worse model, or leave it out"
+        )
+    model = DiffusionModel(**loaded.model.hparams)
+    model.unet.load_state_dict(loaded.early.weights)
+    model = model.to(loaded.model.device).eval().requires_grad_(False)
+    return Guide(model, f"early-{loaded.early.step}")
+
+
+def other_guide(loaded: LoadedModel, path: Path) -> Guide:
+    """The model in another file. Raises ValueError unless it has the same images and schedule."""
+    guide = load_model(path, loaded.model.device)
+    model, worse = loaded.model, guide.model
+    for what in ("depth", "size", "classes"):
+        ours, theirs = getattr(model.unet, what), getattr(worse.unet, what)
+        if ours != theirs:
+            raise ValueError(f"--guide-with {path} has {what} {theirs}, and the model {ours}")
+    if model.schedule != worse.schedule:
+        raise ValueError(f"--guide-with {path} has another schedule than the model")
+    return Guide(worse, guide.sha256[:16])

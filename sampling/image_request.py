@@ -19,7 +19,8 @@ class ImageRequest:
     eta: float = 0.0
     variance: str | None = None
     label: str | None = None
-    guidance: float = 1.0
+    guidance: float | None = None
+    guide_with: str | None = None
     guidance_interval: tuple[float, float] | None = None
     input_image: Path | None = None
     start_step: int | None = None

@@ -10,15 +10,17 @@ Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from DiffusionModel import DiffusionModel
+from runtime.compiling import compile_network
 from sampling.editing import repaint
-from sampling.guidance import Guided
+from sampling.guidance import Guide, Guided
 from sampling.noise import Noise
 from sampling.samplers import Step, sample
 from sampling.time_grid import time_grid
@@ -27,6 +29,9 @@ from sampling.time_grid import time_grid
 DEFAULT_SAMPLER = "unipc"
 DEFAULT_STEPS = 20
 DEFAULT_STEPS_OF = {"heun": 10}  # two evaluations a step
+DEFAULT_GUIDED_STEPS = 10  # likewise, with autoguidance
+# Autoguidance applies from t = T down to this share of T.
+AUTOGUIDANCE_END = 0.2
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class SamplingPlan:
 
     times: the steps t, from the first down to 0.
     variance: of ddpm, "" for every other sampler. eta: of ddim, 0 for every other sampler.
+    guide: the worse model of autoguidance, None for classifier-free guidance.
     guidance_interval: the t, both ends included, at which guidance applies.
     clip: whether x0_hat is clipped to [-1, 1].
     precision: Lightning's name, "32-true" or "bf16-mixed".
@@ -47,6 +53,7 @@ class SamplingPlan:
     variance: str
     eta: float
     guidance: float
+    guide: Guide | None
     guidance_interval: tuple[float, float]
     clip: bool
     precision: str
@@ -55,6 +62,14 @@ class SamplingPlan:
     @property
     def steps(self) -> int:
         return len(self.times) - 1
+
+    @property
+    def evaluations(self) -> int:
+        """How often a network is evaluated for an image, at most."""
+        low, high = self.guidance_interval
+        guided = self.guidance != 1
+        evaluations = [2 if guided and low <= t <= high else 1 for t in self.times[:-1]]
+        return sum(evaluations) * (2 if self.sampler == "heun" else 1)
 
 
 def plan_sampling(
@@ -65,6 +80,7 @@ def plan_sampling(
     variance: str | None = None,
     eta: float = 0.0,
     guidance: float = 1.0,
+    guide: Guide | None = None,
     guidance_interval: tuple[float, float] | None = None,
     start: int | None = None,
     keep: Iterable[int] = (),
@@ -74,7 +90,8 @@ def plan_sampling(
 ) -> SamplingPlan:
     """Return the plan for this model; raise ValueError, in one line, if the model cannot follow it.
 
-    sampler, steps, variance: None for the default. start: the first t, None for T.
+    sampler, steps, variance, guidance_interval: None for the default. guide: of autoguidance, see
+    `guidance.choose_guidance`. start: the first t, None for T.
     keep: values of t that must be among the times, besides the `steps` steps.
     """
     sampler = sampler or DEFAULT_SAMPLER
@@ -83,8 +100,10 @@ def plan_sampling(
     check_start(model, start)
     if variance == "learned" and model.variance != "learned":
         raise ValueError("--variance learned needs a model trained with it: choose large or small")
-    check_guidance(model, guidance, guidance_interval)
-    times = time_grid(model, steps or default_steps(sampler, start), start, grid, keep)
+    check_guidance(model, guidance, guide, guidance_interval)
+    steps = steps or default_steps(sampler, start, guide is not None)
+    times = time_grid(model, steps, start, grid, keep)
+    lowest = model.T * AUTOGUIDANCE_END if guide else 0
     return SamplingPlan(
         sampler=sampler,
         times=tuple(times),
@@ -92,18 +111,20 @@ def plan_sampling(
         variance=variance if sampler == "ddpm" else "",
         eta=eta if sampler == "ddim" else 0.0,
         guidance=guidance,
-        guidance_interval=guidance_interval or (0, math.inf),
+        guide=guide,
+        guidance_interval=guidance_interval or (lowest, math.inf),
         clip=clip,
         precision=precision,
         compile_mode=compile_mode,
     )
 
 
-def default_steps(sampler: str, start: int) -> int:
-    """The number of steps from t = `start` where none is given: all of them for ddpm."""
+def default_steps(sampler: str, start: int, autoguided: bool = False) -> int:
+    """The number of steps from t = `start` if none is given: all of them for ddpm."""
     if sampler == "ddpm":
         return start
-    return min(start, DEFAULT_STEPS_OF.get(sampler, DEFAULT_STEPS))
+    steps = DEFAULT_GUIDED_STEPS if autoguided else DEFAULT_STEPS
+    return min(start, DEFAULT_STEPS_OF.get(sampler, steps))
 
 
 def check_start(model: DiffusionModel, start: int) -> None:
@@ -115,7 +136,10 @@ def check_start(model: DiffusionModel, start: int) -> None:
 
 
 def check_guidance(
-    model: DiffusionModel, guidance: float, interval: tuple[float, float] | None
+    model: DiffusionModel,
+    guidance: float,
+    guide: Guide | None,
+    interval: tuple[float, float] | None,
 ) -> None:
     """Raise ValueError if the model cannot be guided, or not in this interval of t."""
     if interval and interval[1] > model.T:
@@ -123,10 +147,13 @@ def check_guidance(
             f"--guidance-interval ends past T = {model.T} of this model: "
             f"choose steps from 0 to {model.T}"
         )
-    if guidance != 1 and not (model.unet.classes and model.settings.label_dropout):
+    if interval and guidance == 1:
+        raise ValueError("--guidance-interval needs a strength: add --guidance")
+    by_label = guidance != 1 and guide is None
+    if by_label and not (model.unet.classes and model.settings.label_dropout):
         raise ValueError(
             "--guidance needs a model trained with --class-conditional and "
-            "without --label-dropout 0: leave it out"
+            "without --label-dropout 0, or an early average in the checkpoint: leave it out"
         )
 
 
@@ -139,7 +166,8 @@ def labels_in_turn(model: DiffusionModel, indices: range) -> list[int] | None:
 def guided_model(model: DiffusionModel, plan: SamplingPlan, labels: Sequence[int] | None) -> Guided:
     """The model under this plan's guidance; labels: one for each image of a batch, or None."""
     y = None if labels is None else torch.tensor(labels, device=model.device)
-    return Guided(model, y, plan.guidance, plan.guidance_interval, plan.clip)
+    guide = plan.guide.model if plan.guide else None
+    return Guided(model, y, plan.guidance, plan.guidance_interval, plan.clip, guide)
 
 
 def sample_steps(
@@ -183,3 +211,15 @@ def autocast_each(steps: Iterator[Step], device: str, precision: str) -> Iterato
         if step is None:
             return
         yield step
+
+
+def compile_for_sampling(
+    model: DiffusionModel, plan: SamplingPlan, mode: str, images: int, say: Callable[..., Any]
+) -> bool:
+    """Compile the networks of the plan for this many images; return whether that was possible."""
+    if plan.guide:
+        return compile_network(model, mode, images, plan.precision, say) and compile_network(
+            plan.guide.model, mode, images, plan.precision, say
+        )
+    together = images if plan.guidance == 1 else 2 * images  # with and without the label
+    return compile_network(model, mode, together, plan.precision, say)

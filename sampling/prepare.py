@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import torch
 
 from checkpoints.checkpoint import load_model
+from checkpoints.loaded_model import LoadedModel
 from DiffusionModel import DiffusionModel
 from runtime.suggestions import nearest
 from sampling.generate import ImageSet, NoisingJob, SamplingJob
+from sampling.guidance import Guide, choose_guidance
 from sampling.image_request import ImageRequest
 from sampling.input_images import read_edit_inputs, read_image
 from sampling.output_files import check_writable
@@ -41,7 +43,7 @@ def prepare(request: ImageRequest, device: str | torch.device) -> SamplingJob | 
     start = request.start_step or model.T
     saved = saved_steps(request, model.T, start)
     image_set = arrange_images(request, model)
-    plan = plan_request(request, model, saved)
+    plan = plan_request(request, loaded, saved)
     edit = read_edit_inputs(model, request.input_image, request.mask, request.interpolate)
     return SamplingJob(
         model=model,
@@ -116,8 +118,9 @@ def frame_times(times: Sequence[int], most: int, saved: list[int]) -> list[int]:
     return sorted({*times, *saved})
 
 
-def plan_request(request: ImageRequest, model: DiffusionModel, saved: list[int]) -> SamplingPlan:
+def plan_request(request: ImageRequest, loaded: LoadedModel, saved: list[int]) -> SamplingPlan:
     """The plan of a request, with the defaults of its way to edit. Raises ValueError."""
+    model = loaded.model
     start = request.start_step or model.T
     sampler, steps, variance = request.sampler, request.steps, request.variance
     if request.mask:
@@ -127,6 +130,7 @@ def plan_request(request: ImageRequest, model: DiffusionModel, saved: list[int])
     elif request.interpolate:
         sampler = "ddim"
         steps = steps or min(DEFAULT_STEPS_TO_INTERPOLATE, start)
+    guidance, guide = request_guidance(request, loaded)
     plan = plan_sampling(
         model,
         sampler=sampler,
@@ -134,7 +138,8 @@ def plan_request(request: ImageRequest, model: DiffusionModel, saved: list[int])
         grid=request.grid,
         variance=variance,
         eta=request.eta,
-        guidance=request.guidance,
+        guidance=guidance,
+        guide=guide,
         guidance_interval=request.guidance_interval,
         start=start,
         keep=saved,
@@ -146,6 +151,19 @@ def plan_request(request: ImageRequest, model: DiffusionModel, saved: list[int])
     return plan
 
 
+def request_guidance(request: ImageRequest, loaded: LoadedModel) -> tuple[float, Guide | None]:
+    """The guidance of a request. Edits and the paper's sampler have none by default."""
+    edits = bool(request.input_image or request.interpolate)
+    scale = request.guidance
+    if scale is None and request.guide_with is None and (edits or request.sampler == "ddpm"):
+        scale = 1.0
+    labelled = request.label is not None
+    scale, guide = choose_guidance(loaded, scale, request.guide_with, labelled)
+    if scale != 1 and not guide and not labelled and loaded.model.unet.classes:
+        raise ValueError("--guidance needs a class: add --class")
+    return scale, guide
+
+
 # ---- classes and grids -------------------------------------------------------------------------
 
 
@@ -153,7 +171,8 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
     """The number of images, their labels and their order in a grid. Raises ValueError."""
     label, num, classes = request.label, request.num, model.unet.classes
     always_labelled = model.settings.label_dropout == 0
-    if request.guidance != 1 and always_labelled:
+    by_label = request.guidance not in (None, 1) and request.guide_with in (None, "labels")
+    if by_label and always_labelled:
         raise ValueError(
             "this model was trained with --label-dropout 0, and guidance needs what that hides: "
             "leave out --guidance"

@@ -16,6 +16,7 @@ Letters in the shape columns: N images, C channels, H and W height and width.
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -69,6 +70,9 @@ def plan_settings(plan: SamplingPlan) -> dict[str, Any]:
         "guidance": plan.guidance,
         "precision": plan.precision,
     }
+    if plan.guide:
+        low, high = plan.guidance_interval
+        settings["guide"] = [plan.guide.name, low, None if math.isinf(high) else high]
     if plan.compile_mode:
         settings["compiled"] = plan.compile_mode
     return settings
@@ -149,7 +153,8 @@ def write_samples(
         unit=" images",
         disable=rank > 0 or not missing,
     )
-    with bar, count_evaluations(model) as counter:
+    models = [model, plan.guide.model] if plan.guide else [model]
+    with bar, count_evaluations(models) as counter:
         for indices in missing:
             write_file(model, plan, folder, indices, seed, batch_size, counter, bar)
 
@@ -180,18 +185,19 @@ def write_file(
 
 
 @contextlib.contextmanager
-def count_evaluations(model: DiffusionModel) -> Iterator[EvaluationCounter]:
-    """Count the images that the network is evaluated on within the block."""
+def count_evaluations(models: list[DiffusionModel]) -> Iterator[EvaluationCounter]:
+    """Count the images that the networks are evaluated on within the block."""
     counter = EvaluationCounter()
 
     def count(_: Any, inputs: Any) -> None:
         counter.images += len(inputs[0])
 
-    hook = model.register_forward_pre_hook(count)
+    hooks = [model.register_forward_pre_hook(count) for model in models]
     try:
         yield counter
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 # ---- reading -----------------------------------------------------------------------------------

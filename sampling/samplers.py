@@ -4,7 +4,7 @@
     x = noise()                                                          # x_T (N,C,H,W)
     for t, x_t, x0_hat in dpm(model, x, times): ...
 
-A sampler knows the model's `denoise(x, t)` and its schedule `alpha_bar(t)`, and nothing else: see
+A sampler uses only the model's `denoise(x, t)` and its schedule `alpha_bar(t)`: see
 `Denoiser`. It yields (t, x_t, x0_hat) for every t in `times`, which decrease; the last one is 0 to
 get an image. At the last time there is no prediction, and x_t is yielded as x0_hat.
 
@@ -65,7 +65,7 @@ def sample(
     return {"heun": heun, "dpm++": dpm, "unipc": unipc}[sampler](model, x, times)
 
 
-# ---- with noise ---------------------------------------------------------------------------------
+# ---- stochastic ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -76,8 +76,8 @@ def ddpm(
     noise: Callable[[], Tensor],
     variance: str = "large",
 ) -> Iterator[Step]:
-    """Ancestral sampling, Algorithm 2 of Ho et al. 2020; with times T, T-1, .., 0 it is the
-    paper's. x (N,C,H,W) is x_t at the first of `times`. Each step is
+    """Ancestral sampling, Algorithm 2 of Ho et al. 2020; over all times T, T-1, .., 0 it is
+    the paper's. x (N,C,H,W) is x_t at the first of `times`. Each step is
     `DiffusionModel.denoise_sample`."""
     for t, s in pairwise(times := list(times)):
         prediction = predict(model, x, t)
@@ -104,8 +104,8 @@ def ancestral_step(
 def ddim(
     model: Denoiser, x: Tensor, times: Iterable[int], noise: Callable[[], Tensor], eta: float = 0.0
 ) -> Iterator[Step]:
-    """Eq. 12 and 16 of Song et al. 2021, "Denoising diffusion implicit models": deterministic with
-    eta 0, `ddpm` with the small variance with eta 1. First order."""
+    """Eq. 12 and 16 of Song et al. 2021, "Denoising diffusion implicit models": first
+    order. eta = 0 is deterministic; eta = 1 equals `ddpm` with the small variance."""
     for t, s in pairwise(times := list(times)):
         signal_t, sigma_t, _ = levels(model, t)
         signal_s, sigma_s, _ = levels(model, s)
@@ -119,16 +119,17 @@ def ddim(
     yield times[-1], x, x
 
 
-# ---- without noise ------------------------------------------------------------------------------
+# ---- deterministic ------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def heun(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
-    """Heun's method for dx/d(sigma) = (x - x0_hat) / sigma in x / signal and sigma / signal:
-    Algorithm 1 of Karras et al. 2022. Second order, two evaluations a step.
+    """Heun's method for the probability flow ODE in the variables x / signal and sigma / signal,
+    where it reads dx/dsigma = (x - x0_hat) / sigma: Algorithm 1 of Karras et al. 2022. Second
+    order, two evaluations a step.
 
-    A step is Euler's, with one evaluation, if sigma / signal falls to less than a quarter in it: to
-    t = 0, and where a schedule ends in pure noise, whose slope would lead a straight line far away.
+    A step that reduces sigma / signal to less than a quarter is Euler's, with one evaluation: the
+    last step, and the first one if x_T is nearly pure noise, where a straight line leads far away.
     """
     for t, s in pairwise(times := list(times)):
         signal_t, sigma_t, _ = levels(model, t)
@@ -156,8 +157,8 @@ class Node(NamedTuple):
 @torch.no_grad()
 def dpm(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     """DPM-Solver++(2M), Algorithm 2 of Lu et al. 2022, "DPM-Solver++". Second order in log_snr,
-    one evaluation a step: the slope of x0_hat comes from the step before. The first step is of
-    first order, and a step to t = 0."""
+    one evaluation a step: the slope of x0_hat comes from the step before. The first step and
+    a step to t = 0 are of first order."""
     before: list[Node] = []  # the node of the step before, if it has a finite log_snr
     for t, s in pairwise(times := list(times)):
         node = Node(levels(model, t)[2], predict(model, x, t).x0_hat)
@@ -173,8 +174,8 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     2023. One evaluation a step: the one at the predicted x_s also corrects x_s, before the next
     step.
 
-    The first and the last steps are of lower order. A long step leaves out earlier predictions
-    that are nearer than a quarter of its length. The x0_hat yielded was predicted from x_t before
+    The first and the last steps are of lower order. Earlier predictions that are closer in log_snr
+    than a quarter of the step are left out. The x0_hat yielded was predicted from x_t before
     the correction of x_t.
     """
     history: list[Node] = []  # the newest first
@@ -186,7 +187,9 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
             newest, *older = history
             x = exponential_step(model, *last, t, newest.x0_hat, [*older, node])
         yield t, x, node.x0_hat
-        near = (levels(model, s)[2] - node.log_snr) / 4  # a slope over less shows the corrections
+        near = (
+            levels(model, s)[2] - node.log_snr
+        ) / 4  # any closer, a slope is mostly the correction
         kept = [one for one in history if node.log_snr - one.log_snr > near or math.isinf(near)]
         order = min(ORDER, len(times) - 1 - i)
         history = [node, *kept][:order] if math.isfinite(node.log_snr) else []
@@ -198,8 +201,8 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
 def exponential_step(
     model: Denoiser, x: Tensor, t: int, s: int, x0_hat: Tensor, others: list[Node]
 ) -> Tensor:
-    """x_t -> x_s, where x0_hat is a polynomial in log_snr through the one at t and those of
-    `others`: Eq. 8 of Lu et al. 2022, "DPM-Solver++", integrated as in Zhao et al. 2023, Eq. 5 to
+    """x_t -> x_s, Eq. 8 of Lu et al. 2022, "DPM-Solver++": integrated exactly for an x0_hat that
+    is a polynomial in log_snr through the one at t and `others`, as in Zhao et al. 2023, Eq. 5 to
     9. Without others it is a step of DDIM."""
     _, sigma_t, log_snr_t = levels(model, t)
     signal_s, sigma_s, log_snr_s = levels(model, s)

@@ -53,6 +53,7 @@ def test_speed_prints_a_table():
     assert all(float(cells[2]) > 0 and float(cells[4]) > 0 for name, cells in table.items() if name)
 
 
+@pytest.mark.slow
 def test_where_the_time_of_a_step_goes():
     table = rows(printed("step.py", "--steps", "4", "--flags=--preset laptop --batch-size 4"))
     shares = [float(cells[1].rstrip("%")) for cells in table.values() if cells[1]]

@@ -199,7 +199,7 @@ def test_loss_is_the_mean_squared_error_against_the_target(parameterization):
 
 
 def test_optimizer_is_adam_with_linear_warm_up():
-    conf = model(lr=1e-3, warmup=10).configure_optimizers()
+    conf = model(lr=1e-3, warmup=10).configure_optimizers(100)
     optimizer, schedule = conf["optimizer"], conf["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(12):

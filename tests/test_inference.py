@@ -525,7 +525,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
     ("argv", "said"),
     [
         (["--class", "0"], "knows no classes: train one with --class-conditional"),
-        (["--guidance", "2"], "add --class"),
+        (["--guidance", "2"], "needs a model trained with --class-conditional"),
         (["--eta", "0.5"], "add --sampler ddim"),
         (["--sampler", "heun", "--eta", "0.5"], "add --sampler ddim"),
         (["--sampler", "ddim", "--variance", "small"], "add --sampler ddpm"),
@@ -550,7 +550,11 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
         (["--interpolate", "PHOTO", "PHOTO", "--input-image", "PHOTO"], "goes with --start-step"),
         (["--interpolate", "PHOTO", "NOPHOTO"], "cannot be read as an image"),
         (["--class", "0", "--guidance-interval", "9,3"], "the lower first"),
-        (["--class", "0", "--guidance-interval", "3,9"], "add --guidance"),
+        (["--guidance-interval", "3,9"], "add --guidance"),
+        (["--guidance", "1", "--guide-with", "auto"], "--guidance 1 is none"),
+        (["--guide-with", "labels"], "add --class"),
+        (["--guide-with", "auto"], "keeps no early average"),
+        (["--guide-with", "nosuch.ckpt"], "no checkpoint at nosuch.ckpt"),
         (["--interpolate", "PHOTO", "PHOTO", "--class", "all"], "one class or none"),
     ],
 )

@@ -12,7 +12,7 @@ from sampling.noise import Noise
 from sampling.samplers import sample
 from sampling.time_grid import time_grid
 
-STEPS, COUNT = 1000, 600
+STEPS, COUNT = 600, 300
 
 
 def distance(images: torch.Tensor, real: torch.Tensor) -> float:
@@ -45,7 +45,7 @@ def trained():
         attention=(),
         blocks=1,
     )
-    optimizer, step = m.configure_optimizers()["optimizer"], 0
+    optimizer, step = m.configure_optimizers(STEPS)["optimizer"], 0
     average = {name: p.detach().clone() for name, p in m.named_parameters()}
     while step < STEPS:
         for batch in Batches(data, 64, seed=step):

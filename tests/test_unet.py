@@ -55,7 +55,7 @@ def test_the_papers_network_is_the_published_one():
     assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())
 
 
-@pytest.mark.parametrize("way", ["in_turn", "at_once"])
+@pytest.mark.parametrize("way", ["unfused", "fused"])
 def test_both_ways_to_enlarge_are_repeated_pixels_and_a_convolution(way):
     """One is for CPUs and the other for all else, where no test may run."""
     layer = perturbed(Upsample(3).double())

@@ -26,8 +26,8 @@ def micro_batches(
 class TrainingBatches:
     """The micro-batches of one process: `accumulate` for each batch of `Dataset.Batches`.
 
-    attempt: how often this run went back to an earlier checkpoint, to go on with other noise. The
-    state is that of `batches`, after the last batch of which a micro-batch was served.
+    attempt: the number of restarts after divergence; each has different noise. The state is that
+    of `batches`, after the last batch of which a micro-batch was served.
     """
 
     def __init__(self, batches: Batches, accumulate: int, attempt: int):
@@ -77,8 +77,8 @@ class ValidationBatches:
 
 
 class AccumulationProgress(pl.Callback):
-    """Keep Lightning's progress in checkpoints in steps, so that a run can be resumed with another
-    `accumulate_grad_batches`: Lightning counts micro-batches."""
+    """Store Lightning's counters of micro-batches as steps, so that a run can be resumed with
+    another `accumulate_grad_batches`."""
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

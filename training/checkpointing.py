@@ -23,7 +23,8 @@ TIME_IS_OVER = 1000  # a request to stop because of --max-time; larger than any 
 
 
 class StopRequests:
-    """Requests to stop, shared between all processes one exchange late, so that no step waits.
+    """Requests to stop, shared between all processes. Each step reads the result of the step
+    before, so that none waits for the exchange.
 
     A request is the number of a signal, `TIME_IS_OVER`, or 0 for none. A single process needs no
     exchange.

@@ -61,8 +61,8 @@ def restart(run: TrainingRun, machine: Machine, attempt: int, when: str, elapsed
             by_all=True,
         )
     machine.processes.print(
-        f"the loss is not finite {when}: back to {path or 'the start'} with other noise, "
-        f"{attempt} of {MAX_RESTARTS} times",
+        f"the loss is not finite {when}: back to {path or 'the start'} with different noise, "
+        f"restart {attempt} of {MAX_RESTARTS}",
         file=sys.stderr,
         flush=True,
     )

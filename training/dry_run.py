@@ -21,7 +21,7 @@ class Step:
         self.model = run.model.to(machine.device)
         self.batch = next(iter(run.batches))
         self.accumulate = run.settings.accumulate
-        self.optimizer = self.model.configure_optimizers()["optimizer"]
+        self.optimizer = self.model.configure_optimizers(1)["optimizer"]
         self.device = machine.device
         self.autocast = machine.precision != "32-true"
 

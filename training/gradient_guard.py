@@ -6,19 +6,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-FUSED = (
-    "cpu",
-    "cuda",
-)  # where torch's fused Adam uses grad_scale and found_inf; on "mps" it does not
-MAX_SKIPPED = 5  # steps in a row; after so many, training does not recover by itself
+# where torch's fused Adam uses grad_scale and found_inf; on "mps" it does not
+FUSED = ("cpu", "cuda")
+MAX_SKIPPED = 5  # steps in a row that count as divergence
 
 
 class GradientGuard(pl.Callback):
     """Clip the norm of the gradient to `clip` (0: not at all), and skip the step if it is not
     finite.
 
-    On `FUSED` devices nothing waits for the result: Adam divides by the norm and skips the step
-    within its own kernel, as fused optimizers do for automatic mixed precision.
+    On `FUSED` devices nothing waits for the result: the optimizer divides by the norm and skips the
+    step by itself, as fused ones do for automatic mixed precision.
 
     skipped (): the steps skipped in a row, on the device. It is stored under the checkpoint's key
     "noise", with `attempt`: how often this run went back to an earlier checkpoint.
@@ -43,7 +41,7 @@ class GradientGuard(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        parameters = optimizer.param_groups[0]["params"]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         bad = (~norm.isfinite()).float()
@@ -51,10 +49,10 @@ class GradientGuard(pl.Callback):
         if norm.device.type in FUSED:
             optimizer.found_inf, optimizer.grad_scale = bad, scale
         elif bad:  # this waits for the device
-            optimizer.zero_grad()  # Adam leaves parameters without a gradient as they are
+            optimizer.zero_grad()  # parameters without a gradient stay as they are
         elif scale is not None:
             torch._foreach_div_(gradients, scale)  # type: ignore[reportPrivateImportUsage]
-        # At MAX_SKIPPED the count stays, until somebody reads it.
+        # At MAX_SKIPPED the count stays: `Checkpointing` reads it only every tenth step.
         counted = (self.skipped + bad) * bad
         self.skipped = torch.where(self.skipped >= MAX_SKIPPED, self.skipped, counted)
 

@@ -35,9 +35,9 @@ class Measure(StepCallback):
     features are `real_features`.
 
     Both use the same noise every time and leave the random numbers of the training alone. A signal
-    ends a measurement without a result; a run that resumes from this step begins with it. (Several
-    processes stop one step later; the measurement is then left out.) `exclude` is called with the
-    seconds that a measurement took, which do not count as training time.
+    ends a measurement without a result; a run that resumes from this step repeats it first.
+    (Several processes stop one step later; the measurement is then left out.) `exclude` is called
+    with the seconds that a measurement took, which do not count as training time.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from training.batches import AccumulationProgress, TrainingBatches, ValidationBa
 from training.checkpointing import Checkpointing
 from training.divergence import Start
 from training.dropout_seed import DropoutSeed
+from training.early_averages import EarlyAverages
 from training.ema import Ema
 from training.gradient_guard import GradientGuard
 from training.lightning_workarounds import (
@@ -62,6 +63,7 @@ def build_callbacks(run: TrainingRun, start: Start, machine: Machine, stop: Stop
         TrainingLoss(settings.log_every),
         validation,
         ema,
+        EarlyAverages(ema),
     ]
     if settings.posthoc_ema:
         callbacks.append(PowerEmas(run.run_dir / "averages", settings.save_every))

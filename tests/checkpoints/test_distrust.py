@@ -62,7 +62,7 @@ def stopped(tiny_data, tmp_path_factory):
         ("not a number", "not finite"),
         ("huge", "width must be int from 4 to 1024"),
         ("Adam", "weight 0 must be"),
-        ("rate", "Adam's settings"),
+        ("rate", "the optimizer's settings"),
         ("loops", "stands where a number should"),
     ],
 )

@@ -86,8 +86,8 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
 @pytest.mark.parametrize(
     ("script", "most"),
     [
-        ("train.py", 130),
-        ("Inference.py", 95),
+        ("train.py", 140),
+        ("Inference.py", 100),
         ("make_gif.py", 20),
         ("evaluate.py", 90),
         ("convert.py", 45),

@@ -1,10 +1,15 @@
-"""Classifier-free guidance."""
+"""Classifier-free guidance and autoguidance."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from models import conditional, model
+from models import conditional, model, spread_out
 
-from sampling.guidance import Guided
+from checkpoints.early_average import EarlyAverage
+from checkpoints.loaded_model import LoadedModel
+from checkpoints.safetensors_format import write_model
+from sampling.guidance import Guided, choose_guidance
 
 
 def test_guidance_is_a_line_through_without_and_with():
@@ -60,6 +65,48 @@ def test_guidance_with_a_learned_variance_takes_the_variance_of_the_label():
     )
     fraction = Guided(m, y, 3.0).denoise(x, t).fraction
     assert torch.allclose(fraction, m.denoise(x, t, y).fraction, atol=1e-6)
+
+
+def test_autoguidance_is_a_line_through_the_worse_and_the_better_model():
+    m, worse = conditional(), spread_out(conditional())
+    x, y = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    guided = Guided(m, y, 3.0, interval=(100, 800), clip=False, guide=worse)
+    for at in (99, 100, 800, 801):
+        t = torch.full((4,), at)
+        strong, weak = (one.denoise(x, t, y, clip=False).x0_hat for one in (m, worse))
+        assert (strong - weak).abs().max() > 1e-3
+        expected = weak + 3 * (strong - weak) if 100 <= at <= 800 else strong
+        assert torch.allclose(guided.denoise(x, t).x0_hat, expected, atol=1e-5)
+
+
+def loaded(m, early=None) -> LoadedModel:
+    return LoadedModel(m, Path("x.ckpt"), "", step=64, trained_on="", early=early)
+
+
+def test_which_guide_is_chosen():
+    m = conditional(guidance=2.5)
+    early = EarlyAverage(32, m.unet.state_dict())
+    both, alone = loaded(m, early), loaded(m)
+    assert choose_guidance(alone, None, None, labelled=True) == (1.0, None)
+    assert choose_guidance(alone, 3.0, None, labelled=True) == (3.0, None)
+    assert choose_guidance(both, 3.0, None, labelled=True) == (3.0, None)
+    assert choose_guidance(both, 1.0, None, labelled=False) == (1.0, None)
+    for scale, way, labelled in ((None, None, True), (2.5, None, False), (None, "auto", True)):
+        found, guide = choose_guidance(both, scale, way, labelled)
+        assert found == 2.5
+        assert guide
+        assert guide.name == "early-32"
+    with pytest.raises(ValueError, match="keeps no early average"):
+        choose_guidance(alone, None, "auto", labelled=True)
+
+
+def test_a_guide_of_other_images_is_refused(tmp_path):
+    m = model()
+    for other, said in ((model(size=16), "size 16"), (model(schedule="cosine"), "schedule")):
+        file = tmp_path / "other.safetensors"
+        write_model(loaded(other), file, "ema")
+        with pytest.raises(ValueError, match=said):
+            choose_guidance(loaded(m), None, str(file), labelled=False)
 
 
 def test_labels_that_the_model_does_not_know_are_refused():

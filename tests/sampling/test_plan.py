@@ -9,7 +9,7 @@ from models import conditional, model
 from sampling.guidance import Guided
 from sampling.noise import Noise
 from sampling.plan import labels_in_turn, plan_sampling, sample_steps
-from sampling.samplers import sample
+from sampling.samplers import SAMPLERS, sample
 from sampling.time_grid import time_grid
 
 
@@ -59,7 +59,7 @@ def test_a_plan_cannot_be_changed():
         plan_sampling(model(T=20)).steps = 3
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpm++", "unipc"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_loop_is_that_sampler_from_the_noise_of_these_images(sampler):
     m, indices = conditional(T=20), range(3, 5)
     plan = plan_sampling(m, sampler, steps=4, eta=1.0, guidance=2.0)

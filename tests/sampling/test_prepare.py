@@ -6,6 +6,8 @@ import pytest
 from models import conditional, model
 from PIL import Image
 
+from checkpoints.early_average import EarlyAverage
+from checkpoints.loaded_model import LoadedModel
 from sampling.generate import NoisingJob, noise_images
 from sampling.image_request import ImageRequest
 from sampling.prepare import (
@@ -76,13 +78,21 @@ def test_frames_are_spread_evenly_and_have_the_saved_steps():
 
 
 def test_each_way_to_edit_has_its_own_defaults():
-    m, mask = model(T=200), Path("mask.png")
-    plan = plan_request(ImageRequest(mask=mask), m, [0])
+    m, mask = model(T=200, guidance=2.0), Path("mask.png")
+    early = EarlyAverage(32, m.unet.state_dict())
+    loaded = LoadedModel(m, Path("x.ckpt"), "", step=64, trained_on="", early=early)
+    plan = plan_request(ImageRequest(mask=mask, input_image=mask), loaded, [0])
     assert (plan.sampler, plan.steps, plan.variance, plan.clip) == ("ddpm", 100, "small", True)
-    plan = plan_request(ImageRequest(interpolate=(mask, mask)), m, [0])
+    assert plan.guidance == 1
+    plan = plan_request(ImageRequest(interpolate=(mask, mask)), loaded, [0])
     assert (plan.sampler, plan.steps, plan.clip) == ("ddim", 50, False)
+    assert plan.guidance == 1
     with pytest.raises(ValueError, match="--interpolate needs at least 2 steps"):
-        plan_request(ImageRequest(interpolate=(mask, mask), steps=1), m, [0])
+        plan_request(ImageRequest(interpolate=(mask, mask), steps=1), loaded, [0])
+    plan = plan_request(ImageRequest(), loaded, [0])
+    assert (plan.sampler, plan.steps, plan.guidance, plan.evaluations) == ("unipc", 10, 2.0, 19)
+    plan = plan_request(ImageRequest(sampler="ddpm"), loaded, [0])
+    assert (plan.steps, plan.guidance) == (200, 1)
 
 
 @pytest.mark.parametrize(("size", "frames"), [(512, 50), (513, 4)])

@@ -290,7 +290,7 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
-@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpm++", "unipc"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm"])
 def test_few_steps_reach_the_covariance_of_a_gaussian_with_every_schedule(sampler, schedule):
     """Also where the schedule ends in all but pure noise, of which the first step must make
     something at all."""

@@ -88,7 +88,7 @@ def test_five_bad_steps_go_back_and_on_with_other_noise(
     bad_steps(lambda attempt, i: 31 <= i < 40 and attempt == 0)
     assert fit_run(tiny_data, tmp_path / "run", "--max-steps", 60) == 0
     assert "the loss is not finite at step 40" in (told := capsys.readouterr().err)
-    assert "step_00000025.ckpt with other noise, 1 of 3 times" in told
+    assert "step_00000025.ckpt with different noise, restart 1 of 3" in told
     assert losses(tmp_path / "run").keys() == set(range(1, 61))
     assert "nan" not in losses(tmp_path / "run").values()
     for at in interrupted:
@@ -106,7 +106,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_starts_anew(
 ):
     bad_steps(lambda attempt, i: i >= 3 and attempt < 2)
     assert fit_run(tiny_data, tmp_path, "--max-steps", 30) == 0
-    assert "back to the start with other noise, 2 of 3 times" in capsys.readouterr().err
+    assert "back to the start with different noise, restart 2 of 3" in capsys.readouterr().err
     assert read_checkpoint_file(newest_checkpoint(tmp_path))["noise"] == {"stream": 2, "skipped": 0}
     assert losses(tmp_path).keys() == set(range(1, 31))
 
@@ -128,7 +128,7 @@ def test_where_the_saving_steps_have_changed_it_goes_back_to_the_newest(
     bad_steps(lambda attempt, i: i >= 42 and attempt == 0)
     assert fit_run(tiny_data, tmp_path, "--max-steps", 40, "--save-every", 20) == 0
     assert fit_run(tiny_data, tmp_path, "--max-steps", 55, "--save-every", 30) == 0
-    assert "step_00000040.ckpt with other noise, 1 of 3 times" in capsys.readouterr().err
+    assert "step_00000040.ckpt with different noise, restart 1 of 3" in capsys.readouterr().err
     assert losses(tmp_path).keys() == set(range(1, 56))
 
 
@@ -136,7 +136,7 @@ def test_it_gives_up_after_three_times_and_says_so(tiny_data, tmp_path, bad_step
     bad_steps(lambda attempt, i: i >= 31)
     assert fit_run(tiny_data, tmp_path, "--max-steps", 100) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert sum("with other noise" in line for line in lines) == 3
+    assert sum("with different noise" in line for line in lines) == 3
     assert "for the 4th time" in lines[-1]
     assert "step_00000025.ckpt; try a smaller --lr" in lines[-1]
     assert load_model(tmp_path)

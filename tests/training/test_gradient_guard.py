@@ -17,7 +17,7 @@ def test_the_gradients_norm_is_clipped(clip, fused, monkeypatch):
     model = DiffusionModel(T=20, beta_large=0.2, lr=0.0, **NETWORK)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    optimizer = model.configure_optimizers()["optimizer"]
+    optimizer = model.configure_optimizers(1)["optimizer"]
     model.get_loss(torch.linspace(-1, 1, 4 * 192).reshape(4, 3, 8, 8), 0).backward()
     before = gradients(model)
     norm = float(torch.cat([g.flatten() for g in before]).norm())

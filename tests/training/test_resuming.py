@@ -9,6 +9,7 @@ import train
 CHOICES = (
     "--schedule cosine --zero-terminal-snr --parameterization v --variance learned --weighting edm"
     " --t-sampling stratified --augment 0.5 --class-conditional --label-dropout 0.5 --posthoc-ema"
+    " --optimizer muon"
 ).split()
 
 
@@ -38,6 +39,16 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_data, tmp_path, drop
     for a, b in zip(whole.get("power", ()), parts.get("power", ())):
         assert same(a, b)
     assert ("power" in whole) == bool(choices)
+
+
+def test_a_falling_rate_depends_on_the_step_and_max_steps_alone(tiny_data, tmp_path):
+    options = ("--max-steps", 12, "--lr-schedule", "linear", "--optimizer", "muon")
+    fit(tiny_data, tmp_path / "whole", *options)
+    fit(tiny_data, tmp_path / "parts", *options, "--max-time", "0.001s")
+    assert contents(tmp_path / "parts")["global_step"] < 12
+    fit(tiny_data, tmp_path / "parts", *options)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    assert same(*(contents(tmp_path / name)["state_dict"] for name in ("whole", "parts")))
 
 
 def test_where_a_run_was_stopped_is_not_in_its_metrics(tiny_data, tmp_path):

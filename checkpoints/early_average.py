@@ -1,0 +1,54 @@
+"""An early average of the weights of a run: the worse model that guides the final one.
+
+Autoguidance (Karras et al. 2024, "Guiding a diffusion model with a bad version of itself") takes a
+worse model of the same run. A checkpoint keeps the averages of one or two early steps for it, in
+half precision, under the key "early": {step: weights}. The steps are powers of two, so which ones
+there are is a function of the checkpoint's step alone, wherever a run was stopped.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from checkpoints.validation import check_early_averages
+
+FIRST_STEP = 16  # before it, there is nothing to guide with
+
+
+@dataclass(frozen=True)
+class EarlyAverage:
+    """The averaged weights (float32, by their names in the network) after `step` steps."""
+
+    step: int
+    weights: dict[str, Tensor]
+
+
+def is_early_step(step: int) -> bool:
+    """Whether the average of this step is kept for a while: it is a power of two."""
+    return step >= FIRST_STEP and step & (step - 1) == 0
+
+
+def guiding_step(step: int) -> int:
+    """The step whose average guides a model of `step` steps: the largest power of two that is at
+    most half of it."""
+    return 1 << max(0, (step // 2).bit_length() - 1)
+
+
+def half_precision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().half().cpu() for name, value in weights.items()}
+
+
+def read_early_average(checkpoint: dict[str, Any]) -> EarlyAverage | None:
+    """The average in a checkpoint that guides its model; None if it has none.
+
+    Raises ValueError, in one line, if it does not fit the network.
+    """
+    averages = checkpoint.get("early", {})
+    check_early_averages(averages, checkpoint["ema"]["weights"])
+    step = guiding_step(checkpoint["global_step"])
+    if step not in averages:
+        step = max(averages, default=0)  # of a file that has one alone
+    if step not in averages:
+        return None
+    return EarlyAverage(step, {name: value.float() for name, value in averages[step].items()})

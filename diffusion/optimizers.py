@@ -1,0 +1,142 @@
+"""The optimizer of a model, and its learning rate as a function of the step.
+
+    optimizer = build_optimizer(settings, unet)          # Adam, or Muon for the hidden weights
+    rate = learning_rate_factor(settings, step=0, total=3000)
+
+Letters in the shape columns: N matrices of the same shape, R rows, K columns.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.settings import ModelSettings
+
+# The layers at the ends of the network and its embeddings: Adam updates them, as it does biases and
+# normalizations.
+NOT_HIDDEN = {"conv_in", "conv_out", "time", "label", "augmentation", "embed"}
+MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the coefficients of Jordan et al. 2024
+
+
+def build_optimizer(settings: ModelSettings, network: nn.Module) -> torch.optim.Adam:
+    """Adam for all weights (Ho et al. 2020, appendix B), or `Muon`."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
+    hidden, rest = [], []
+    for name, parameter in network.named_parameters():
+        (hidden if is_hidden(name, parameter) else rest).append(parameter)
+    return Muon(hidden, rest, lr=settings.lr, hidden_lr=settings.muon_lr)
+
+
+def is_hidden(name: str, parameter: Tensor) -> bool:
+    """Whether this is the matrix of a hidden layer, or the kernel of a hidden convolution."""
+    return parameter.ndim >= 2 and not NOT_HIDDEN & set(name.split("."))
+
+
+class Muon(torch.optim.Adam):
+    """Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") for the
+    hidden weights, Adam for the rest.
+
+    Muon makes the momentum of each weight matrix orthogonal before it is added: all directions of
+    the matrix then change at the same rate. A convolution's kernel (out, in, k, k) is the matrix
+    (out, in * k * k). The first parameter group has the hidden weights.
+    """
+
+    def __init__(self, hidden: list[Any], rest: list[Any], lr: float, hidden_lr: float):
+        group = {"params": hidden, "lr": hidden_lr, "momentum": MOMENTUM}
+        super().__init__([group, {"params": rest}], lr=lr, fused=True)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        self.update_hidden(groups[0])
+        self.param_groups = groups[1:]  # the rest is Adam's
+        super().step()
+        self.param_groups = groups
+        return loss
+
+    @torch.no_grad()
+    def update_hidden(self, group: dict[str, Any]) -> None:
+        """One step of Muon. Matrices of the same shape are computed together.
+
+        Like fused Adam, it divides the gradient by `grad_scale` and leaves everything as it is
+        where `found_inf` is 1; both may be missing.
+        """
+        same_shape = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                same_shape[parameter.flatten(1).shape].append(parameter)
+        for (rows, columns), parameters in same_shape.items():
+            momenta = [self.momentum_of(parameter) for parameter in parameters]
+            directions = self.directions(parameters, momenta, group["momentum"])  # (N,R,K)
+            rate = group["lr"] * max(1, rows / columns) ** 0.5
+            found_inf = getattr(self, "found_inf", None)
+            if found_inf is not None:
+                rate = rate * (1 - found_inf)
+            for parameter, update in zip(parameters, orthogonalize(directions) * rate):
+                parameter.sub_(update.reshape(parameter.shape))
+
+    def momentum_of(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:  # Adam expects "step" in every state that it loads
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["momentum"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        return state["momentum"]
+
+    def directions(self, parameters: list[Tensor], momenta: list[Tensor], decay: float) -> Tensor:
+        """Update the momenta; return the directions in which to go, (N,R,K), with Nesterov's
+        correction."""
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        directions = []
+        for parameter, momentum in zip(parameters, momenta):
+            gradient: Tensor = parameter.grad  # type: ignore[assignment]
+            if scale is not None:
+                gradient = gradient / scale
+            if found_inf is not None:
+                gradient = torch.where(found_inf > 0, momentum, gradient)
+            momentum.lerp_(gradient, 1 - decay)
+            directions.append(gradient.lerp(momentum, decay).flatten(1))
+        return torch.stack(directions)
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Replace the singular values of each matrix by about 1: (N,R,K) -> float32 (N,R,K).
+
+    Five Newton-Schulz iterations, which leave singular values between 0.7 and 1.2; on CUDA in
+    bf16, as in Jordan et al. 2024.
+    """
+    a, b, c = NEWTON_SCHULZ
+    X = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = X.shape[1] > X.shape[2]
+    if tall:
+        X = X.mT
+    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        A = X @ X.mT  # (N,R,R)
+        X = a * X + (b * A + c * A @ A) @ X
+    return (X.mT if tall else X).float()
+
+
+def learning_rate_factor(settings: ModelSettings, total: int, step: int) -> float:
+    """What the learning rate is multiplied by at this step, of `total`, counted from 0.
+
+    It rises linearly over `warmup` steps. Over the last share `cooldown` of all steps it falls to
+    0: linearly, or along half a cosine; or it stays, with the schedule "constant".
+    """
+    factor = min(1.0, (step + 1) / max(1, settings.warmup))
+    if settings.lr_schedule == "constant":
+        return factor
+    start = total * (1 - settings.cooldown)
+    progress = min(1.0, max(0.0, (step - start) / max(1.0, total - start)))
+    if settings.lr_schedule == "linear":
+        return factor * (1 - progress)
+    return factor * (1 + math.cos(math.pi * progress)) / 2
