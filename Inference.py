@@ -83,7 +83,8 @@ def build_parser() -> Parser:
         "--class",
         dest="label",
         metavar="CLASS",
-        help="number or name; all: a row of each (none: images of any class)",
+        help="number or name; all: a row of each; none: the model without a class (image i of "
+        "class i mod K)",
     )
     group = parser.add_argument_group("guidance")
     add = group.add_argument

@@ -8,6 +8,7 @@
 #                                       (see: python train.py --help)
 #   bash run.sh setup [DATASET]         environment and data only: for a login node, before offline
 #                                       compute nodes
+#   bash run.sh demo                    pictures of the trained models in pretrained/, in a minute
 #   bash run.sh test                    set up and run the tests; --all: the slow ones, too
 #   bash run.sh bench                   speed beside other projects', which it installs: a table
 #                                       (see benchmarks/)
@@ -132,6 +133,27 @@ case ${1:-} in
     dataset=$(resolve "${2:-shapes}")
     cd "$here"
     exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
+  demo)
+    setup requirements.txt
+    cd "$here"
+    mkdir -p runs/demo
+    names=()
+    for file in pretrained/*.safetensors; do names+=("$(basename "$file" .safetensors)"); done
+    for name in "${names[@]}"; do
+      echo "== $name =="
+      "$PYTHON" Inference.py --ckpt "$name" --num 40 --out "runs/demo/$name" --no-preview "${@:2}"
+      "$PYTHON" make_gif.py "runs/demo/$name/trajectory.npz" --out "runs/demo/$name.gif" \
+        --columns 10 --scale 2
+    done
+    {
+      echo '<!doctype html><meta charset="utf-8"><title>DDPM: pretrained models</title>'
+      echo '<style>body{font-family:sans-serif;margin:2em} img{image-rendering:pixelated}</style>'
+      for name in "${names[@]}"; do
+        echo "<h2>$name</h2><img src=\"$name.gif\" alt=\"from noise to images\">"
+      done
+    } >runs/demo/index.html
+    echo "== done: open runs/demo/index.html; more: python Inference.py --ckpt ${names[0]} --num 64 =="
+    exit 0 ;;
   test)
     setup requirements.txt requirements-dev.txt
     cd "$here"
@@ -146,7 +168,7 @@ esac
 
 dataset=shapes
 if [[ $# -gt 0 && $1 != -* ]]; then
-  dataset=$(resolve "$1" setup test bench)
+  dataset=$(resolve "$1" setup demo test bench)
   shift
 fi
 run_dir=$here/runs/$(basename "${dataset%.npz}")${job:+-$job}

@@ -25,6 +25,7 @@ from typing import Any
 
 from runtime import flags
 from runtime.arguments import Parser, duration, numbers, real, whole
+from runtime.pretrained import model_path
 from runtime.signals import Stop
 
 # The default of a flag is the paper's (Ho et al. 2020, appendix B, CIFAR-10). A preset is a set of
@@ -40,8 +41,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         schedule="cosine",
         parameterization="v",
         variance="small",
+        optimizer="muon",
         lr=2e-3,
-        warmup=200,
+        warmup=100,
+        lr_schedule="linear",
+        class_conditional=True,
+        guidance=2.0,
         batch_size=32,
         max_steps=3000,
         max_time=600.0,
@@ -346,6 +351,13 @@ def add_run_flags(group: flags.Group) -> None:
         help="auto: from the run's newest checkpoint; none: start anew; or a file (auto)",
     )
     add(
+        "--init-from",
+        type=model_path,
+        metavar="WHAT",
+        help="begin a new run with the weights of this model: a path, or the name of a pretrained "
+        "one (none)",
+    )
+    add(
         "--val-every",
         type=whole(1),
         default=5000,
@@ -395,12 +407,15 @@ def as_typed(preset: dict[str, Any]) -> str:
     """Return the flags that make up a preset."""
     words = []
     for name, value in preset.items():
-        text = str(value)
+        flag, text = f"--{name.replace('_', '-')}", str(value)
+        if value is True:
+            words.append(flag)
+            continue
         if name == "max_time":
             text = f"{value:g}s"
         elif isinstance(value, tuple):
             text = ",".join(map(str, value))
-        words.append(f"--{name.replace('_', '-')} {text}")
+        words.append(f"{flag} {text}")
     return " ".join(words)
 
 

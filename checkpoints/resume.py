@@ -74,7 +74,8 @@ def check_same_settings(checkpoint: dict[str, Any], settings: dict[str, Any]) ->
             before, now = reprlib.repr(earlier.get(name)), reprlib.repr(value)
             raise ValueError(
                 f"it was trained with {name} {before}, not {now}: "
-                "give the same settings, another --run-dir, or --resume none"
+                "give the same settings, another --run-dir, or --resume none; "
+                "--init-from begins a new run with its weights"
             )
 
 

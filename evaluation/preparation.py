@@ -17,6 +17,7 @@ from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor
 from evaluation.plan import EvaluationPlan
 from evaluation.real_images import RealImages
+from runtime.pretrained import is_pretrained
 from runtime.processes import Processes
 from sampling.guidance import choose_guidance
 from sampling.plan import SamplingPlan, plan_sampling
@@ -73,12 +74,22 @@ def prepare(plan: EvaluationPlan, path: Path, processes: Processes) -> tuple[Pre
         plan=plan,
         loaded=loaded,
         weights=weights,
-        directory=plan.checkpoint if plan.checkpoint.is_dir() else plan.checkpoint.parent,
+        directory=results_directory(plan.checkpoint),
         sampling_plans=sampling_plans(plan, loaded),
     )
     if processes.is_first:
         prepared = with_real_images(prepared, processes.device)
     return prepared, loaded.path
+
+
+def results_directory(checkpoint: Path) -> Path:
+    """Where results go: the run directory, or the folder of the file; runs/pretrained-NAME for a
+    pretrained model."""
+    if is_pretrained(checkpoint):
+        directory = Path("runs") / f"pretrained-{checkpoint.stem}"
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent
 
 
 def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingPlan, ...]:

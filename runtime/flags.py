@@ -10,10 +10,10 @@ import torch (samplers, grids, variances) are typed again here, so that --help d
 
 from argparse import _ActionsContainer as Group  # a parser, or a group of its flags
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from runtime.arguments import real, whole
+from runtime.pretrained import model_path
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "32", "bf16")
@@ -26,7 +26,7 @@ VARIANCES = ("large", "small", "learned")
 
 def add_checkpoint(group: Group, help: str, required: bool = False) -> None:
     """--ckpt"""
-    group.add_argument("--ckpt", type=Path, required=required, metavar="PATH", help=help)
+    group.add_argument("--ckpt", type=model_path, required=required, metavar="PATH", help=help)
 
 
 def add_weights(group: Group) -> None:

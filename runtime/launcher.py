@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy  # noqa: F401 (before torch: a signal is lost while torch imports it)
 import torch
 
+from runtime.cores import share_cores
 from runtime.devices import Precision, pick_device, pick_precision
 from runtime.processes import Processes, Refused, launch_processes, own_exit_status
 
@@ -83,5 +84,7 @@ def launch(
     except ValueError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    if device_type == "cpu":
+        share_cores()
     chosen: Precision = processes.broadcast(pick_precision(device_type, precision))
     return Machine(prog, processes.device, chosen, processes)

@@ -107,6 +107,7 @@ def choose_guidance(
     in the checkpoint, or the path of another model; None for labels if a scale is given for
     `labelled` images, else "auto". Raises ValueError or OSError, in one line.
     """
+    labelled = labelled and loaded.model.settings.label_dropout > 0
     if guide_with is None and scale is not None and (labelled or loaded.early is None):
         guide_with = "labels"
     if guide_with is None and scale is None:
@@ -116,9 +117,9 @@ def choose_guidance(
         scale = usual if usual != 1 else DEFAULT_SCALE
     if guide_with == "labels" or scale == 1:
         return scale, None
-    if guide_with in (None, "auto"):
+    if guide_with is None or guide_with == "auto":
         return scale, early_guide(loaded)
-    return scale, other_guide(loaded, Path(str(guide_with)))
+    return scale, other_guide(loaded, Path(guide_with))
 
 
 def early_guide(loaded: LoadedModel) -> Guide:

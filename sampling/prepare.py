@@ -151,16 +151,19 @@ def plan_request(request: ImageRequest, loaded: LoadedModel, saved: list[int]) -
     return plan
 
 
+def is_edit(request: ImageRequest) -> bool:
+    return bool(request.input_image or request.interpolate)
+
+
 def request_guidance(request: ImageRequest, loaded: LoadedModel) -> tuple[float, Guide | None]:
     """The guidance of a request. Edits and the paper's sampler have none by default."""
-    edits = bool(request.input_image or request.interpolate)
-    scale = request.guidance
+    scale, edits = request.guidance, is_edit(request)
     if scale is None and request.guide_with is None and (edits or request.sampler == "ddpm"):
         scale = 1.0
-    labelled = request.label is not None
+    labelled = request.label != "none" and not (request.label is None and edits)
     scale, guide = choose_guidance(loaded, scale, request.guide_with, labelled)
     if scale != 1 and not guide and not labelled and loaded.model.unet.classes:
-        raise ValueError("--guidance needs a class: add --class")
+        raise ValueError("--guidance needs a class: give another --class than none")
     return scale, guide
 
 
@@ -171,21 +174,27 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
     """The number of images, their labels and their order in a grid. Raises ValueError."""
     label, num, classes = request.label, request.num, model.unet.classes
     always_labelled = model.settings.label_dropout == 0
-    by_label = request.guidance not in (None, 1) and request.guide_with in (None, "labels")
-    if by_label and always_labelled:
-        raise ValueError(
-            "this model was trained with --label-dropout 0, and guidance needs what that hides: "
-            "leave out --guidance"
-        )
-    if label is None and classes and always_labelled:  # it knows no images of any class
+    if label in (None, "none") and classes and always_labelled:  # it knows no images of any class
         label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
-    labels = [] if label is None else find_labels(label, model)
+    if label is None and classes and not is_edit(request):
+        return of_all_classes(classes, num or DEFAULT_NUM)
+    labels = [] if label in (None, "none") else find_labels(label, model)
     if len(labels) > 1:
         return one_row_each(labels, num or DEFAULT_NUM_OF_EACH_CLASS)
     total = num or DEFAULT_NUM
     return ImageSet(
         total=total,
         labels=(labels[0],) * total if labels else None,
+        columns=0,
+        order=tuple(range(min(SHOWN, total))),
+    )
+
+
+def of_all_classes(classes: int, total: int) -> ImageSet:
+    """`total` images. Image i has label i mod K."""
+    return ImageSet(
+        total=total,
+        labels=tuple(i % classes for i in range(total)),
         columns=0,
         order=tuple(range(min(SHOWN, total))),
     )

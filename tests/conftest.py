@@ -32,7 +32,7 @@ def copy_project(folder: Path) -> None:
     """Copy what a user needs of this project into `folder`: the scripts, the rooms and run.sh."""
     for file in [*ROOT.glob("*.py"), ROOT / "run.sh"]:
         shutil.copy(file, folder)
-    for room in FOLDERS:
+    for room in [*FOLDERS, "pretrained"]:
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
 
 

@@ -49,6 +49,7 @@ def test_a_run_directory_knows_its_images(tiny_run, tiny_data, tmp_path, capsys)
         assert line["dataset"] == ("tiny" if known else "other")
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(fresh_run, tiny_data, capsys, tmp_path):
     _, one = measure(
         capsys,

@@ -30,6 +30,7 @@ SMALLER = {  # what a flag is given instead, where it is given at all
     "--references": "8",
     "--steps": "5",
     "--preset": "paper",
+    "--init-from": "runs/mnist",
 }
 ALWAYS = {
     "train.py": [flag for flag in TINY if flag not in ("--preset", "paper")]
@@ -83,7 +84,7 @@ def test_each_is_understood(command):
 @pytest.mark.parametrize("command", OF_RUN_SH)
 def test_what_run_sh_hands_on_is_understood(command):
     words = command.split("run.sh", 1)[1].split()
-    if words[:1] not in (["test"], ["bench"]):
+    if words[:1] not in (["test"], ["bench"], ["demo"]):
         words = words[1:] if words[:1] == ["setup"] else words
         parsed("train.py", words[1:])
 

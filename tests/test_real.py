@@ -79,12 +79,12 @@ def test_it_learns_fashionmnist(real_root, tmp_path):
     assert spread > SPREAD
 
 
-CLASS_STEPS = 800  # of 200 samples all were right when this was written, 0.99 after 600
+CLASS_STEPS = 400
 CORRECT = 0.95  # of the samples, guided, by a classifier of real digits
 
 
 def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
-    """A laptop run on MNIST, cut short; the classifier of the real digits recognizes its
+    """A laptop run on MNIST at 16x16, cut short; the classifier of the real digits recognizes its
     samples."""
     root = real_root("mnist")
     train.main(
@@ -97,7 +97,8 @@ def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
             str(tmp_path / "run"),
             "--preset",
             "laptop",
-            "--class-conditional",
+            "--image-size",
+            "16",
             "--device",
             "cpu",
             "--max-steps",
@@ -123,7 +124,8 @@ def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
         ]
     )
     samples = np.load(tmp_path / "out" / "samples.npz")
-    model = load_or_train(DiffSet(True, "mnist", root), DiffSet(False, "mnist", root), root)
+    train_set, test_set = (DiffSet(train, "mnist", root, 16) for train in (True, False))
+    model = load_or_train(train_set, test_set, root)
     with torch.no_grad():
         found = model(torch.from_numpy(samples["arr_0"]).permute(0, 3, 1, 2)).argmax(1).numpy()
     correct = (found == samples["arr_1"]).mean()
@@ -131,6 +133,6 @@ def test_digits_are_those_that_were_asked_for(real_root, tmp_path):
         f"classifier {float(model.accuracy):.3f} on real digits; "
         f"{correct:.3f} of {len(found)} samples are the digit asked for"
     )
-    assert model.accuracy >= 0.993
+    assert model.accuracy >= 0.98
     assert sorted(set(samples["arr_1"].tolist())) == list(range(10))
     assert correct >= CORRECT

@@ -17,7 +17,7 @@ from runtime.signals import Stop, exit_status
 from training.divergence import MAX_RESTARTS, Start, first_start, restart
 from training.loggers import MEASURED, Curves, MetricsCsv
 from training.settings import TrainingSettings
-from training.setup import TrainingRun, new_model
+from training.setup import TrainingRun, initial_model
 from training.trainer import Callbacks, build_callbacks, build_trainer
 from training.validation import bin_names
 
@@ -76,7 +76,7 @@ def fit_with_restarts(
         if start.attempt == MAX_RESTARTS:
             return report_divergence(outcome, run, machine)
         start = restart(run, machine, start.attempt + 1, outcome.when, outcome.seconds)
-        model = new_model(run.model_settings)
+        model, _ = initial_model(run.settings, run.model_settings)
 
 
 def fit(

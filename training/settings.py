@@ -48,9 +48,11 @@ class TrainingSettings:
     eval_every: int
     eval_images: int
 
-    # run_dir: None for runs/DATASET. resume: "auto", "none", a file or a run directory.
+    # run_dir: None for runs/DATASET. resume: "auto", "none", a file or a run directory. init_from:
+    # a model whose weights a new run begins with.
     run_dir: Path | None
     resume: str
+    init_from: Path | None
 
     @classmethod
     def from_flags(cls, flags: dict[str, Any], preset: str) -> "TrainingSettings":

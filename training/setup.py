@@ -13,6 +13,7 @@ from diffusion.settings import ModelSettings, check_settings
 from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor, reference_features
 from runtime.launcher import Machine
+from training.initial_weights import model_from, new_model
 from training.settings import FixedSettings, TrainingSettings
 
 
@@ -26,7 +27,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training run before its first step: its settings, and what it works on."""
+    """A training run before its first step: its settings, and what it works on.
+
+    about_weights: a line about weights that are not random.
+    """
 
     settings: TrainingSettings
     fixed: FixedSettings
@@ -35,6 +39,7 @@ class TrainingRun:
     unseen: DiffSet
     model_settings: ModelSettings
     model: DiffusionModel
+    about_weights: str
     batches: Batches
     validation: Batches
     reference: Reference | None
@@ -60,6 +65,7 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
         rank=machine.processes.global_rank,
         world_size=machine.processes.world_size,
     )
+    model, about_weights = initial_model(settings, model_settings)
     return TrainingRun(
         settings=settings,
         fixed=fixed_settings(settings, data, flip),
@@ -67,7 +73,8 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
         data=data,
         unseen=unseen,
         model_settings=model_settings,
-        model=new_model(model_settings),
+        model=model,
+        about_weights=about_weights,
         batches=serve(data, seed=settings.seed, flip=flip),
         validation=serve(unseen, shuffle=False, limit=settings.val_images),
         reference=reference,
@@ -86,6 +93,7 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
     dropout = settings.dropout
     if dropout is None:
         dropout = 0.1 if data.name == "cifar10" and settings.preset == "paper" else 0.0
+    conditional = settings.class_conditional and len(data.classes) > 1
     model = replace(
         settings.model,
         dropout=dropout,
@@ -93,7 +101,7 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
         size=data.size,
         dataset=data.name,
         class_names=data.classes,
-        classes=len(data.classes) if settings.class_conditional else 0,
+        classes=len(data.classes) if conditional else 0,
     )
     if model.schedule not in schedules.SCHEDULES:
         betas = schedules.read_betas(model.schedule)
@@ -102,10 +110,11 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
     return model
 
 
-def new_model(settings: ModelSettings) -> DiffusionModel:
-    """Return a model with the initial weights that belong to its seed."""
-    torch.manual_seed(settings.seed)
-    return DiffusionModel(**asdict(settings))
+def initial_model(settings: TrainingSettings, model: ModelSettings) -> tuple[DiffusionModel, str]:
+    """Return the model before its first step, and a line about its weights, "" for random ones."""
+    if settings.init_from:
+        return model_from(model, settings.init_from)
+    return new_model(model), ""
 
 
 def fixed_settings(settings: TrainingSettings, data: DiffSet, flip: bool) -> FixedSettings:

@@ -1,10 +1,12 @@
 """The three actions of train.py: prepare the data, estimate a run, train."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from checkpoints.checkpoint import read_checkpoint
+from runtime.cores import cores_in_use
 from runtime.launcher import Machine, Refused
 from runtime.signals import Stop
 from training.dry_run import dry_run
@@ -12,6 +14,8 @@ from training.fit import fit_with_restarts
 from training.run_directory import prepare_run_dir
 from training.settings import Invocation, TrainingSettings
 from training.setup import TrainingRun, set_up
+
+BUSY = 0.2  # of the cores: a share that is worth a line
 
 
 def prepare_data(settings: TrainingSettings, machine: Machine) -> int:
@@ -58,6 +62,12 @@ def train(
             f"{resume['elapsed']:.0f} s; a larger --max-steps or --max-time trains it further"
         )
         return 0
+    if machine.device.type == "cpu" and machine.is_first:
+        others, cores = cores_in_use(), os.cpu_count()
+        if others > BUSY * (cores or 1):
+            say(f"other programs use {others:.1f} of {cores} cores: training will be slower")
+    if run.about_weights and not resume:
+        say(run.about_weights)
     samples, folder = run.run_dir / "samples", run.run_dir.parent
     say(f"to watch it: {samples}, and tensorboard --logdir {folder}", flush=True)
     try:

@@ -86,7 +86,7 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
 @pytest.mark.parametrize(
     ("script", "most"),
     [
-        ("train.py", 140),
+        ("train.py", 145),
         ("Inference.py", 100),
         ("make_gif.py", 20),
         ("evaluate.py", 90),

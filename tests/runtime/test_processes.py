@@ -132,7 +132,7 @@ def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, undisturbed_two, vict
     assert process.ends(10) == 143
     assert "stopped by SIGTERM at step" in process.out.splitlines()[-1]
     assert "Traceback" not in process.err
-    if victim == "other":
+    if victim == "all":
         assert start(run_dir, *BY_TWO).ends() == 0
         assert_same_run(run_dir, undisturbed_two)
 

@@ -51,8 +51,16 @@ def test_a_model_that_always_has_a_label_gets_all_of_them():
     image_set = arrange_images(ImageRequest(), always_labelled)
     assert image_set.total == 18  # at least 16, and as many of each
     assert image_set.labels == (0, 1, 2) * 6
-    with pytest.raises(ValueError, match="trained with --label-dropout 0"):
-        arrange_images(ImageRequest(label="1", guidance=2.0), always_labelled)
+    loaded = LoadedModel(always_labelled, Path("x.ckpt"), "", step=64, trained_on="")
+    with pytest.raises(ValueError, match="without --label-dropout 0"):
+        plan_request(ImageRequest(label="1", guidance=2.0), loaded, [0])
+
+
+def test_images_of_a_model_with_classes_are_of_each_in_turn():
+    assert arrange_images(ImageRequest(num=5), conditional()).labels == (0, 1, 2, 0, 1)
+    assert arrange_images(ImageRequest(num=5, label="none"), conditional()).labels is None
+    edit = ImageRequest(num=5, input_image=Path("a.png"))
+    assert arrange_images(edit, conditional()).labels is None
 
 
 def test_a_class_is_found_by_its_name_and_a_misspelled_one_gets_a_suggestion():

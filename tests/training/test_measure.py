@@ -97,6 +97,7 @@ def test_it_is_what_evaluate_measures(tiny_data, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_it_and_may_begin_with_it(tiny_data, tmp_path):
     whole = trained(tiny_data, tmp_path / "whole", *MEASURE)
     trained(tiny_data, tmp_path / "parts", *MEASURE, "--max-steps", "6")

@@ -1,0 +1,36 @@
+"""The small trained models in pretrained/, by name: --ckpt cifar10.
+
+Nothing here imports torch.
+"""
+
+import argparse
+from pathlib import Path
+
+from runtime.suggestions import nearest
+
+FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
+
+
+def pretrained_names() -> list[str]:
+    return sorted(file.stem for file in FOLDER.glob("*.safetensors"))
+
+
+def is_pretrained(path: Path) -> bool:
+    """Whether this is the file of a pretrained model."""
+    return path.resolve().parent == FOLDER
+
+
+def model_path(text: str) -> Path:
+    """Parse the path of a model: a name of `pretrained_names` is that model's file, unless there is
+    such a file or folder here."""
+    path, names = Path(text), pretrained_names()
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    if text in names:
+        return FOLDER / f"{text}.safetensors"
+    similar = nearest(text, names)
+    suggestion = f"did you mean {similar}? " if similar else ""
+    choices = ["a file written by train.py", "a run directory", *names]
+    raise argparse.ArgumentTypeError(
+        f"no checkpoint at {text}: {suggestion}give {', '.join(choices[:-1])} or {choices[-1]}"
+    )
