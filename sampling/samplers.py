@@ -187,9 +187,8 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
             newest, *older = history
             x = exponential_step(model, *last, t, newest.x0_hat, [*older, node])
         yield t, x, node.x0_hat
-        near = (
-            levels(model, s)[2] - node.log_snr
-        ) / 4  # any closer, a slope is mostly the correction
+        # a slope over less is mostly the correction
+        near = (levels(model, s)[2] - node.log_snr) / 4
         kept = [one for one in history if node.log_snr - one.log_snr > near or math.isinf(near)]
         order = min(ORDER, len(times) - 1 - i)
         history = [node, *kept][:order] if math.isfinite(node.log_snr) else []
