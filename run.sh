@@ -141,7 +141,8 @@ case ${1:-} in
     for file in pretrained/*.safetensors; do names+=("$(basename "$file" .safetensors)"); done
     for name in "${names[@]}"; do
       echo "== $name =="
-      "$PYTHON" Inference.py --ckpt "$name" --num 40 --out "runs/demo/$name" --no-preview "${@:2}"
+      "$PYTHON" Inference.py --ckpt "$name" --num 20 --steps 25 --out "runs/demo/$name" \
+        --no-preview "${@:2}"
       "$PYTHON" make_gif.py "runs/demo/$name/trajectory.npz" --out "runs/demo/$name.gif" \
         --columns 10 --scale 2
     done

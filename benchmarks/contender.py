@@ -47,7 +47,8 @@ T, NEVER = 1000, 10**9
 
 # the flags of train.py: it never stops, saves or validates by itself
 FLAGS = [
-    *("--dataset", "shapes", "--dropout", "0"),
+    # the network and the optimizer that the others have
+    *("--dataset", "shapes", "--dropout", "0", "--no-class-conditional", "--optimizer", "adam"),
     *("--max-steps", str(NEVER), "--val-every", str(NEVER), "--save-every", str(NEVER)),
     *("--max-time", "1000h"),
 ]

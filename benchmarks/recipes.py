@@ -5,10 +5,12 @@
     # 20 minutes
     python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120
 
-Every trial trains in one thread for the same CPU time, which other programs on the machine hardly
-change; 300 s are about 150 s on two cores. Then it samples 1000 images with UniPC in 20 steps. The
-distance is Frechet's to all training images, in the features of the dataset's classifier. Prints a
-line for each trial, and the table with mean and range over the seeds.
+Every trial trains in one thread for about the same CPU time, which other programs on the machine
+hardly change; 300 s are about 150 s on two cores. How many steps that is, is measured first, for a
+falling learning rate has to know. Then it samples 1000 images with UniPC in 20 steps, with the
+recipe's guidance. The distance is Frechet's to all training images, in the features of the
+dataset's classifier. Prints a line for each trial, and the table with mean and range over the
+seeds.
 """
 
 import argparse
@@ -26,11 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train
+from checkpoints.early_average import guiding_step
 from DiffusionModel import DiffusionModel
 from evaluation.distances import frechet, statistics
 from evaluation.features import extract_features, load_feature_extractor, reference_features
 from runtime.devices import pick_precision
 from runtime.launcher import launch
+from sampling.guidance import Guide
 from sampling.plan import plan_sampling
 from sampling.sample_sets import sample_batch
 from training.ema import Ema
@@ -42,6 +46,18 @@ BATCH = 100  # images sampled at once
 # the flags that each recipe adds to the laptop preset
 RECIPES = {
     "laptop": [],
+    "unguided": ["--guidance", "1"],
+    "no-classes": ["--no-class-conditional"],
+    "adam": ["--optimizer", "adam"],
+    "constant-rate": ["--lr-schedule", "constant"],
+    "before-muon": [
+        *("--optimizer", "adam", "--lr-schedule", "constant", "--warmup", "200"),
+        *("--no-class-conditional", "--guidance", "1"),
+    ],
+    "cooldown-0.3": ["--cooldown", "0.3"],
+    "muon-0.04": ["--muon-lr", "0.04"],
+    "guidance-1.5": ["--guidance", "1.5"],
+    "guidance-3": ["--guidance", "3"],
     "linear": ["--schedule", "linear"],
     "lognormal": ["--schedule", "linear", "--t-sampling", "lognormal"],
     "sigmoid": ["--schedule", "sigmoid"],
@@ -55,8 +71,8 @@ RECIPES = {
     "film": ["--film"],
     "lr-4e-3": ["--lr", "4e-3"],
     "batch-16": ["--batch-size", "16"],
-    "classes": ["--class-conditional"],
 }
+TIMED = 20  # steps whose CPU time is measured before a trial
 
 
 def prepare(name: str, dataset: str, root: str, seed: int) -> TrainingRun:
@@ -70,32 +86,58 @@ def prepare(name: str, dataset: str, root: str, seed: int) -> TrainingRun:
     return set_up(settings, launch("recipes.py", device="cpu"))
 
 
-def train_for(run: TrainingRun, ema: Ema, seconds: float) -> int:
-    """Train for so many CPU seconds; return the number of steps."""
-    model = run.model
-    configured = model.configure_optimizers()
-    optimizer, warmup = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    ema.on_fit_start(None, model)  # type: ignore[arg-type]
-    bf16 = pick_precision("cpu", "auto") != "32-true"
-    start, step = time.process_time(), 0
-    for batch in itertools.chain.from_iterable(itertools.repeat(run.batches)):
-        if time.process_time() - start > seconds:
-            break
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model.get_loss(batch, step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), run.settings.clip)
-        optimizer.step()
-        warmup.step()
-        ema.on_step_end(None, model)  # type: ignore[arg-type]
-        step += 1
-    return step
+class Training:
+    """A training loop without a Trainer: `total` steps of a run, its averages beside them."""
+
+    def __init__(self, run: TrainingRun, total: int):
+        self.run, self.total, self.model = run, total, run.model
+        configured = self.model.configure_optimizers(total)
+        self.optimizer = configured["optimizer"]
+        self.schedule = configured["lr_scheduler"]["scheduler"]
+        self.ema = Ema(run.settings.ema_decay)
+        self.ema.on_fit_start(None, self.model)  # type: ignore[arg-type]
+        self.bf16 = pick_precision("cpu", "auto") != "32-true"
+        self.early: dict[str, torch.Tensor] = {}
+
+    def steps(self, count: int) -> None:
+        """Take the first `count` steps."""
+        batches = itertools.chain.from_iterable(itertools.repeat(self.run.batches))
+        for step, batch in zip(range(count), batches):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                loss = self.model.get_loss(batch, step)
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.settings.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            self.ema.on_step_end(None, self.model)  # type: ignore[arg-type]
+            if step + 1 == guiding_step(self.total):
+                self.early = {name: value.clone() for name, value in self.ema.weights.items()}
+
+    def guide(self) -> Guide | None:
+        """The early average as a guide, if the recipe has guidance."""
+        if self.model.settings.guidance == 1:
+            return None
+        worse = DiffusionModel(**self.model.hparams).eval().requires_grad_(False)
+        worse.unet.load_state_dict(self.early)
+        return Guide(worse, "early")
 
 
-def sample(model: DiffusionModel, count: int, seed: int) -> torch.Tensor:
+def steps_within(name: str, dataset: str, root: str, seconds: float) -> int:
+    """How many steps of this recipe take so many CPU seconds."""
+    trial = Training(prepare(name, dataset, root, seed=0), TIMED)
+    trial.steps(3)
+    start = time.process_time()
+    trial.steps(TIMED)
+    return max(1, round(seconds * TIMED / (time.process_time() - start)))
+
+
+def sample(model: DiffusionModel, guide: Guide | None, count: int, seed: int) -> torch.Tensor:
     """Sample `count` images, uint8 (N,C,H,W)."""
-    plan = plan_sampling(model, precision=pick_precision("cpu", "auto"))
+    guidance = model.settings.guidance if guide else 1.0
+    plan = plan_sampling(
+        model, guidance=guidance, guide=guide, precision=pick_precision("cpu", "auto")
+    )
     batches = [range(first, first + BATCH) for first in range(0, count, BATCH)]
     return torch.cat([sample_batch(model, plan, indices, seed) for indices in batches])
 
@@ -104,11 +146,12 @@ def trial(
     name: str, dataset: str, root: str, seconds: float, seed: int, count: int
 ) -> dict[str, Any]:
     """Train, sample and measure; return name, seed, steps and distance."""
+    steps = steps_within(name, dataset, root, seconds)
     run = prepare(name, dataset, root, seed)
-    ema = Ema(run.settings.ema_decay)
-    steps = train_for(run, ema, seconds)
-    with ema.applied(run.model):
-        images = sample(run.model, count, seed)
+    training = Training(run, steps)
+    training.steps(steps)
+    with training.ema.applied(run.model):
+        images = sample(run.model, training.guide(), count, seed)
     extractor = load_feature_extractor("classifier", run.data, run.unseen, root)
     real = reference_features(extractor, run.data, root)
     features, _ = extract_features(extractor, images)

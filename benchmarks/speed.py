@@ -3,6 +3,7 @@
     bash run.sh bench                                              # both networks, all contenders
     python benchmarks/speed.py --network laptop --rounds 10        # one network
     python benchmarks/speed.py --contenders ours,plain             # needs no other package
+    python benchmarks/speed.py --contenders ours,plain --neighbours 2    # beside two busy programs
 
 Every contender is a process of its own (contender.py) that waits for its turn. They take turns for
 several rounds, and a number is the median of its rounds, so that other programs on the machine
@@ -16,6 +17,7 @@ affect all of them alike. The table goes to standard output as Markdown.
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -24,6 +26,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,19 @@ class Worker:
         return 1 - statistics.median(
             bare / whole for whole, bare in zip(self.found["train"], self.found["bare"])
         )
+
+
+@contextlib.contextmanager
+def busy_neighbours(count: int) -> Iterator[None]:
+    """Run so many programs that each keep a core busy, inside the block."""
+    command = [sys.executable, "-c", "while True: pass"]
+    neighbours = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+            neighbour.wait()
 
 
 def measure(network: str, batch: int, args: argparse.Namespace) -> None:
@@ -207,6 +223,9 @@ def main() -> None:
     parser.add_argument(
         "--flags", default="", help="more flags for train.py, as in --flags='--compile default'"
     )
+    parser.add_argument(
+        "--neighbours", type=int, default=0, metavar="N", help="busy programs beside them (0)"
+    )
     args = parser.parse_args()
     args.contenders = args.contenders.split(",")
     if unknown := set(args.contenders) - NAMES.keys():
@@ -223,11 +242,11 @@ def main() -> None:
         )
     print(machine(args.device), flush=True)
     for network in ("laptop", "paper") if args.network == "both" else (args.network,):
-        measure(
-            network,
-            args.batch or (32 if network == "laptop" else 128 if args.device == "cuda" else 16),
-            args,
-        )
+        batch = 128 if args.device == "cuda" else 16
+        if network == "laptop":
+            batch = 32
+        with busy_neighbours(args.neighbours):
+            measure(network, args.batch or batch, args)
 
 
 if __name__ == "__main__":

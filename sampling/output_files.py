@@ -58,6 +58,10 @@ def summary(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedImages
     grids = ", ".join(f"t{t:04d}.png" for t in job.saved)
     line = f"{folder}: {grids}, trajectory.npz ({len(images.frames)} frames)"
     if isinstance(job, SamplingJob):
+        plan = job.plan
+        if plan.guidance != 1:
+            by = "the model without the class" if plan.guide is None else plan.guide.name
+            line += f"; guided by {by}, {plan.guidance:g} times: {plan.evaluations} evaluations"
         total, shown = job.image_set.total, len(job.image_set.order)
         line += f", samples.npz ({total} images)"
         if total > shown:

@@ -29,7 +29,6 @@ from sampling.time_grid import time_grid
 DEFAULT_SAMPLER = "unipc"
 DEFAULT_STEPS = 20
 DEFAULT_STEPS_OF = {"heun": 10}  # two evaluations a step
-DEFAULT_GUIDED_STEPS = 10  # likewise, with autoguidance
 # Autoguidance applies from t = T down to this share of T.
 AUTOGUIDANCE_END = 0.2
 
@@ -101,8 +100,7 @@ def plan_sampling(
     if variance == "learned" and model.variance != "learned":
         raise ValueError("--variance learned needs a model trained with it: choose large or small")
     check_guidance(model, guidance, guide, guidance_interval)
-    steps = steps or default_steps(sampler, start, guide is not None)
-    times = time_grid(model, steps, start, grid, keep)
+    times = time_grid(model, steps or default_steps(sampler, start), start, grid, keep)
     lowest = model.T * AUTOGUIDANCE_END if guide else 0
     return SamplingPlan(
         sampler=sampler,
@@ -119,12 +117,11 @@ def plan_sampling(
     )
 
 
-def default_steps(sampler: str, start: int, autoguided: bool = False) -> int:
+def default_steps(sampler: str, start: int) -> int:
     """The number of steps from t = `start` if none is given: all of them for ddpm."""
     if sampler == "ddpm":
         return start
-    steps = DEFAULT_GUIDED_STEPS if autoguided else DEFAULT_STEPS
-    return min(start, DEFAULT_STEPS_OF.get(sampler, steps))
+    return min(start, DEFAULT_STEPS_OF.get(sampler, DEFAULT_STEPS))
 
 
 def check_start(model: DiffusionModel, start: int) -> None:

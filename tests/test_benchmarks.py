@@ -42,6 +42,8 @@ def test_speed_prints_a_table():
         "0.01",
         "--contenders",
         "ours,plain,convolutions,matmul",
+        "--neighbours",
+        "1",
     )
     table = rows(out)
     assert "laptop**, batch 4" in out
