@@ -158,9 +158,11 @@ def test_what_cannot_be_drawn_is_refused(tiny_run, model):
 def test_values_are_rounded_and_not_truncated(model, monkeypatch):
     """-1 .. 1 to 0 .. 255: all 256 levels come back, and what lies beyond is cut off."""
     levels = torch.arange(256) / 127.5 - 1
-    x = torch.cat([levels, torch.tensor([-1.3, 1.2]), torch.zeros(192 * 2 - 258)]).view(2, 3, 8, 8)
+    below = (torch.arange(1, 127) - 0.4) / 127.5 - 1
+    x = torch.cat([levels, torch.tensor([-1.3, 1.2]), below]).view(2, 3, 8, 8)
     monkeypatch.setattr(sampling_plan, "sample", lambda *_: iter([(0, x, x)]))
     found = sample_sets.sample_batch(model, plan_sampling(model), range(2), 0).flatten()
     assert found[:256].tolist() == list(range(256))
     assert found[256:258].tolist() == [0, 255]
+    assert found[258:].tolist() == list(range(1, 127))
     assert np.dtype(found.numpy().dtype) == np.uint8
