@@ -132,7 +132,7 @@ def early_guide(loaded: LoadedModel) -> Guide:
     model = DiffusionModel(**loaded.model.hparams)
     model.unet.load_state_dict(loaded.early.weights)
     model = model.to(loaded.model.device).eval().requires_grad_(False)
-    return Guide(model, f"early-{loaded.early.step}")
+    return Guide(model, f"the average of step {loaded.early.step}")
 
 
 def other_guide(loaded: LoadedModel, path: Path) -> Guide:
@@ -145,4 +145,4 @@ def other_guide(loaded: LoadedModel, path: Path) -> Guide:
             raise ValueError(f"--guide-with {path} has {what} {theirs}, and the model {ours}")
     if model.schedule != worse.schedule:
         raise ValueError(f"--guide-with {path} has another schedule than the model")
-    return Guide(worse, guide.sha256[:16])
+    return Guide(worse, f"model {guide.sha256[:16]}")

@@ -58,12 +58,12 @@ def summary(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedImages
     grids = ", ".join(f"t{t:04d}.png" for t in job.saved)
     line = f"{folder}: {grids}, trajectory.npz ({len(images.frames)} frames)"
     if isinstance(job, SamplingJob):
-        plan = job.plan
-        if plan.guidance != 1:
-            by = "the model without the class" if plan.guide is None else plan.guide.name
-            line += f"; guided by {by}, {plan.guidance:g} times: {plan.evaluations} evaluations"
         total, shown = job.image_set.total, len(job.image_set.order)
         line += f", samples.npz ({total} images)"
         if total > shown:
             line += f"; grids and trajectory show the first {shown}"
+        plan = job.plan
+        if plan.guidance != 1:
+            by = plan.guide.name if plan.guide else "the model without the class"
+            line += f"; guidance {plan.guidance:g} by {by}, {plan.evaluations} evaluations an image"
     return line

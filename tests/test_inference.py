@@ -376,8 +376,9 @@ def test_a_class_can_be_asked_for(conditional_run, tmp_path):
     zero, one, none = (
         mean("zero", "--class", 0),
         mean("one", "--class", "1", "--guidance", 2),
-        mean("none"),
+        mean("none", "--class", "none"),
     )
+    assert mean("each")["arr_1"].tolist() == [0, 1, 0, 1]
     assert zero["arr_1"].tolist() == [0] * 4
     assert one["arr_1"].tolist() == [1] * 4
     assert "arr_1" not in none

@@ -95,7 +95,7 @@ def test_which_guide_is_chosen():
         found, guide = choose_guidance(both, scale, way, labelled)
         assert found == 2.5
         assert guide
-        assert guide.name == "early-32"
+        assert guide.name == "the average of step 32"
     with pytest.raises(ValueError, match="keeps no early average"):
         choose_guidance(alone, None, "auto", labelled=True)
 
