@@ -22,15 +22,12 @@ def is_pretrained(path: Path) -> bool:
 
 def model_path(text: str) -> Path:
     """Parse the path of a model: a name of `pretrained_names` is that model's file, unless there is
-    such a file or folder here."""
+    such a file or folder here; a misspelled one gets a suggestion."""
     path, names = Path(text), pretrained_names()
     if path.exists() or path.suffix or len(path.parts) != 1:
         return path
     if text in names:
         return FOLDER / f"{text}.safetensors"
-    similar = nearest(text, names)
-    suggestion = f"did you mean {similar}? " if similar else ""
-    choices = ["a file written by train.py", "a run directory", *names]
-    raise argparse.ArgumentTypeError(
-        f"no checkpoint at {text}: {suggestion}give {', '.join(choices[:-1])} or {choices[-1]}"
-    )
+    if similar := nearest(text, names):
+        raise argparse.ArgumentTypeError(f"no checkpoint at {text}, did you mean {similar}?")
+    return path

@@ -142,7 +142,7 @@ def test_help_and_typing_errors_do_not_wait_for_torch(script):
 
 def test_the_readme_names_every_room():
     named = re.findall(r"^\| `([\w/]+?)(?:/|\.py)`", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {*named} == {*FLOOR, "benchmarks", "tests"}
+    assert {*named} == {*FLOOR, "benchmarks", "pretrained", "tests"}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md"])

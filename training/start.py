@@ -1,6 +1,7 @@
 """The three actions of train.py: prepare the data, estimate a run, train."""
 
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ def train(
     if machine.device.type == "cpu" and machine.is_first:
         others, cores = cores_in_use(), os.cpu_count()
         if others > BUSY * (cores or 1):
-            say(f"other programs use {others:.1f} of {cores} cores: training will be slower")
+            say(
+                f"other programs use {others:.1f} of {cores} cores: training will be slower",
+                file=sys.stderr,
+            )
     if run.about_weights and not resume:
         say(run.about_weights)
     samples, folder = run.run_dir / "samples", run.run_dir.parent
