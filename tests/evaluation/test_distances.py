@@ -132,7 +132,11 @@ def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes():
     "name", ["classifier", pytest.param("efficientnet-lite0", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize(
-    ("worse", "levels"), [(noisy, (0, 12, 36, 108)), (blurred, (0, 0.6, 1.2, 2))]
+    ("worse", "levels"),
+    [
+        (noisy, (0, 12, 36, 108)),
+        pytest.param(blurred, (0, 0.6, 1.2, 2), marks=pytest.mark.slow),
+    ],
 )
 def test_every_distance_grows_with_noise_and_blur(shapes, name, worse, levels):
     extractor = (

@@ -112,14 +112,8 @@ def test_two_processes_resumed_as_one(start, tiny_data, tmp_path):
     assert nearly_equal(losses(one), losses(two))
 
 
-@pytest.mark.parametrize(
-    "victim",
-    [
-        pytest.param("first", marks=pytest.mark.slow),
-        "other",
-        pytest.param("all", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["first", "other", "all"])
 def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, undisturbed_two, victim):
     run_dir = tmp_path / "run"
     process = start(run_dir, *BY_TWO).until(lambda: steps(run_dir) > 30)
