@@ -8,7 +8,7 @@
 #                                       (see: python train.py --help)
 #   bash run.sh setup [DATASET]         environment and data only: for a login node, before offline
 #                                       compute nodes
-#   bash run.sh demo                    pictures of the trained models in pretrained/, in a minute
+#   bash run.sh demo                    pictures of the trained models in pretrained/, without training
 #   bash run.sh test                    set up and run the tests; --all: the slow ones, too
 #   bash run.sh bench                   speed beside other projects', which it installs: a table
 #                                       (see benchmarks/)

@@ -199,7 +199,7 @@ def machine(device: str) -> str:
     return f"{name}; {precision}; {versions}; {datetime.date.today()}"
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -240,6 +240,11 @@ def main() -> None:
             "pip install -r benchmarks/requirements.txt, "
             "or choose other --contenders"
         )
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     print(machine(args.device), flush=True)
     for network in ("laptop", "paper") if args.network == "both" else (args.network,):
         batch = 128 if args.device == "cuda" else 16

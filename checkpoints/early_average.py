@@ -48,7 +48,5 @@ def read_early_average(checkpoint: dict[str, Any]) -> EarlyAverage | None:
     check_early_averages(averages, checkpoint["ema"]["weights"])
     step = guiding_step(checkpoint["global_step"])
     if step not in averages:
-        step = max(averages, default=0)  # of a file that has one alone
-    if step not in averages:
         return None
     return EarlyAverage(step, {name: value.float() for name, value in averages[step].items()})

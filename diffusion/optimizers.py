@@ -67,8 +67,8 @@ class Muon(torch.optim.Adam):
     def update_hidden(self, group: dict[str, Any]) -> None:
         """One step of Muon. Matrices of the same shape are computed together.
 
-        Like fused Adam, it divides the gradient by `grad_scale` and leaves everything as it is
-        where `found_inf` is 1; both may be missing.
+        Like fused Adam, it divides the gradient by `grad_scale`, and leaves weights and momenta as
+        they are if `found_inf` is 1; both may be missing.
         """
         same_shape = defaultdict(list)
         for parameter in group["params"]:

@@ -4,11 +4,11 @@
 
 OpenMP's threads spin while they wait for each other. On idle cores that is fastest. Beside other
 busy programs it is the opposite: a thread that spins takes the core away from the one it waits for,
-and training falls to a fifth. So a thread looks at the load of the machine every two seconds, and
-lets OpenMP spin only while there are cores for all its threads.
+and training was measured to fall to a third. So a thread looks at the load of the machine every two
+seconds, and lets OpenMP spin only while there are cores for all its threads.
 
-How: GNU's OpenMP, which torch has on Linux, spins a hundred times less while it manages more
-threads than there are cores (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). The
+How: GNU's OpenMP, which torch has on Linux, spins far less while it manages more threads than there
+are cores (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). The
 threads of a second team, which do nothing else, make them more. No result changes.
 """
 
@@ -112,9 +112,13 @@ def share_cores() -> None:
     """Begin to watch the load, once in a process."""
     global _watcher
     threads = torch.get_num_threads()
-    if _watcher or threads == 1 or not STAT.exists():
+    if _watcher or threads == 1:
         return
     if any(name in os.environ for name in SET_BY_USER):
+        return
+    try:
+        cpu_times()
+    except (OSError, ValueError):
         return
     _watcher = threading.Thread(target=watch, args=(SecondTeam(), threads), daemon=True)
     _watcher.start()

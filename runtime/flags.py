@@ -87,9 +87,10 @@ def add_guide(group: Group) -> None:
     """--guide-with"""
     group.add_argument(
         "--guide-with",
+        type=lambda text: text if text in ("labels", "auto") else str(model_path(text)),
         metavar="WHAT",
         help="labels: by the model without the class; auto: by the early average that its "
-        "checkpoint keeps; or the path of a worse model (labels for --guidance with classes, "
+        "checkpoint keeps; or a worse model (labels for --guidance with classes, "
         "else auto)",
     )
 

@@ -67,4 +67,4 @@ def write_config(run: TrainingRun, invocation: Invocation, machine: Machine) -> 
         "lightning": version("pytorch-lightning"),
     }
     with complete_file(run.run_dir / "config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=1) + "\n")
+        temporary.write_text(json.dumps(config, indent=1, default=str) + "\n")

@@ -30,7 +30,8 @@ def test_it_is_small_and_knows_its_dataset(name):
     assert loaded.step > 0
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
     with safe_open(file, framework="pt") as opened:
-        assert {opened.get_tensor(tensor).dtype for tensor in opened.keys()} == {torch.float16}  # noqa: SIM118
+        names = [*opened.keys()]
+        assert {opened.get_tensor(name).dtype for name in names} == {torch.float16}
         assert json.loads(opened.metadata()["settings"])
 
 

@@ -4,9 +4,14 @@ import pytest
 import torch
 from training_runs import contents, fit, same
 
+import convert
 import Inference
 from checkpoints.checkpoint import load_model
 from checkpoints.early_average import guiding_step, half_precision, is_early_step
+from sampling import sample_sets
+from sampling.guidance import choose_guidance
+from sampling.plan import plan_sampling
+from sampling.sample_sets import folder_name
 
 
 def test_the_guiding_step_is_a_quarter_to_a_half_of_the_training():
@@ -57,6 +62,37 @@ def test_a_loaded_model_has_it_and_hostile_ones_are_refused(long_run, tmp_path):
         torch.save(checkpoint | {"early": bad}, tmp_path / "bad.ckpt")
         with pytest.raises(ValueError, match=r"early|missing|unknown"):
             load_model(tmp_path / "bad.ckpt")
+
+
+def test_a_model_that_is_hardly_older_has_no_guide(tiny_data, tmp_path):
+    """The average of step 16 is no worse model for one of 20 steps."""
+    fit(tiny_data, tmp_path, "--max-steps", 20)
+    assert set(contents(tmp_path)["early"]) == {16}
+    assert load_model(tmp_path).early is None
+
+
+def test_it_goes_into_a_safetensors_file(long_run, tmp_path):
+    file = tmp_path / "model.safetensors"
+    words = ["--ckpt", str(long_run), "--to", "safetensors", "--half", "--out", str(file)]
+    assert convert.main(words) == 0
+    found, expected = load_model(file).early, load_model(long_run).early
+    assert found
+    assert expected
+    assert found.step == expected.step
+    assert same(found.weights, expected.weights)
+
+
+def test_sets_of_samples_count_the_evaluations_of_both_networks(long_run, tmp_path):
+    loaded = load_model(long_run)
+    guidance, guide = choose_guidance(loaded, None, None, labelled=False)
+    plan = plan_sampling(loaded.model, steps=10, guidance=guidance, guide=guide)
+    alone = plan_sampling(loaded.model, steps=10)
+    assert alone.evaluations == 10 < plan.evaluations < 20
+    names = {folder_name(one, loaded.sha256) for one in (plan, alone)}
+    assert len(names) == 2
+    sample_sets.write_samples(loaded.model, plan, tmp_path, 8, seed=0)
+    _, cost = sample_sets.read_samples(loaded.model, tmp_path, 8, seed=0)
+    assert cost.evaluations == plan.evaluations
 
 
 def test_images_are_guided_by_it_by_default(long_run, tmp_path):

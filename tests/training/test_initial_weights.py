@@ -1,0 +1,48 @@
+"""A new run that begins with the weights of another model."""
+
+import pytest
+import torch
+from conftest import TINY
+from training_runs import contents, fit, same
+
+import train
+from checkpoints.checkpoint import load_model
+from diffusion.settings import ModelSettings
+from training.initial_weights import model_from, new_model
+
+
+def test_what_fits_is_kept_and_what_does_not_is_new(conditional_run):
+    theirs = load_model(conditional_run).model
+    settings = ModelSettings.from_dict({**theirs.hparams, "class_names": ("a", "b", "c")})
+    settings = ModelSettings.from_dict({**vars(settings), "classes": 3, "seed": 5})
+    model, line = model_from(settings, conditional_run)
+    fresh = new_model(settings).unet.state_dict()
+    for name, value in model.unet.state_dict().items():
+        expected = fresh if name == "label.weight" else theirs.unet.state_dict()
+        assert torch.equal(value, expected[name]), name
+    assert line.endswith("; new are label.weight")
+
+
+def test_another_network_is_refused_with_the_flags_to_give(conditional_run):
+    theirs = load_model(conditional_run).model
+    other = ModelSettings.from_dict({**theirs.hparams, "width": 16})
+    with pytest.raises(ValueError, match="--width 8 --mults 1,2 --attention 4 --blocks 1"):
+        model_from(other, conditional_run)
+
+
+def test_a_run_begins_with_them_and_its_resumption_does_not(
+    tiny_data, tmp_path, conditional_run, capsys
+):
+    options = ["--init-from", conditional_run, "--class-conditional", "--lr", 0]
+    fit(tiny_data, tmp_path / "run", "--max-steps", 2, *options)
+    assert f"begins with the weights of {conditional_run}" in capsys.readouterr().out
+    expected = contents(conditional_run)["ema"]["weights"]
+    assert same(contents(tmp_path / "run")["ema"]["weights"], expected)
+    fit(tiny_data, tmp_path / "run", "--max-steps", 3, *options)
+    assert "begins with" not in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_there_is_one_line(refused, tiny_data, tmp_path):
+    words = ["--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--init-from", "no.ckpt"]
+    assert "no checkpoint at no.ckpt" in refused(train.main, *words)
+    assert not (tmp_path / "run").exists()
