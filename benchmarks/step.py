@@ -25,6 +25,7 @@ from speed import machine
 import Dataset
 import train
 import training.trainer
+from diffusion.optimizers import Muon
 from DiffusionModel import DiffusionModel
 from training.dropout_seed import DropoutSeed
 from training.ema import Ema
@@ -60,6 +61,22 @@ def counted(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterato
     return batches
 
 
+def time_steps_of(optimizer: type[torch.optim.Optimizer]) -> None:
+    """Count the time of its steps, without forward and backward, which Lightning has in them."""
+    original: Any = optimizer.step
+
+    def step(self: Any, closure: Any = None) -> Any:
+        if closure is None:  # Muon's call of Adam's step
+            return original(self)
+        loss = closure()
+        began = time.perf_counter()
+        original(self)
+        spent["optimizer"] += time.perf_counter() - began
+        return loss
+
+    optimizer.step = step  # type: ignore[method-assign]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -75,17 +92,9 @@ def main() -> None:
     timed(DiffusionModel, "get_loss", "t, noise and loss", ("network, forward",))
     timed(DiffusionModel, "backward", "network, backward")
     timed(GradientGuard, "on_before_optimizer_step", "norm of the gradient")
-    timed(torch.optim.Adam, "zero_grad", "Adam")
-    original = torch.optim.Adam.step
-
-    def step(self: Any, closure: Any) -> Any:
-        loss = closure()  # Lightning has forward and backward here
-        began = time.perf_counter()
-        original(self)
-        spent["Adam"] += time.perf_counter() - began
-        return loss
-
-    torch.optim.Adam.step = step  # type: ignore[method-assign, assignment]
+    timed(torch.optim.Adam, "zero_grad", "optimizer")
+    time_steps_of(torch.optim.Adam)
+    time_steps_of(Muon)
     timed(Ema, "on_step_end", "average of the weights")
     timed(DropoutSeed, "on_train_batch_start", "seed of dropout")
     serve: Any = counted(Dataset.Batches.__iter__)

@@ -59,6 +59,6 @@ def test_speed_prints_a_table():
 def test_where_the_time_of_a_step_goes():
     table = rows(printed("step.py", "--steps", "4", "--flags=--preset laptop --batch-size 4"))
     shares = [float(cells[1].rstrip("%")) for cells in table.values() if cells[1]]
-    assert {"network, forward", "network, backward", "Adam", "the rest"} <= table.keys()
+    assert {"network, forward", "network, backward", "optimizer", "the rest"} <= table.keys()
     assert abs(sum(shares) - 100) < 1
     assert min(shares) >= 0

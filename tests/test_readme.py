@@ -31,6 +31,8 @@ SMALLER = {  # what a flag is given instead, where it is given at all
     "--steps": "5",
     "--preset": "paper",
     "--init-from": "runs/mnist",
+    "--width": "8",
+    "--attention": "4",
 }
 ALWAYS = {
     "train.py": [flag for flag in TINY if flag not in ("--preset", "paper")]
