@@ -31,8 +31,6 @@ SMALLER = {  # what a flag is given instead, where it is given at all
     "--steps": "5",
     "--preset": "paper",
     "--init-from": "runs/mnist",
-    "--width": "8",
-    "--attention": "4",
 }
 ALWAYS = {
     "train.py": [flag for flag in TINY if flag not in ("--preset", "paper")]
@@ -186,6 +184,7 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
             "--data-root",
             str(tiny_data.parent),
         ]
+        always += ["--preset", "paper"] if "--init-from" in flags else []  # as runs/mnist was made
         always += [] if "photos/" in flags else ["--dataset", str(tiny_data)]
     elif script == "evaluate.py":
         always = (
