@@ -21,9 +21,9 @@ from checkpoints.run_dir import newest_checkpoint
 from training.preview import Preview
 
 # Previews would be the most expensive part of the runs in this process.
-Preview.__init__ = functools.partialmethod(Preview.__init__, steps=4)
+Preview.__init__ = functools.partialmethod(Preview.__init__, count=8, steps=4)
 
-STEPS = 200
+STEPS = 100
 
 
 # Those of this process: a test of several processes sets others.

@@ -131,7 +131,8 @@ def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, undisturbed_two, vict
         assert_same_run(run_dir, undisturbed_two)
 
 
-@pytest.mark.parametrize("victim", [pytest.param("first", marks=pytest.mark.slow), "other"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["first", "other"])
 def test_one_of_two_is_killed(start, tmp_path, undisturbed_two, victim):
     run_dir = tmp_path / "run"
     process = start(run_dir, *BY_TWO).until(lambda: checkpoints(run_dir) and steps(run_dir) > 30)
