@@ -229,7 +229,7 @@ def make_plan(args: argparse.Namespace, device_type: str, precision: str) -> Eva
         references=args.references,
         batch_size=args.batch_size,
         precision=precision,
-        compile_mode="" if args.compile == "off" else args.compile,
+        compile_mode=args.compile,
     )
 
 

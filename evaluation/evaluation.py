@@ -46,7 +46,7 @@ def write_samples(prepared: Prepared, processes: Processes) -> Prepared:
     Returns `prepared` with the sampling plans as they were followed: see `compile_network`.
     """
     plan, model = prepared.plan, prepared.model
-    if plan.num and plan.compile_mode:
+    if plan.num and plan.compile_mode != "off":
         prepared = compile_network(prepared, processes)
     for sampling_plan in prepared.sampling_plans if plan.num else ():
         for seed in plan.seeds:
@@ -79,7 +79,7 @@ def compile_network(prepared: Prepared, processes: Processes) -> Prepared:
     if processes.broadcast(all(processes.gather(compiled))):
         return prepared
     compiling.run_eagerly()
-    plans = tuple(replace(one, compile_mode="") for one in prepared.sampling_plans)
+    plans = tuple(replace(one, compile_mode="off") for one in prepared.sampling_plans)
     return replace(prepared, sampling_plans=plans)
 
 

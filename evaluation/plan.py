@@ -18,7 +18,7 @@ class EvaluationPlan:
     measured on. terms: how many terms of the bound are sampled for each image, None for all.
 
     num: samples in each set, one set for each of `seeds`; the first seed is also that of bits/dim.
-    samplers .. guide_with: how they are sampled. compile_mode: of torch.compile, "" for none.
+    samplers .. guide_with: how they are sampled. compile_mode: of torch.compile, or "off".
 
     features: the names of the feature extractors. inception_weights: a file. references: how many
     real images of each split samples are compared with. batch_size: images at once. precision:

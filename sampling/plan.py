@@ -43,7 +43,7 @@ class SamplingPlan:
     guidance_interval: the t, both ends included, at which guidance applies.
     clip: whether x0_hat is clipped to [-1, 1].
     precision: Lightning's name, "32-true" or "bf16-mixed".
-    compile_mode: the mode of torch.compile that the network runs in, "" for none.
+    compile_mode: the mode of torch.compile that the network runs in, or "off".
     """
 
     sampler: str
@@ -85,7 +85,7 @@ def plan_sampling(
     keep: Iterable[int] = (),
     clip: bool = True,
     precision: str = "32-true",
-    compile_mode: str = "",
+    compile_mode: str = "off",
 ) -> SamplingPlan:
     """Return the plan for this model; raise ValueError, in one line, if the model cannot follow it.
 

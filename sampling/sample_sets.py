@@ -73,7 +73,7 @@ def plan_settings(plan: SamplingPlan) -> dict[str, Any]:
     if plan.guide:
         low, high = plan.guidance_interval
         settings["guide"] = [plan.guide.name, low, None if math.isinf(high) else high]
-    if plan.compile_mode:
+    if plan.compile_mode != "off":
         settings["compiled"] = plan.compile_mode
     return settings
 

@@ -1,10 +1,12 @@
 """Clipping the gradient, and skipping steps whose loss or gradient is not finite."""
 
+import sys
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 # where torch's fused Adam uses grad_scale and found_inf; on "mps" it does not
 FUSED = ("cpu", "cuda")
@@ -18,17 +20,22 @@ class GradientGuard(pl.Callback):
     On `FUSED` devices nothing waits for the result: the optimizer divides by the norm and skips the
     step by itself, as fused ones do for automatic mixed precision.
 
+    Before a validation and at the end, it prints how many steps were skipped.
+
     skipped (): the steps skipped in a row, on the device. It is stored under the checkpoint's key
     "noise", with `attempt`: how often this run went back to an earlier checkpoint.
+    skipped_in_all (): those since the last message.
     """
 
     def __init__(self, clip: float, attempt: int):
         self.clip = clip
         self.attempt = attempt
         self.skipped = torch.zeros(())
+        self.skipped_in_all = torch.zeros(())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.skipped = self.skipped.to(pl_module.device)
+        self.skipped_in_all = self.skipped_in_all.to(pl_module.device)
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -52,9 +59,25 @@ class GradientGuard(pl.Callback):
             optimizer.zero_grad()  # parameters without a gradient stay as they are
         elif scale is not None:
             torch._foreach_div_(gradients, scale)  # type: ignore[reportPrivateImportUsage]
+        self.skipped_in_all += bad
         # At MAX_SKIPPED the count stays: `Checkpointing` reads it only every tenth step.
         counted = (self.skipped + bad) * bad
         self.skipped = torch.where(self.skipped >= MAX_SKIPPED, self.skipped, counted)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.report(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.report(trainer)
+
+    def report(self, trainer: pl.Trainer) -> None:
+        """Print how many steps were skipped since the last message, if any were."""
+        count = int(self.skipped_in_all)
+        self.skipped_in_all.zero_()
+        if count and trainer.is_global_zero:
+            steps = "1 step was" if count == 1 else f"{count} steps were"
+            reason = "the loss or the gradient was not finite"
+            tqdm.write(f"{steps} skipped up to step {trainer.global_step}: {reason}", sys.stderr)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -32,7 +32,9 @@ def bad_steps(monkeypatch):
 
 
 @pytest.mark.parametrize("fused", [("cpu",), ()])
-def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps, monkeypatch, fused):
+def test_a_step_that_is_not_finite_is_skipped(
+    tiny_data, tmp_path, bad_steps, monkeypatch, capsys, fused
+):
     monkeypatch.setattr("training.gradient_guard.FUSED", fused)
     bad_steps(lambda attempt, i: i in (5, 7))
     assert fit_run(tiny_data, tmp_path / "six", "--max-steps", 6, "--save-every", 5) == 0
@@ -51,7 +53,10 @@ def test_a_step_that_is_not_finite_is_skipped(tiny_data, tmp_path, bad_steps, mo
         for name in states[0][i]
     )
     assert losses(tmp_path / "six")[6] == "nan"
+    why = "the loss or the gradient was not finite"
+    assert f"1 step was skipped up to step 6: {why}" in capsys.readouterr().err
     assert fit_run(tiny_data, tmp_path / "ten", "--max-steps", 10) == 0
+    assert f"2 steps were skipped up to step 10: {why}" in capsys.readouterr().err
     assert all(
         value.isfinite().all()
         for value in read_checkpoint_file(newest_checkpoint(tmp_path / "ten"))[
