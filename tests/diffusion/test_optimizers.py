@@ -28,6 +28,15 @@ def test_singular_values_become_about_one_and_their_directions_stay(shape):
     assert torch.allclose(inside, torch.diag_embed(inside.diagonal(dim1=1, dim2=2)), atol=1e-4)
 
 
+def test_the_iterations_are_those_of_newton_and_schulz_written_out():
+    matrices = torch.randn(2, 6, 20, generator=seeded(), dtype=torch.float64)
+    X = matrices / matrices.norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        G = X @ X.mT
+        X = 3.4445 * X - 4.7750 * G @ X + 2.0315 * G @ G @ X
+    assert torch.allclose(orthogonalize(matrices), X.float(), atol=1e-4)
+
+
 def test_a_step_is_that_of_the_paper_written_out():
     """Nesterov's momentum, made orthogonal, times the rate and sqrt(max(1, rows / columns))."""
     torch.manual_seed(0)
