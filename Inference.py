@@ -14,7 +14,7 @@
     # from one image to another
     python Inference.py --ckpt runs/cifar10 --interpolate a.png b.png
     # image -> noise, no checkpoint needed
-    python Inference.py --input-image a.png --save-steps 0,50,500,1000
+    python Inference.py --input-image a.png --T 1500 --save-steps 0,500,1500
 
 Writes into --out, for every saved step t: t0500.png (a grid of x_t) and x0_t0500.png (of the
 prediction of x_0 made from it); trajectory.npz (`frames` uint8 (F,N,H,W,C), x_t; `predicted`, x_0
@@ -30,13 +30,16 @@ from typing import Any
 
 from runtime import flags
 from runtime.arguments import Parser, interval, whole
+from runtime.output import protect_output
 from runtime.signals import Stop
 from sampling.image_request import ImageRequest
+
+FORWARD_PROCESS = ("T", "schedule")  # flags
 
 
 def steps(text: str) -> tuple[int, ...]:
     """Steps separated by commas."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise argparse.ArgumentTypeError(
             f"expected steps separated by commas, as in 0,50,500,1000, not {text!r}"
         )
@@ -44,7 +47,7 @@ def steps(text: str) -> tuple[int, ...]:
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, main_flag="--ckpt")
     group = parser.add_argument_group("what")
     add = group.add_argument
     flags.add_checkpoint(
@@ -57,7 +60,7 @@ def build_parser() -> Parser:
         "--num",
         type=whole(1),
         metavar="N",
-        help="number of images (16; with --class all: of each class, 8)",
+        help="number of images (16; of each of several classes, 8)",
     )
     flags.add_seed(group, help="image i depends on (seed, i) alone (0)")
     group = parser.add_argument_group("how")
@@ -77,17 +80,14 @@ def build_parser() -> Parser:
     flags.add_grid(group)
     flags.add_eta(group, help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")
     flags.add_variance(group, help="of ddpm (that of the model; with --mask small)")
-    group = parser.add_argument_group("conditioning, of a model trained with --class-conditional")
+    group = parser.add_argument_group("classes and guidance")
     add = group.add_argument
     add(
         "--class",
         dest="label",
         metavar="CLASS",
-        help="number or name; all: a row of each; none: the model without a class (image i of "
-        "class i mod K)",
+        help="numbers or names, as in 3,7; all; none: without a class (image i has class i mod K)",
     )
-    group = parser.add_argument_group("guidance")
-    add = group.add_argument
     flags.add_guidance(
         group, help="strength of the guidance; 1 is none (that of the model; 1 for edits and ddpm)"
     )
@@ -125,6 +125,9 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="the way from one image to another, through their DDIM latents (none)",
     )
+    group = parser.add_argument_group("without --ckpt")
+    flags.add_forward_process(group)
+    parser.set_defaults(**dict.fromkeys(FORWARD_PROCESS))
     group = parser.add_argument_group("output")
     add = group.add_argument
     add(
@@ -202,7 +205,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def image_request(args: argparse.Namespace, precision: str) -> ImageRequest:
     """The images that these flags ask for, in the precision of this machine."""
+    forward_process = {name: getattr(args, name) for name in FORWARD_PROCESS}
     return ImageRequest(
+        **{name: value for name, value in forward_process.items() if value is not None},
         checkpoint=args.ckpt,
         ema=args.weights == "ema",
         ema_length=args.ema_length,
@@ -254,7 +259,7 @@ def edits(args: argparse.Namespace) -> dict[str, Any]:
 
 def without_checkpoint(args: argparse.Namespace) -> str:
     if args.ckpt is not None:
-        return ""
+        return of_forward_process(args)
     if args.input_image is None:
         return (
             "give --ckpt (a checkpoint or a run directory) to sample, "
@@ -273,6 +278,13 @@ def without_checkpoint(args: argparse.Namespace) -> str:
     for flag, value in need_a_model.items():
         if value:
             return f"{flag} needs a model: add --ckpt"
+    return ""
+
+
+def of_forward_process(args: argparse.Namespace) -> str:
+    for name in FORWARD_PROCESS:
+        if getattr(args, name) is not None:
+            return f"--{name.replace('_', '-')} is the model's with --ckpt: leave it out"
     return ""
 
 
@@ -336,6 +348,7 @@ def of_guidance(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     # a signal ends it at once and leaves no half-written file; run again, it writes the same bytes
     Stop().arm()
     sys.exit(main())

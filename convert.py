@@ -26,13 +26,14 @@ from pathlib import Path
 
 from runtime import flags
 from runtime.arguments import Parser
+from runtime.output import protect_output
 from runtime.signals import Stop
 
 ENDINGS = {"diffusers": "", "safetensors": ".safetensors", "onnx": ".onnx"}
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, main_flag="--ckpt")
     add = parser.add_argument
     flags.add_checkpoint(
         parser,
@@ -114,6 +115,7 @@ def contradiction(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     # A signal ends it at once and leaves no half-written file; run again, it writes the same bytes.
     Stop().arm()
     sys.exit(main())

@@ -27,6 +27,7 @@ from pathlib import Path
 from evaluation.plan import EvaluationPlan
 from runtime import flags
 from runtime.arguments import Parser, names, some_numbers, whole
+from runtime.output import protect_output
 from runtime.signals import Stop
 
 # flags that change nothing without samples
@@ -46,7 +47,7 @@ SAMPLING_FLAGS = {
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, main_flag="--ckpt")
     group = parser.add_argument_group("what")
     add = group.add_argument
     flags.add_checkpoint(
@@ -318,5 +319,6 @@ def conflicting_features(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     Stop().arm()  # a signal ends it at once; run again, it goes on
     sys.exit(main())

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from runtime.arguments import Parser, whole
+from runtime.output import protect_output
 from runtime.signals import Stop
 
 SUFFIXES = (".gif", ".mp4", ".webp")
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # any signal but SIGUSR1 ends it at once; no half-written file is left
+    protect_output()
+    # a signal, but for a warning of a time limit, ends it at once; no half-written file is left
     Stop().arm(brief=True)
     sys.exit(main())

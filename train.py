@@ -25,6 +25,7 @@ from typing import Any
 
 from runtime import flags
 from runtime.arguments import Parser, duration, numbers, real, whole
+from runtime.output import protect_output
 from runtime.pretrained import model_path
 from runtime.signals import Stop
 
@@ -84,7 +85,7 @@ def build_parser() -> Parser:
         "The defaults are those of Ho et al. 2020. Presets depart from them, and a flag that you "
         "give departs from its preset."
     )
-    parser = Parser(__doc__, "\n\n".join([introduction, *presets]))
+    parser = Parser(__doc__, "\n\n".join([introduction, *presets]), main_flag="--dataset")
     add_data_flags(parser.add_argument_group("data"))
     add_network_flags(parser.add_argument_group("network"))
     add_diffusion_flags(parser.add_argument_group("diffusion"))
@@ -160,13 +161,7 @@ def add_network_flags(group: flags.Group) -> None:
 
 def add_diffusion_flags(group: flags.Group) -> None:
     add = group.add_argument
-    add("--T", type=whole(1), default=1000, metavar="N", help="steps of the forward process (1000)")
-    add(
-        "--schedule",
-        default="linear",
-        metavar="WHAT",
-        help="linear, cosine, sigmoid, or a file of T betas, one a line (linear)",
-    )
+    flags.add_forward_process(group)
     add(
         "--beta-small",
         type=real(0, 1),
@@ -455,6 +450,7 @@ def choose_preset(name: str, device: str) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     stop = Stop().arm()  # before torch is imported
     status = main(stop=stop)
     stop.ignore()

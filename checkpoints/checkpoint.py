@@ -85,6 +85,8 @@ def first_valid_checkpoint(
     """
     is_run_dir = Path(path).is_dir() and not is_other_format(path)
     files = list_checkpoints(path, every) if is_run_dir else [Path(path)]
+    if not files and Path(path).name == "checkpoints":
+        files = list_checkpoints(Path(path).parent, every)
     if not files:
         raise FileNotFoundError(
             f"no checkpoint at {path}: give a file written by train.py, or a run directory"

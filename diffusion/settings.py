@@ -1,13 +1,14 @@
 """The settings of a `DiffusionModel`.
 
     settings = ModelSettings(T=1000, width=128)        # the rest as in Ho et al. 2020
-    check_settings({"T": 1000, "width": "128"})        # ValueError: width must be int ..
+    check_settings({"T": 1000, "width": "128"})        # ValueError: width must be ..
 
 Settings that come from a file or a command line are checked once, by `check_settings`.
 """
 
 import reprlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,15 @@ class ModelSettings:
         return beta
 
 
+def read_schedule(settings: ModelSettings) -> ModelSettings:
+    """Settings in which a schedule that is the path of a file is its table of betas. Raises
+    ValueError if it cannot be read."""
+    if settings.schedule in SCHEDULES:
+        return settings
+    betas = schedules.read_betas(settings.schedule)
+    return replace(settings, schedule="linear", betas=betas, T=len(betas))
+
+
 # Type, smallest and largest value.
 NUMBERS: dict[str, tuple[type, float, float]] = {
     "T": (int, 1, 100_000),
@@ -158,6 +168,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "cooldown": (float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
 }
+KINDS = {int: "a whole number", float: "a number"}
 # Fewest entries, most entries, and the largest entry.
 LISTS = {"mults": (1, 8, 64), "attention": (0, 16, 1024)}
 CHOICES = {
@@ -171,21 +182,21 @@ CHOICES = {
 }
 
 
-def check_settings(settings: dict[str, Any]) -> None:
+def check_settings(settings: dict[str, Any], title: Callable[[str], str] = str) -> None:
     """Check types and ranges of settings by name, a few or all; "outputs" and "augmentations" may
     be among them, which checkpoints also hold. Raises ValueError, in one line, at the first that
-    is wrong."""
+    is wrong. title: what the line calls a setting, by its name."""
     for name, value in settings.items():
         good, expected = check_setting(name, value)
         if not good:
-            raise ValueError(f"{name} must be {expected}, not {reprlib.repr(value)}")
+            raise ValueError(f"{title(name)} must be {expected}, not {reprlib.repr(value)}")
     class_names, classes = settings.get("class_names", ()), settings.get("classes", 0)
     if classes and len(class_names) != classes:
         raise ValueError(f"class_names are {len(class_names)}, not {classes}")
     if settings.get("beta_small", 0) > settings.get("beta_large", 1):
         raise ValueError(
-            f"beta_small {settings['beta_small']} is larger than "
-            f"beta_large {settings['beta_large']}"
+            f"{title('beta_small')} {settings['beta_small']} is larger than "
+            f"{title('beta_large')} {settings['beta_large']}"
         )
 
 
@@ -195,7 +206,9 @@ def check_setting(name: str, value: Any) -> tuple[bool, str]:
     if name in NUMBERS:
         kind, low, high = NUMBERS[name]
         good = type(value) is kind and low <= value <= high
-        return good, f"{kind.__name__} from {low:g} to {high:g}"
+        if kind is bool:
+            return good, "true or false"
+        return good, f"{KINDS[kind]} from {low:g} to {high:g}"
     if name in LISTS:
         fewest, most, high = LISTS[name]
         good = is_tuple_of(int, value) and fewest <= len(value) <= most

@@ -26,10 +26,11 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser for flags that are typed in full.
 
     An error is one line, with exit status 2; a misspelled flag or name gets a suggestion.
-    `description` is the beginning of --help: prose, and indented examples.
+    `description` is the beginning of --help: prose, and indented examples. `main_flag` is what a
+    word without a flag was probably meant for.
     """
 
-    def __init__(self, description: str | None, epilog: str | None = None):
+    def __init__(self, description: str | None, epilog: str | None = None, main_flag: str = ""):
         super().__init__(
             usage=argparse.SUPPRESS,
             allow_abbrev=False,
@@ -37,6 +38,7 @@ class Parser(argparse.ArgumentParser):
             epilog=epilog,
             formatter_class=Help,
         )
+        self.main_flag = main_flag
 
     def parse_args(  # type: ignore[reportIncompatibleMethodOverride]
         self, args: Iterable[str] | None = None, namespace: Any = None
@@ -48,6 +50,8 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         self.check_flags(words[: words.index("--")] if "--" in words else words)
         parsed, rest = self.parse_known_args(words, namespace)
+        if rest and self.main_flag and not rest[0].startswith("-"):
+            self.error(f"{rest[0]!r} belongs to no flag, did you mean {self.main_flag} {rest[0]}?")
         if rest:
             self.error_with_suggestion(f"{rest[0]!r} belongs to no flag", rest[0])
         return parsed

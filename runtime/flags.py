@@ -24,6 +24,11 @@ GRIDS = ("uniform", "quadratic", "log-snr", "edm")
 VARIANCES = ("large", "small", "learned")
 
 
+def flag_of(setting: str) -> str:
+    """The flag that gives a setting of the model, for messages."""
+    return {"size": "--image-size"}.get(setting, "--" + setting.replace("_", "-"))
+
+
 def add_checkpoint(group: Group, help: str, required: bool = False) -> None:
     """--ckpt"""
     group.add_argument("--ckpt", type=model_path, required=required, metavar="PATH", help=help)
@@ -92,6 +97,18 @@ def add_guide(group: Group) -> None:
         help="labels: by the model without the class; auto: by the early average that its "
         "checkpoint keeps; or a worse model (labels for --guidance with classes, "
         "else auto)",
+    )
+
+
+def add_forward_process(group: Group) -> None:
+    """--T and --schedule"""
+    add = group.add_argument
+    add("--T", type=whole(1), default=1000, metavar="N", help="steps of the forward process (1000)")
+    add(
+        "--schedule",
+        default="linear",
+        metavar="WHAT",
+        help="linear, cosine, sigmoid, or a file of T betas, one a line (linear)",
     )
 
 

@@ -1,18 +1,31 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as requests to stop, and the exit status after each.
+"""Signals as requests to stop, and the exit status after each.
 
     stop = Stop().arm()     # before slow imports: from now on a signal ends the program at once
     stop.deferred = True    # from now on a signal only sets `stop.signal`, for a loop to look at
 
+A request to stop is
+- SIGINT: Ctrl-C;
+- SIGTERM: `kill`, a shutdown, and SLURM at a job's end;
+- SIGHUP: the terminal was closed, unless it is ignored, as under `nohup`;
+- SIGXCPU: the limit of CPU time (`ulimit -t`) is near;
+- SIGUSR1 and SIGUSR2: a batch system warns of its time limit.
+
+Other signals have their usual effects. Ctrl-\\ (SIGQUIT) and `kill -9` end a program at once: it
+goes on from its newest checkpoint. Python ignores SIGPIPE and SIGXFSZ, and the write fails
+instead: see `output`.
+
 Nothing slow is imported here.
 """
 
+import contextlib
 import os
 import signal
 import sys
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # of a time limit
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, *WARNINGS)
 
 # EX_TEMPFAIL of sysexits.h: stopped in good order, run it again. run.sh requeues its job on it.
 EXIT_RUN_AGAIN = 75
@@ -21,9 +34,9 @@ EXIT_RUN_AGAIN = 75
 def exit_status(number: int) -> int:
     """Return the exit status after a signal.
 
-    In a SLURM job and for SIGUSR1 it is `EXIT_RUN_AGAIN`, else 128 + its number, as in shells.
+    In a SLURM job and for `WARNINGS` it is `EXIT_RUN_AGAIN`, else 128 + its number, as in shells.
     """
-    if "SLURM_JOB_ID" in os.environ or number == signal.SIGUSR1:
+    if "SLURM_JOB_ID" in os.environ or number in WARNINGS:
         return EXIT_RUN_AGAIN
     return 128 + number
 
@@ -44,10 +57,12 @@ class Stop:
     def arm(self, brief: bool = False) -> "Stop":
         """Handle signals from now on.
 
-        A `brief` program ignores SIGUSR1, the warning of a time limit: it ends before the limit.
+        A `brief` program ignores `WARNINGS`: it ends before the time limit.
         """
         for name in SIGNALS:
-            is_ignored = brief and name == signal.SIGUSR1
+            if name == signal.SIGHUP and signal.getsignal(name) == signal.SIG_IGN:
+                continue
+            is_ignored = brief and name in WARNINGS
             previous = signal.signal(name, signal.SIG_IGN if is_ignored else self.handle)
             self.previous_handlers.setdefault(name, previous)
         return self
@@ -72,6 +87,7 @@ class Stop:
         rank = os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))
         if rank == "0":  # one process reports it
             script = os.path.basename(sys.argv[0])
-            # print is not reentrant
-            os.write(2, f"\n{script}: stopped by {self.signal.name}\n".encode())
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                # print is not reentrant
+                os.write(2, f"\n{script}: stopped by {self.signal.name}\n".encode())
         raise SystemExit(exit_status(number))

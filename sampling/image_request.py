@@ -6,7 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """The images to make, as the flags of Inference.py say; None where a flag is not given."""
+    """The images to make, as the flags of Inference.py say; None where a flag is not given.
+
+    T, schedule: the forward process where there is no checkpoint.
+    """
 
     checkpoint: Path | None = None
     ema: bool = True
@@ -23,6 +26,8 @@ class ImageRequest:
     guide_with: str | None = None
     guidance_interval: tuple[float, float] | None = None
     input_image: Path | None = None
+    T: int = 1000
+    schedule: str = "linear"
     start_step: int | None = None
     mask: Path | None = None
     interpolate: tuple[Path, Path] | None = None

@@ -6,12 +6,15 @@ job = prepare(request, "cpu")           # a SamplingJob, or without a checkpoint
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 
 from checkpoints.checkpoint import load_model
 from checkpoints.loaded_model import LoadedModel
+from diffusion.settings import ModelSettings, check_settings, read_schedule
 from DiffusionModel import DiffusionModel
+from runtime.flags import flag_of
 from runtime.suggestions import nearest
 from sampling.generate import ImageSet, NoisingJob, SamplingJob
 from sampling.guidance import Guide, choose_guidance
@@ -75,8 +78,20 @@ def prepare_to_write(
 
 def prepare_noising(request: ImageRequest) -> NoisingJob:
     """Read the image to be noised, at its own size."""
-    # only the schedule is used, so the network is the smallest there is
-    model = DiffusionModel(width=4, mults=(1,), attention=(), blocks=1)
+    # Only the schedule is used, so the network is the smallest there is. Predicting x_0 allows
+    # schedules at whose end nothing is left of the image.
+    chosen = ModelSettings(
+        T=request.T,
+        schedule=request.schedule,
+        parameterization="x0",
+        width=4,
+        mults=(1,),
+        attention=(),
+        blocks=1,
+    )
+    settings = asdict(read_schedule(chosen))
+    check_settings(settings, flag_of)
+    model = DiffusionModel(**settings)
     saved = saved_steps(request, model.T, model.T)
     evenly = torch.linspace(0, model.T, request.frames).tolist()
     times = sorted({round(t) for t in evenly} | set(saved))
@@ -106,8 +121,9 @@ def saved_steps(request: ImageRequest, T: int, start: int) -> list[int]:
     if last > start:
         raise ValueError(
             f"--save-steps {last} is past t = {start}, where it starts: choose from 0 to {start}"
+            + ("" if request.checkpoint else f", or give --T {last}")
         )
-    return sorted(request.save_steps)
+    return sorted(set(request.save_steps))
 
 
 def frame_times(times: Sequence[int], most: int, saved: list[int]) -> list[int]:
@@ -213,7 +229,7 @@ def one_row_each(labels: list[int], num: int) -> ImageSet:
 
 
 def find_labels(text: str, model: DiffusionModel) -> list[int]:
-    """The labels of --class: one by its name or number, or all. Raises ValueError."""
+    """The labels of --class: names or numbers separated by commas, or all. Raises ValueError."""
     names = [name.lower() for name in model.settings.class_names]
     count = model.unet.classes
     if not count:
@@ -226,9 +242,11 @@ def find_labels(text: str, model: DiffusionModel) -> list[int]:
         return [names.index(text.lower())]
     if text.isdecimal() and int(text) < count:
         return [int(text)]
+    if "," in text:
+        return [label for one in text.split(",") for label in find_labels(one.strip(), model)]
     close = "" if text.isdecimal() else nearest(text, names)
     suggestion = f", did you mean {close}?" if close else "."
     raise ValueError(
         f"unknown class {text!r}{suggestion} "
-        f"Give all, a number from 0 to {count - 1}, or one of {', '.join(names[:20])}"
+        f"Give all, numbers from 0 to {count - 1}, or any of {', '.join(names[:20])}"
     )

@@ -19,6 +19,7 @@ import make_gif
 from checkpoints.checkpoint import load_model
 from checkpoints.checkpoint_file import read_checkpoint_file
 from checkpoints.run_dir import newest_checkpoint
+from DiffusionModel import DiffusionModel
 
 
 def test_inference_killed_in_mid_write_gives_the_same_bytes_when_it_is_run_again(
@@ -201,6 +202,30 @@ def test_an_image_is_noised_at_its_own_size_without_a_checkpoint(tmp_path, mode)
     assert np.load(tmp_path / "out" / "trajectory.npz")["times"][0] == 1000
 
 
+def test_the_forward_process_without_a_checkpoint_has_a_length_and_a_schedule(tmp_path):
+    common = ["--input-image", ROOT / "images" / "input.png", "--frames", 2, "--out"]
+    words = ["--T", 1500, "--schedule", "cosine", "--save-steps", " 0, 500,1500, 500"]
+    infer(*common, tmp_path / "out", *words)
+    times = np.load(tmp_path / "out" / "trajectory.npz")["times"]
+    assert times.tolist() == [1500, 500, 0]
+    half = np.asarray(Image.open(tmp_path / "out" / "t0500.png")) / 127.5 - 1
+    clean = np.asarray(Image.open(tmp_path / "out" / "t0000.png")) / 127.5 - 1
+    signal = (half * clean).mean() / (clean**2).mean()
+    model = DiffusionModel(T=1500, schedule="cosine")
+    # pixels are cut off at 0 and 255, which takes some of the signal, too
+    assert 0.6 * model.alpha_bar(500) ** 0.5 < signal < model.alpha_bar(500) ** 0.5
+
+
+def test_the_folder_of_the_checkpoints_stands_for_the_run(tiny_run):
+    assert load_model(tiny_run / "checkpoints").path == load_model(tiny_run).path
+
+
+def test_several_classes_are_rows_of_one_grid(conditional_run, tmp_path):
+    words = ["--class", "1, 0", "--num", 3, "--save-steps", 0, "--out", tmp_path / "out"]
+    infer("--ckpt", conditional_run, *words)
+    assert np.load(tmp_path / "out" / "samples.npz")["arr_1"].tolist() == [1, 0] * 3
+
+
 def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path):
     Image.new("RGB", (30, 20), (250, 10, 10)).save(tmp_path / "red.png")
     infer(
@@ -299,6 +324,11 @@ def test_the_bomb_would_go_off(tmp_path):
         (["--ckpt", "RUN", "--input-image", "PHOTO"], "--input-image goes with --start-step"),
         (["--ckpt", "RUN", "--input-image", "PHOTO", "--start-step", "21"], "past T = 20"),
         (["--input-image", "PHOTO", "--save-steps", "2000"], "--save-steps 2000 is past t = 1000"),
+        (["--input-image", "PHOTO", "--save-steps", "1500"], "or give --T 1500"),
+        (["--input-image", "PHOTO", "--T", "200000"], "--T must be a whole number from 1 to"),
+        (["--input-image", "PHOTO", "--schedule", "cosin"], "did you mean cosine?"),
+        (["--ckpt", "RUN", "--T", "500"], "--T is the model's with --ckpt"),
+        (["RUN"], "did you mean --ckpt "),
         (["--input-image", "PHOTO", "--start-step", "5"], "add --ckpt"),
         (["--input-image", "NOPHOTO"], "cannot be read as an image"),
         (["--input-image", "/no/such.png"], "no image at"),
@@ -578,7 +608,12 @@ def test_what_does_not_go_together_is_one_line_and_status_2(
 
 @pytest.mark.parametrize(
     ("label", "said"),
-    [("2", "Give all, a number from 0 to 1"), ("-1", "unknown class"), ("on", "unknown class")],
+    [
+        ("2", "Give all, numbers from 0 to 1"),
+        ("0,2", "unknown class '2'"),
+        ("-1", "unknown class"),
+        ("on", "unknown class"),
+    ],
 )
 def test_unknown_classes_are_refused(refused, conditional_run, tmp_path, label, said):
     assert said in refused(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from Dataset import Batches, DiffSet
-from diffusion import schedules
-from diffusion.settings import ModelSettings, check_settings
+from diffusion.settings import ModelSettings, check_settings, read_schedule
 from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor, reference_features
+from runtime.flags import flag_of
 from runtime.launcher import Machine
 from training.initial_weights import model_from, new_model
 from training.settings import FixedSettings, TrainingSettings
@@ -50,7 +50,7 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
 
     evaluate: also load what --eval-every needs. Raises ValueError or OSError, in one line.
     """
-    check_settings({"size": settings.image_size})
+    check_settings({"size": settings.image_size}, flag_of)
     settings.check(machine.processes.world_size)
     data, unseen = load_data(settings, train=True), load_data(settings, train=False)
     model_settings = complete_model_settings(settings, data)
@@ -86,10 +86,7 @@ def load_data(settings: TrainingSettings, train: bool) -> DiffSet:
 
 
 def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelSettings:
-    """Return the settings of the model with what depends on the data, checked.
-
-    A schedule that is the path of a file becomes its table of betas.
-    """
+    """Return the settings of the model with what depends on the data, checked."""
     dropout = settings.dropout
     if dropout is None:
         dropout = 0.1 if data.name == "cifar10" and settings.preset == "paper" else 0.0
@@ -103,10 +100,8 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
         class_names=data.classes,
         classes=len(data.classes) if conditional else 0,
     )
-    if model.schedule not in schedules.SCHEDULES:
-        betas = schedules.read_betas(model.schedule)
-        model = replace(model, schedule="linear", betas=betas, T=len(betas))
-    check_settings(asdict(model))
+    model = read_schedule(model)
+    check_settings(asdict(model), flag_of)
     return model
 
 

@@ -60,7 +60,7 @@ def stopped(tiny_data, tmp_path_factory):
         ("foreign", "trained with width"),
         ("other data", "trained with data"),
         ("not a number", "not finite"),
-        ("huge", "width must be int from 4 to 1024"),
+        ("huge", "width must be a whole number from 4 to 1024"),
         ("Adam", "weight 0 must be"),
         ("rate", "the optimizer's settings"),
         ("loops", "stands where a number should"),

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from runtime.signals import EXIT_RUN_AGAIN, SIGNALS, Stop, exit_status
+from runtime.signals import EXIT_RUN_AGAIN, SIGNALS, WARNINGS, Stop, exit_status
 
 
 @pytest.fixture
@@ -22,9 +22,11 @@ def stop(monkeypatch):
 
 def test_exit_statuses(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert [exit_status(number) for number in SIGNALS] == [130, 143, EXIT_RUN_AGAIN]
+    of_a_shell = [exit_status(number) for number in SIGNALS if number not in WARNINGS]
+    assert of_a_shell == [130, 143, 129, 152]
+    assert [exit_status(number) for number in WARNINGS] == [EXIT_RUN_AGAIN] * 2
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    assert [exit_status(number) for number in SIGNALS] == [EXIT_RUN_AGAIN] * 3
+    assert [exit_status(number) for number in SIGNALS] == [EXIT_RUN_AGAIN] * 6
 
 
 def test_the_first_signal_ends_the_program_and_a_second_changes_nothing(stop, capfd):
@@ -54,10 +56,21 @@ def test_a_deferred_signal_is_recorded(stop, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_brief_program_ignores_sigusr1(stop):
+@pytest.mark.parametrize("number", WARNINGS)
+def test_a_brief_program_ignores_warnings_of_a_time_limit(stop, number):
     stop.arm(brief=True)
-    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), number)
     assert stop.signal is None
+
+
+def test_under_nohup_a_closed_terminal_does_not_stop_it(stop):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop.arm()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, previous)
     with pytest.raises(SystemExit):
         os.kill(os.getpid(), signal.SIGTERM)
 

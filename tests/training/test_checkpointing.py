@@ -79,7 +79,17 @@ def test_killed_while_a_checkpoint_is_written_with_tmpdir_elsewhere(start, tmp_p
     assert_same_run(run_dir, (losses(tmp_path / "whole"), weights_hash(tmp_path / "whole")))
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75)])
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("SIGINT", 130),
+        ("SIGTERM", 143),
+        ("SIGUSR1", 75),
+        ("SIGHUP", 129),
+        pytest.param("SIGUSR2", 75, marks=pytest.mark.slow),
+        pytest.param("SIGXCPU", 152, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_leaves_a_complete_checkpoint_and_a_clear_last_line(
     start, tmp_path, undisturbed, name, status
 ):

@@ -1,0 +1,54 @@
+"""Standard output and standard error that never end finished work.
+
+    protect_output()      # at the start of a script, before anything is printed
+
+What is printed may meet a closed pipe (`| head -1`), a closed terminal, a full disk, or an encoding
+without the character. None of these may turn work that is done into a failure.
+"""
+
+import os
+import sys
+from typing import Any
+
+
+class Protected:
+    """A text stream that discards what is written after its reader is gone."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self.discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self.discard()
+
+    def discard(self) -> None:
+        """From now on the file descriptor is the null device."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stream.fileno())
+        os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def protect_output() -> None:
+    """Protect standard output and standard error.
+
+    Characters that their encoding lacks are printed as escapes. A stream that was closed before the
+    start is the null device.
+    """
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115 (it stays open)
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Protected(stream))
