@@ -50,10 +50,9 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         self.check_flags(words[: words.index("--")] if "--" in words else words)
         parsed, rest = self.parse_known_args(words, namespace)
-        if rest and self.main_flag and not rest[0].startswith("-"):
-            self.error(f"{rest[0]!r} belongs to no flag, did you mean {self.main_flag} {rest[0]}?")
         if rest:
-            self.error_with_suggestion(f"{rest[0]!r} belongs to no flag", rest[0])
+            meant = f"{self.main_flag} {rest[0]}" if self.main_flag else ""
+            self.error_with_suggestion(f"{rest[0]!r} belongs to no flag", rest[0], meant)
         return parsed
 
     def check_flags(self, words: list[str]) -> None:
@@ -66,10 +65,10 @@ class Parser(argparse.ArgumentParser):
             if FLAG.fullmatch(flag) and flag not in self._option_string_actions:
                 self.error_with_suggestion(f"unknown flag {flag}", flag)
 
-    def error_with_suggestion(self, message: str, word: str) -> NoReturn:
-        """Report an error, and the flag that is most similar to `word`."""
+    def error_with_suggestion(self, message: str, word: str, otherwise: str = "") -> NoReturn:
+        """Report an error, and the flag that is most similar to `word`, else `otherwise`."""
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        if similar := nearest(word, flags):
+        if similar := nearest(word, flags) or otherwise:
             self.error(f"{message}, did you mean {similar}?")
         self.error(f"{message}: see python {self.prog} --help")
 
