@@ -52,8 +52,8 @@ def build_parser() -> Parser:
     add = group.add_argument
     flags.add_checkpoint(
         group,
-        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, "
-        "a .safetensors file (none: noise --input-image)",
+        help="a checkpoint, a run directory for its newest, a pretrained model's name (cifar10, "
+        "..), a pipeline of diffusers, a .safetensors file (none: noise --input-image)",
     )
     flags.add_weights(group)
     add(
@@ -96,7 +96,7 @@ def build_parser() -> Parser:
         "--guidance-interval",
         type=interval,
         metavar="LO,HI",
-        help="the t at which guidance applies (all; with --guide-with auto from T/5 up)",
+        help="the t at which guidance applies (all; with a worse model as guide, from T/5 up)",
     )
     group = parser.add_argument_group("editing")
     add = group.add_argument
@@ -274,6 +274,9 @@ def without_checkpoint(args: argparse.Namespace) -> str:
         "--num": args.num,
         "--ema-length": args.ema_length,
         "--compile": args.compile != "off",
+        "--guidance": args.guidance is not None,
+        "--guide-with": args.guide_with,
+        "--guidance-interval": args.guidance_interval,
     }
     for flag, value in need_a_model.items():
         if value:
@@ -284,7 +287,7 @@ def without_checkpoint(args: argparse.Namespace) -> str:
 def of_forward_process(args: argparse.Namespace) -> str:
     for name in FORWARD_PROCESS:
         if getattr(args, name) is not None:
-            return f"--{name.replace('_', '-')} is the model's with --ckpt: leave it out"
+            return f"{flags.flag_of(name)} is the model's with --ckpt: leave it out"
     return ""
 
 
@@ -341,8 +344,9 @@ def of_interpolation(args: argparse.Namespace) -> str:
 
 def of_guidance(args: argparse.Namespace) -> str:
     if args.guidance == 1 and (args.guidance_interval or args.guide_with):
-        return "--guidance 1 is none: choose another strength, or leave the other flags out"
-    if args.label is None and args.guide_with == "labels":
+        return "--guidance 1 is no guidance: choose another strength, or leave the other flags out"
+    is_edit = args.input_image or args.interpolate
+    if is_edit and args.label is None and args.guide_with == "labels":
         return "--guide-with labels needs a class: add --class"
     return ""
 

@@ -53,8 +53,8 @@ def build_parser() -> Parser:
     flags.add_checkpoint(
         group,
         required=True,
-        help="a checkpoint, a run directory for its newest, a pipeline of diffusers, "
-        "a .safetensors file (required)",
+        help="a checkpoint, a run directory for its newest, a pretrained model's name (cifar10, "
+        "..), a pipeline of diffusers, a .safetensors file (required)",
     )
     flags.add_weights(group)
     add(
@@ -297,7 +297,9 @@ def conflicting_counts(args: argparse.Namespace) -> str:
 
 
 def conflicting_samplers(args: argparse.Namespace) -> str:
-    """A flag of one sampler beside other samplers alone."""
+    """A flag of one sampler beside other samplers alone, or of guidance without any."""
+    if args.guidance == 1 and args.guide_with:
+        return "--guidance 1 is no guidance: choose another strength, or leave out --guide-with"
     samplers = args.sampler or ()
     if not samplers and "sampler" in (args.sweep or ()):
         samplers = flags.SAMPLERS

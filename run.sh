@@ -8,7 +8,8 @@
 #                                       (see: python train.py --help)
 #   bash run.sh setup [DATASET]         environment and data only: for a login node, before offline
 #                                       compute nodes
-#   bash run.sh demo                    pictures of the trained models in pretrained/, without training
+#   bash run.sh demo                    pictures of the models in pretrained/, without training;
+#                                       flags go to Inference.py
 #   bash run.sh test                    set up and run the tests; --all: the slow ones, too
 #   bash run.sh bench                   speed beside other projects', which it installs: a table
 #                                       (see benchmarks/)
@@ -108,8 +109,8 @@ step() {
   ${srun[@]+"${srun[@]}"} "$@" || status=$?
   case $status in
     0) return ;;
-    # stopped in good order; aborted by NCCL; killed; stopped by SIGUSR1 or SIGTERM while starting
-    75|134|137|138|143)
+    # stopped in good order; aborted by NCCL; killed; stopped by SIGUSR1, SIGUSR2 or SIGTERM while starting
+    75|134|137|138|140|143)
       # in a terminal within a job, that job is not the one of this script
       if [[ -z $job || -t 0 || -t 1 ]]; then exit "$status"; fi
       if ((restarts >= 8)); then
@@ -141,7 +142,7 @@ case ${1:-} in
     for file in pretrained/*.safetensors; do names+=("$(basename "$file" .safetensors)"); done
     for name in "${names[@]}"; do
       echo "== $name =="
-      "$PYTHON" Inference.py --ckpt "$name" --num 20 --steps 25 --out "runs/demo/$name" \
+      "$PYTHON" Inference.py --ckpt "pretrained/$name.safetensors" --num 20 --steps 25 --out "runs/demo/$name" \
         --no-preview "${@:2}"
       "$PYTHON" make_gif.py "runs/demo/$name/trajectory.npz" --out "runs/demo/$name.gif" \
         --columns 10 --scale 2
@@ -152,8 +153,10 @@ case ${1:-} in
       for name in "${names[@]}"; do
         echo "<h2>$name</h2><img src=\"$name.gif\" alt=\"from noise to images\">"
       done
-    } >runs/demo/index.html
-    echo "== done: open runs/demo/index.html; more: python Inference.py --ckpt ${names[0]} --num 64 =="
+    } >runs/demo/.index.html
+    mv runs/demo/.index.html runs/demo/index.html
+    echo "== done: open runs/demo/index.html; more:" \
+      "python Inference.py --ckpt ${names[0]} --num 64 =="
     exit 0 ;;
   test)
     setup requirements.txt requirements-dev.txt

@@ -217,8 +217,8 @@ def add_diffusion_flags(group: flags.Group) -> None:
         type=real(0, 1000),
         default=1.0,
         metavar="W",
-        help="of samples, by an early average of the training; kept in the checkpoint as their "
-        "default; not in the paper (1: none)",
+        help="default strength of the guidance of samples, by an early average of this run; stored "
+        "in the checkpoint; not in the paper (1: none)",
     )
     add(
         "--label-dropout",
@@ -263,14 +263,14 @@ def add_training_flags(group: flags.Group) -> None:
         "--lr-schedule",
         choices=("constant", "linear", "cosine"),
         default="constant",
-        help="how the rates fall to 0 at --max-steps (constant: not at all)",
+        help="how the rates fall to 0 at --max-steps; not in the paper (constant: not at all)",
     )
     add(
         "--cooldown",
         type=real(0, 1),
         default=1.0,
         metavar="X",
-        help="over which last share of --max-steps they fall (1: all)",
+        help="share of --max-steps, at the end, over which the rates fall (1: all of them)",
     )
     add(
         "--clip",

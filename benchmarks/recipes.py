@@ -6,9 +6,9 @@
     python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120
 
 Every trial trains in one thread for about the same CPU time, which other programs on the machine
-hardly change; 300 s are about 150 s on two cores. How many steps that is, is measured first, for a
-falling learning rate has to know. Then it samples 1000 images with UniPC in 20 steps, with the
-recipe's guidance. The distance is Frechet's to all training images, in the features of the
+hardly change; 300 s are about 150 s on two cores. The number of steps is measured first, because
+the falling learning rate depends on it. Then it samples 1000 images with UniPC in 20 steps, with
+the recipe's guidance. The distance is Frechet's to all training images, in the features of the
 dataset's classifier. Prints a line for each trial, and the table with mean and range over the
 seeds.
 """
@@ -125,10 +125,10 @@ class Training:
 
 def steps_within(name: str, dataset: str, root: str, seconds: float) -> int:
     """How many steps of this recipe take so many CPU seconds."""
-    trial = Training(prepare(name, dataset, root, seed=0), TIMED)
-    trial.steps(3)
+    training = Training(prepare(name, dataset, root, seed=0), TIMED)
+    training.steps(3)
     start = time.process_time()
-    trial.steps(TIMED)
+    training.steps(TIMED)
     return max(1, round(seconds * TIMED / (time.process_time() - start)))
 
 
@@ -142,11 +142,8 @@ def sample(model: DiffusionModel, guide: Guide | None, count: int, seed: int) ->
     return torch.cat([sample_batch(model, plan, indices, seed) for indices in batches])
 
 
-def trial(
-    name: str, dataset: str, root: str, seconds: float, seed: int, count: int
-) -> dict[str, Any]:
+def trial(name: str, dataset: str, root: str, steps: int, seed: int, count: int) -> dict[str, Any]:
     """Train, sample and measure; return name, seed, steps and distance."""
-    steps = steps_within(name, dataset, root, seconds)
     run = prepare(name, dataset, root, seed)
     training = Training(run, steps)
     training.steps(steps)
@@ -200,10 +197,9 @@ def main() -> None:
     rows = []
     for name in args.recipe.split(","):
         trials = []
+        steps = steps_within(name, args.dataset, args.data_root, args.cpu_seconds)
         for seed in args.seeds.split(","):
-            result = trial(
-                name, args.dataset, args.data_root, args.cpu_seconds, int(seed), args.images
-            )
+            result = trial(name, args.dataset, args.data_root, steps, int(seed), args.images)
             print(json.dumps(result), flush=True)
             trials.append(result)
         rows.append(table_row(name, trials))

@@ -36,8 +36,8 @@ spent: Counter[str] = Counter()
 
 
 def timed(owner: Any, method: str, name: str, inner: tuple[str, ...] = ()) -> None:
-    """Have `owner.method` counted under `name`, without what is counted under `inner` in the
-    meantime."""
+    """Replace `owner.method` by one that adds its time to `spent[name]`, without the time that was
+    added to `inner` meanwhile."""
     original = getattr(owner, method)
 
     def replaced(*args: Any, **kwargs: Any) -> Any:
@@ -111,7 +111,8 @@ def main() -> None:
     training.trainer.Progress = Clock
     steps, never = args.steps + args.steps // 4 + 1, str(10**9)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        words = ["--dataset", "shapes", "--device", "cpu", *args.flags.split()]
+        words = ["--dataset", "shapes", *args.flags.split(), "--device", "cpu"]
+        words += ["--max-time", "100h"]
         words += ["--max-steps", str(steps), "--val-every", never, "--val-images", "1"]
         train.main([*words, "--save-every", never, "--run-dir", folder])
 

@@ -29,7 +29,7 @@ from checkpoints.checkpoint_file import DamagedFile, read_checkpoint_file, sha25
 from checkpoints.early_average import read_early_average
 from checkpoints.loaded_model import LoadedModel
 from checkpoints.other_formats import is_other_format, read_other_format
-from checkpoints.run_dir import list_checkpoints
+from checkpoints.run_dir import list_checkpoints, run_dir_of
 from checkpoints.validation import check_weights
 from diffusion.settings import ADDED, DERIVED, ModelSettings, check_settings
 from DiffusionModel import DiffusionModel
@@ -84,9 +84,7 @@ def first_valid_checkpoint(
     newest.
     """
     is_run_dir = Path(path).is_dir() and not is_other_format(path)
-    files = list_checkpoints(path, every) if is_run_dir else [Path(path)]
-    if not files and Path(path).name == "checkpoints":
-        files = list_checkpoints(Path(path).parent, every)
+    files = list_checkpoints(run_dir_of(Path(path)), every) if is_run_dir else [Path(path)]
     if not files:
         raise FileNotFoundError(
             f"no checkpoint at {path}: give a file written by train.py, or a run directory"
@@ -131,6 +129,8 @@ def load_model(
         with torch.device("meta"):
             expected = DiffusionModel(**checkpoint["hyper_parameters"]).state_dict()
         check_weights(model_weights(checkpoint, ema), expected)
+        if checkpoint.get("early"):
+            check_weights(model_weights(checkpoint, ema=True), expected)
         read_early_average(checkpoint)
 
     checkpoint = first_valid_checkpoint(path, check)

@@ -2,8 +2,8 @@
 
 Autoguidance (Karras et al. 2024, "Guiding a diffusion model with a bad version of itself") takes a
 worse model of the same run. A checkpoint keeps the averages of one or two early steps for it, in
-half precision, under the key "early": {step: weights}. The steps are powers of two, so which ones
-there are is a function of the checkpoint's step alone, wherever a run was stopped.
+half precision, under the key "early": {step: weights}. The steps are powers of two, so a resumed
+run keeps the same ones.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from checkpoints.validation import check_early_averages
 
-FIRST_STEP = 16  # before it, there is nothing to guide with
+FIRST_STEP = 16  # earlier averages are not kept
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class EarlyAverage:
 
 
 def is_early_step(step: int) -> bool:
-    """Whether the average of this step is kept for a while: it is a power of two."""
+    """Whether the average of this step is kept: it is a power of two, and at least 16."""
     return step >= FIRST_STEP and step & (step - 1) == 0
 
 
 def guiding_step(step: int) -> int:
     """The step whose average guides a model of `step` steps: the largest power of two that is at
-    most half of it."""
+    most half of it; 1 below 2."""
     return 1 << max(0, (step // 2).bit_length() - 1)
 
 

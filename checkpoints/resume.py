@@ -22,6 +22,7 @@ from checkpoints.other_formats import is_other_format
 from checkpoints.run_dir import list_checkpoints, move_run_aside, set_aside, step_of
 from checkpoints.validation import check_training_state
 from DiffusionModel import DiffusionModel
+from runtime.flags import flag_of
 
 
 def find_resume_checkpoint(
@@ -73,7 +74,7 @@ def check_same_settings(checkpoint: dict[str, Any], settings: dict[str, Any]) ->
         if earlier.get(name) != value:
             before, now = reprlib.repr(earlier.get(name)), reprlib.repr(value)
             raise ValueError(
-                f"it was trained with {name} {before}, not {now}: "
+                f"it was trained with {flag_of(name)} {before}, not {now}: "
                 "give the same settings, another --run-dir, or --resume none; "
                 "--init-from begins a new run with its weights"
             )

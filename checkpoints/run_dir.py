@@ -28,6 +28,12 @@ def list_checkpoints(run_dir: str | Path, every: int = 1) -> list[Path]:
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
+def run_dir_of(path: Path) -> Path:
+    """The run directory if `path` is the folder of its checkpoints, else `path` itself."""
+    is_folder = path.name == "checkpoints" and any(path.glob("step_*.ckpt"))
+    return path.resolve().parent if is_folder else path
+
+
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
     """The checkpoint with the most steps, None if there is none. It may be damaged."""
     return next(iter(list_checkpoints(run_dir)), None)

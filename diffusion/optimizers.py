@@ -60,8 +60,10 @@ class Muon(torch.optim.Adam):
         groups = self.param_groups
         self.update_hidden(groups[0])
         self.param_groups = groups[1:]  # the rest is Adam's
-        super().step()
-        self.param_groups = groups
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
         return loss
 
     @torch.no_grad()
@@ -113,8 +115,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """Replace the singular values of each matrix by about 1: (N,R,K) -> float32 (N,R,K).
 
     Five Newton-Schulz iterations X <- (a + b G + c G G) X with G = X X^T, which leave singular
-    values between 0.7 and 1.2. All of them are polynomials of the first G, (R,R): they are
-    multiplied there, and with X once, which is 2.5 times faster for the kernels of this network.
+    values between 0.7 and 1.2. Each multiplies X by a matrix P (R,R), a polynomial of G. The five P
+    are multiplied first and X once, which is 2.5 times faster for the kernels of this network.
     """
     a, b, c = NEWTON_SCHULZ
     X = matrices.float()
@@ -137,7 +139,7 @@ def learning_rate_factor(settings: ModelSettings, total: int, step: int) -> floa
     """What the learning rate is multiplied by at this step, of `total`, counted from 0.
 
     It rises linearly over `warmup` steps. Over the last share `cooldown` of all steps it falls to
-    0: linearly, or along half a cosine; or it stays, with the schedule "constant".
+    0: linearly, or along half a cosine. With the schedule "constant" it does not fall.
     """
     factor = min(1.0, (step + 1) / max(1, settings.warmup))
     if settings.lr_schedule == "constant":

@@ -9,7 +9,7 @@ Inference.py write), the dataset where it is on disk, and the run directories be
 
 from pathlib import Path
 
-from checkpoints.run_dir import read_run_settings
+from checkpoints.run_dir import read_run_settings, run_dir_of
 from evaluation.checkpoint_checks import check_checkpoint
 from evaluation.finding import Finding
 from evaluation.loss_checks import check_losses
@@ -24,6 +24,7 @@ def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> li
     dataset: by default that of config.json. Raises ValueError or OSError, in one line, where it is
     no run directory.
     """
+    run_dir = run_dir_of(run_dir)
     if not run_dir.is_dir() or not (run_dir / "metrics.csv").is_file():
         raise ValueError(
             f"{run_dir} is no run directory: --doctor reads the metrics.csv of one "

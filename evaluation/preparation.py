@@ -4,6 +4,7 @@ prepared, path = prepare(plan, "runs/mnist", processes)    # in every process
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from checkpoints.checkpoint import load_model
 from checkpoints.loaded_model import LoadedModel
-from checkpoints.run_dir import read_run_settings
+from checkpoints.run_dir import read_run_settings, run_dir_of
 from Dataset import DiffSet
 from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor
@@ -89,14 +90,14 @@ def results_directory(checkpoint: Path) -> Path:
         directory = Path("runs") / f"pretrained-{checkpoint.stem}"
         directory.mkdir(parents=True, exist_ok=True)
         return directory
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return run_dir_of(checkpoint) if checkpoint.is_dir() else checkpoint.parent
 
 
 def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingPlan, ...]:
     """The one way to sample, or all of a sweep. Raises ValueError, in one line."""
     model = loaded.model
-    guidance, guide = choose_guidance(
-        loaded, plan.guidance, plan.guide_with, labelled=bool(model.unet.classes)
+    guidance_of = partial(
+        choose_guidance, loaded, plan.guidance, plan.guide_with, bool(model.unet.classes)
     )
     samplers: tuple[str | None, ...] = (None,)
     steps: tuple[int | None, ...] = (None,)
@@ -112,12 +113,13 @@ def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingP
             grid=plan.grid,
             variance=plan.variance,
             eta=plan.eta,
-            guidance=guidance,
+            guidance=scale,
             guide=guide,
             precision=plan.precision,
             compile_mode=plan.compile_mode,
         )
         for sampler in plan.samplers or samplers
+        for scale, guide in [guidance_of(sampler)]
         for count in plan.steps or steps
     ]
     if not plans:

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     An error is one line, with exit status 2; a misspelled flag or name gets a suggestion.
     `description` is the beginning of --help: prose, and indented examples. `main_flag` is what a
-    word without a flag was probably meant for.
+    first word without a flag was probably meant for.
     """
 
     def __init__(self, description: str | None, epilog: str | None = None, main_flag: str = ""):
@@ -49,10 +49,12 @@ class Parser(argparse.ArgumentParser):
             argcomplete.autocomplete(self)
         words = list(sys.argv[1:] if args is None else args)
         self.check_flags(words[: words.index("--")] if "--" in words else words)
+        if self.main_flag and words and not words[0].startswith("-"):
+            meant = f"{self.main_flag} {words[0]}"
+            self.error_with_suggestion(f"{words[0]!r} belongs to no flag", words[0], meant)
         parsed, rest = self.parse_known_args(words, namespace)
         if rest:
-            meant = f"{self.main_flag} {rest[0]}" if self.main_flag else ""
-            self.error_with_suggestion(f"{rest[0]!r} belongs to no flag", rest[0], meant)
+            self.error_with_suggestion(f"{rest[0]!r} belongs to no flag", rest[0])
         return parsed
 
     def check_flags(self, words: list[str]) -> None:
@@ -150,7 +152,7 @@ def real(low: float, high: float) -> Callable[[str], float]:
 
 def numbers(text: str) -> tuple[int, ...]:
     """Parse whole numbers separated by commas; an empty text is none."""
-    if not re.fullmatch(r"(\d+(,\d+)*)?", text):
+    if not re.fullmatch(r"(\s*\d+\s*(,\s*\d+\s*)*)?", text):
         raise argparse.ArgumentTypeError(
             f"expected whole numbers separated by commas, as in 1,2,2, not {text!r}"
         )

@@ -1,15 +1,17 @@
 """Sharing the cores of a machine with other programs.
 
-    share_cores()       # once, after torch is imported; does nothing where there is nothing to do
+    share_cores()       # once, after torch is imported; one thread or no /proc/stat: does nothing
 
-OpenMP's threads spin while they wait for each other. On idle cores that is fastest. Beside other
-busy programs it is the opposite: a thread that spins takes the core away from the one it waits for,
-and training was measured to fall to a third. So a thread looks at the load of the machine every two
-seconds, and lets OpenMP spin only while there are cores for all its threads.
+OpenMP's threads spin while they wait for each other, which is fastest on idle cores. If other
+programs are busy, a spinning thread takes the core from the one it waits for: training ran at a
+third of its speed. A thread therefore measures the load, every half second (every two seconds while
+spinning is limited), and limits spinning while there are fewer free cores than threads.
 
 How: GNU's OpenMP, which torch has on Linux, spins far less while it manages more threads than there
-are cores (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). The
-threads of a second team, which do nothing else, make them more. No result changes.
+are cores (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). The threads of further
+teams, which do nothing else, make them more. No result changes.
+
+Cores are those that this process may use: a job or a container may have few of many.
 """
 
 import os
@@ -21,11 +23,18 @@ from pathlib import Path
 import torch
 
 STAT = Path("/proc/stat")
-INTERVAL = 2.0  # seconds between two looks
+INTERVAL = 2.0  # seconds between two measurements
 SPARE = 0.25  # cores that may be missing before threads stop spinning
-# An environment that says how threads wait is obeyed.
+# If one of these is set, nothing is changed.
 SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 PARALLEL = 1 << 20  # elements of a tensor that torch computes with several threads
+
+
+def usable_cores() -> set[int]:
+    """The numbers of the cores that this process may use; all where that is unknown."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,15 @@ class CpuTimes:
 
 def cpu_times() -> CpuTimes:
     """Read the times. Raises OSError or ValueError where there is no /proc/stat."""
-    user, nice, system, _idle, _wait, irq, softirq, steal, *_ = map(
-        int, STAT.read_text().split("\n", 1)[0].split()[1:]
-    )
-    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    mine = {f"cpu{number}" for number in usable_cores()}
+    ticks = 0
+    for line in STAT.read_text().splitlines():
+        core, *fields = line.split()
+        if core in mine:
+            user, nice, system, _idle, _wait, irq, softirq, steal, *_ = map(int, fields)
+            ticks += user + nice + system + irq + softirq + steal
     own = os.times()
-    return CpuTimes(time.monotonic(), busy, own.user + own.system)
+    return CpuTimes(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system)
 
 
 def cores_of_others(before: CpuTimes, after: CpuTimes) -> float:
@@ -63,45 +75,51 @@ def cores_in_use(seconds: float = 0.3) -> float:
         return 0.0
 
 
-class SecondTeam:
-    """A team of OpenMP's threads that does nothing, and lets the first one spin less."""
+class IdleTeams:
+    """Teams of OpenMP's threads that do nothing, and let the first team spin less."""
 
-    def __init__(self) -> None:
-        self.leave = threading.Event()
-        self.thread: threading.Thread | None = None
+    def __init__(self, count: int):
+        self.count = count
+        self.stop = threading.Event()
+        self.threads: list[threading.Thread] = []
 
     @property
-    def is_there(self) -> bool:
-        return self.thread is not None
+    def are_running(self) -> bool:
+        return bool(self.threads)
 
     def start(self) -> None:
-        self.leave.clear()
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
+        self.stop.clear()
+        self.threads = [threading.Thread(target=self.run, daemon=True) for _ in range(self.count)]
+        for thread in self.threads:
+            thread.start()
 
     def run(self) -> None:
         torch.ones(PARALLEL).add_(1)  # the team exists from here on, until this thread ends
-        self.leave.wait()
+        self.stop.wait()
 
     def end(self) -> None:
-        assert self.thread
-        self.leave.set()
-        self.thread.join()
-        self.thread = None
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+        self.threads = []
 
 
-def watch(team: SecondTeam, threads: int) -> None:
-    """Look at the load every `INTERVAL` seconds, for ever."""
-    cores = os.cpu_count() or 1
+def teams_needed(threads: int, cores: int) -> int:
+    """How many idle teams make more threads than cores: each adds `threads` - 1."""
+    return max(1, (cores - threads) // (threads - 1) + 1)
+
+
+def watch(teams: IdleTeams, threads: int, cores: int) -> None:
+    """Measure the load for ever, and have the teams while cores are missing."""
     before = cpu_times()
     while True:
-        time.sleep(INTERVAL if team.is_there else INTERVAL / 4)
+        time.sleep(INTERVAL if teams.are_running else INTERVAL / 4)
         after = cpu_times()
         is_crowded = cores - cores_of_others(before, after) < threads - SPARE
-        if is_crowded and not team.is_there:
-            team.start()
-        elif team.is_there and not is_crowded:
-            team.end()
+        if is_crowded and not teams.are_running:
+            teams.start()
+        elif teams.are_running and not is_crowded:
+            teams.end()
         before = after
 
 
@@ -109,7 +127,7 @@ _watcher: threading.Thread | None = None
 
 
 def share_cores() -> None:
-    """Begin to watch the load, once in a process."""
+    """Start to measure the load, once in a process."""
     global _watcher
     threads = torch.get_num_threads()
     if _watcher or threads == 1:
@@ -118,7 +136,9 @@ def share_cores() -> None:
         return
     try:
         cpu_times()
+        cores = len(usable_cores())
     except (OSError, ValueError):
         return
-    _watcher = threading.Thread(target=watch, args=(SecondTeam(), threads), daemon=True)
+    teams = IdleTeams(teams_needed(threads, cores))
+    _watcher = threading.Thread(target=watch, args=(teams, threads, cores), daemon=True)
     _watcher.start()

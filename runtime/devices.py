@@ -1,6 +1,5 @@
 """The hardware of a run: device, precision, names, peak memory."""
 
-import os
 import platform
 import re
 import resource
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+
+from runtime.cores import usable_cores
 
 Precision = Literal["bf16-mixed", "32-true"]  # Lightning's names
 
@@ -60,10 +61,7 @@ def hardware(device: str) -> str:
     # x86 has a model name; other processors are named by their architecture
     match = re.search(r"^model name\s*:\s*(.+)$", read_cpuinfo(), re.MULTILINE)
     name = match[1].strip() if match else platform.processor() or platform.machine()
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    cores = len(usable_cores())
     processor = f"{name}, {cores} core{'s' if cores > 1 else ''}"
     return f"{torch.cuda.get_device_name()}; {processor}" if device == "cuda" else processor
 

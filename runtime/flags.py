@@ -21,12 +21,17 @@ COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")  # those o
 WEIGHTS = ("ema", "raw")
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
 GRIDS = ("uniform", "quadratic", "log-snr", "edm")
+GUIDES = ("labels", "auto")
 VARIANCES = ("large", "small", "learned")
 
 
 def flag_of(setting: str) -> str:
-    """The flag that gives a setting of the model, for messages."""
-    return {"size": "--image-size"}.get(setting, "--" + setting.replace("_", "-"))
+    """The flag that gives a setting of the model, for messages; a setting that follows from the
+    data has none."""
+    if setting in ("data", "dataset", "depth", "classes", "class_names"):
+        return setting
+    flags = {"size": "--image-size", "betas": "--schedule"}
+    return flags.get(setting, "--" + setting.replace("_", "-"))
 
 
 def add_checkpoint(group: Group, help: str, required: bool = False) -> None:
@@ -88,15 +93,19 @@ def add_guidance(group: Group, help: str) -> None:
     group.add_argument("--guidance", type=real(0, 1000), metavar="W", help=help)
 
 
+def guide_source(text: str) -> str:
+    """Parse "labels", "auto", or the path or name of a model."""
+    return text if text in GUIDES else str(model_path(text, GUIDES))
+
+
 def add_guide(group: Group) -> None:
     """--guide-with"""
     group.add_argument(
         "--guide-with",
-        type=lambda text: text if text in ("labels", "auto") else str(model_path(text)),
+        type=guide_source,
         metavar="WHAT",
-        help="labels: by the model without the class; auto: by the early average that its "
-        "checkpoint keeps; or a worse model (labels for --guidance with classes, "
-        "else auto)",
+        help="labels: the same model without the class; auto: the early average in the "
+        "checkpoint; or a worse model (labels for --guidance with classes, else auto)",
     )
 
 

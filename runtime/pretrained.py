@@ -4,6 +4,7 @@ Nothing here imports torch.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from runtime.suggestions import nearest
@@ -20,14 +21,14 @@ def is_pretrained(path: Path) -> bool:
     return path.resolve().parent == FOLDER
 
 
-def model_path(text: str) -> Path:
+def model_path(text: str, other_words: Iterable[str] = ()) -> Path:
     """Parse the path of a model: a name of `pretrained_names` is that model's file, unless there is
-    such a file or folder here; a misspelled one gets a suggestion."""
+    such a file or folder here; a misspelled one, or one of `other_words`, gets a suggestion."""
     path, names = Path(text), pretrained_names()
     if path.exists() or path.suffix or len(path.parts) != 1:
         return path
     if text in names:
         return FOLDER / f"{text}.safetensors"
-    if similar := nearest(text, names):
+    if similar := nearest(text, [*names, *other_words]):
         raise argparse.ArgumentTypeError(f"no checkpoint at {text}, did you mean {similar}?")
     return path

@@ -7,6 +7,7 @@
 Rank 0 is the first process: it alone reads what is not there yet, writes files and prints.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -206,7 +207,8 @@ def exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     message = "the first process is gone: run the same command again"
-    os.write(2, f"{os.path.basename(sys.argv[0])}: {message}\n".encode())
+    with contextlib.suppress(OSError):  # the terminal may be closed
+        os.write(2, f"{os.path.basename(sys.argv[0])}: {message}\n".encode())
     os._exit(1)
 
 

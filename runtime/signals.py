@@ -7,7 +7,7 @@ A request to stop is
 - SIGINT: Ctrl-C;
 - SIGTERM: `kill`, a shutdown, and SLURM at a job's end;
 - SIGHUP: the terminal was closed, unless it is ignored, as under `nohup`;
-- SIGXCPU: the limit of CPU time (`ulimit -t`) is near;
+- SIGXCPU: the limit of CPU time (`ulimit -St`) is near;
 - SIGUSR1 and SIGUSR2: a batch system warns of its time limit.
 
 Other signals have their usual effects. Ctrl-\\ (SIGQUIT) and `kill -9` end a program at once: it

@@ -21,7 +21,7 @@ from checkpoints.loaded_model import LoadedModel
 from diffusion.denoiser import Prediction
 from DiffusionModel import DiffusionModel
 
-DEFAULT_SCALE = 2.0  # of --guide-with, where neither the flags nor the model say how much
+DEFAULT_SCALE = 2.0  # if neither --guidance nor the model gives a scale
 
 
 @dataclass(frozen=True)
@@ -99,27 +99,33 @@ class Guided:
 
 
 def choose_guidance(
-    loaded: LoadedModel, scale: float | None, guide_with: str | None, labelled: bool
+    loaded: LoadedModel,
+    scale: float | None,
+    guide_with: str | None,
+    labelled: bool,
+    sampler: str | None = None,
 ) -> tuple[float, Guide | None]:
     """The scale and, for autoguidance, the worse model.
 
-    scale: None for that of the model's settings. guide_with: "labels", "auto" for the early average
-    in the checkpoint, or the path of another model; None for labels if a scale is given for
-    `labelled` images, else "auto". Raises ValueError or OSError, in one line.
+    scale: None for that of the model's settings, and for none with the paper's sampler, ddpm.
+    guide_with: "labels", "auto" for the early average in the checkpoint, or the path of another
+    model; None for labels if a scale is given for images with labels, else "auto". labelled:
+    whether the images have labels. Raises ValueError or OSError, in one line.
     """
-    labelled = labelled and loaded.model.settings.label_dropout > 0
-    if guide_with is None and scale is not None and (labelled or loaded.early is None):
-        guide_with = "labels"
+    settings = loaded.model.settings
     if guide_with is None and scale is None:
-        scale = loaded.model.settings.guidance if loaded.early else 1.0
-    if scale is None:
-        usual = loaded.model.settings.guidance
-        scale = usual if usual != 1 else DEFAULT_SCALE
+        scale = settings.guidance if loaded.early and sampler != "ddpm" else 1.0
+        guide_with = "auto"
+    elif guide_with is None:
+        by_label = labelled and settings.label_dropout > 0
+        guide_with = "labels" if by_label or loaded.early is None else "auto"
+    elif scale is None:
+        scale = settings.guidance if settings.guidance != 1 else DEFAULT_SCALE
+    assert scale is not None
     if guide_with == "labels" or scale == 1:
         return scale, None
-    if guide_with is None or guide_with == "auto":
-        return scale, early_guide(loaded)
-    return scale, other_guide(loaded, Path(guide_with))
+    guide = early_guide(loaded) if guide_with == "auto" else other_guide(loaded, Path(guide_with))
+    return scale, guide
 
 
 def early_guide(loaded: LoadedModel) -> Guide:

@@ -201,7 +201,7 @@ def sample_steps(
 
 
 def autocast_each(steps: Iterator[Step], device: str, precision: str) -> Iterator[Step]:
-    """Compute every step in this precision. Between the steps the caller has its own."""
+    """Compute every step in this precision. Between steps the caller's own applies."""
     while True:
         with torch.autocast(device, torch.bfloat16, enabled=precision != "32-true"):
             step = next(steps, None)

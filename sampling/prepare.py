@@ -172,12 +172,12 @@ def is_edit(request: ImageRequest) -> bool:
 
 
 def request_guidance(request: ImageRequest, loaded: LoadedModel) -> tuple[float, Guide | None]:
-    """The guidance of a request. Edits and the paper's sampler have none by default."""
+    """The guidance of a request. Edits have none by default."""
     scale, edits = request.guidance, is_edit(request)
-    if scale is None and request.guide_with is None and (edits or request.sampler == "ddpm"):
+    if scale is None and request.guide_with is None and edits:
         scale = 1.0
     labelled = request.label != "none" and not (request.label is None and edits)
-    scale, guide = choose_guidance(loaded, scale, request.guide_with, labelled)
+    scale, guide = choose_guidance(loaded, scale, request.guide_with, labelled, request.sampler)
     if scale != 1 and not guide and not labelled and loaded.model.unet.classes:
         raise ValueError("--guidance needs a class: give another --class than none")
     return scale, guide
@@ -195,6 +195,8 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
     if label is None and classes and not is_edit(request):
         return of_all_classes(classes, num or DEFAULT_NUM)
     labels = [] if label in (None, "none") else find_labels(label, model)
+    if len(labels) > 1 and request.interpolate:
+        raise ValueError("--interpolate takes one class or none: give one --class")
     if len(labels) > 1:
         return one_row_each(labels, num or DEFAULT_NUM_OF_EACH_CLASS)
     total = num or DEFAULT_NUM
@@ -243,7 +245,8 @@ def find_labels(text: str, model: DiffusionModel) -> list[int]:
     if text.isdecimal() and int(text) < count:
         return [int(text)]
     if "," in text:
-        return [label for one in text.split(",") for label in find_labels(one.strip(), model)]
+        labels = [label for one in text.split(",") for label in find_labels(one.strip(), model)]
+        return list(dict.fromkeys(labels))
     close = "" if text.isdecimal() else nearest(text, names)
     suggestion = f", did you mean {close}?" if close else "."
     raise ValueError(

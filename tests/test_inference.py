@@ -582,8 +582,9 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
         (["--interpolate", "PHOTO", "NOPHOTO"], "cannot be read as an image"),
         (["--class", "0", "--guidance-interval", "9,3"], "the lower first"),
         (["--guidance-interval", "3,9"], "add --guidance"),
-        (["--guidance", "1", "--guide-with", "auto"], "--guidance 1 is none"),
-        (["--guide-with", "labels"], "add --class"),
+        (["--guidance", "1", "--guide-with", "auto"], "--guidance 1 is no guidance"),
+        (["--guide-with", "labels"], "needs a model trained with --class-conditional"),
+        (["--guide-with", "label"], "did you mean labels?"),
         (["--guide-with", "auto"], "keeps no early average"),
         (["--guide-with", "nosuch.ckpt"], "no checkpoint at nosuch.ckpt"),
         (["--interpolate", "PHOTO", "PHOTO", "--class", "all"], "one class or none"),
@@ -628,6 +629,7 @@ def test_without_a_model_there_is_nothing_to_ask(refused, tmp_path):
         ["--steps", "5"],
         ["--class", "1"],
         ["--mask", tmp_path / "photo.png"],
+        ["--guidance", "2"],
     ):
         assert f"{flag[0]} needs a model" in refused(
             Inference.main, "--input-image", tmp_path / "photo.png", *flag

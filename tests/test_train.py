@@ -203,11 +203,11 @@ def test_other_settings_than_the_runs_are_refused(refused, tiny_run, tiny_data):
     line = refused(
         train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--width", "16"
     )
-    assert "was trained with width 8, not 16" in line
+    assert "was trained with --width 8, not 16" in line
     line = refused(
         train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--batch-size", "4"
     )
-    assert "was trained with batch_size 8, not 4" in line
+    assert "was trained with --batch-size 8, not 4" in line
 
 
 def test_images_reach_the_loss_in_the_right_range(tiny_data, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from runtime.signals import Stop, exit_status
 from training.divergence import MAX_RESTARTS, Start, first_start, restart
 from training.loggers import MEASURED, Curves, MetricsCsv
 from training.settings import TrainingSettings
-from training.setup import TrainingRun, initial_model
+from training.setup import TrainingRun
 from training.trainer import Callbacks, build_callbacks, build_trainer
 from training.validation import bin_names
 
@@ -62,6 +62,7 @@ def fit_with_restarts(
     stop.deferred = True  # a signal that arrives before the first step is handled after it
     start = first_start(checkpoint)
     model = run.model
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
     while True:
         if start.step:
             message = f"going on at step {start.step} of {run.run_dir}"
@@ -76,7 +77,8 @@ def fit_with_restarts(
         if start.attempt == MAX_RESTARTS:
             return report_divergence(outcome, run, machine)
         start = restart(run, machine, start.attempt + 1, outcome.when, outcome.seconds)
-        model, _ = initial_model(run.settings, run.model_settings)
+        model = DiffusionModel(**run.model.hparams)
+        model.load_state_dict(initial)
 
 
 def fit(
@@ -181,6 +183,8 @@ def report(outcome: Outcome, run: TrainingRun, machine: Machine) -> int:
         )
         return own_exit_status(exit_status(signal))
     over = "" if outcome.all_steps else ", --max-time is over"
+    if over and run.model_settings.lr_schedule != "constant":
+        over += " before the learning rate fell to 0"
     late = f"; {signal.name} came in the last validation" if signal else ""
     message = f"trained{over}, {outcome.when}; checkpoint {outcome.saved}{late}"
     machine.processes.print(message, flush=True)

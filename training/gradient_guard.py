@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-# where torch's fused Adam uses grad_scale and found_inf; on "mps" it does not
+# where torch's fused Adam uses grad_scale and found_inf; on "mps" it ignores both
 FUSED = ("cpu", "cuda")
 MAX_SKIPPED = 5  # steps in a row that count as divergence
 
@@ -24,18 +24,18 @@ class GradientGuard(pl.Callback):
 
     skipped (): the steps skipped in a row, on the device. It is stored under the checkpoint's key
     "noise", with `attempt`: how often this run went back to an earlier checkpoint.
-    skipped_in_all (): those since the last message.
+    skipped_since_report (): those since the last message.
     """
 
     def __init__(self, clip: float, attempt: int):
         self.clip = clip
         self.attempt = attempt
         self.skipped = torch.zeros(())
-        self.skipped_in_all = torch.zeros(())
+        self.skipped_since_report = torch.zeros(())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.skipped = self.skipped.to(pl_module.device)
-        self.skipped_in_all = self.skipped_in_all.to(pl_module.device)
+        self.skipped_since_report = self.skipped_since_report.to(pl_module.device)
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -59,7 +59,7 @@ class GradientGuard(pl.Callback):
             optimizer.zero_grad()  # parameters without a gradient stay as they are
         elif scale is not None:
             torch._foreach_div_(gradients, scale)  # type: ignore[reportPrivateImportUsage]
-        self.skipped_in_all += bad
+        self.skipped_since_report += bad
         # At MAX_SKIPPED the count stays: `Checkpointing` reads it only every tenth step.
         counted = (self.skipped + bad) * bad
         self.skipped = torch.where(self.skipped >= MAX_SKIPPED, self.skipped, counted)
@@ -72,8 +72,8 @@ class GradientGuard(pl.Callback):
 
     def report(self, trainer: pl.Trainer) -> None:
         """Print how many steps were skipped since the last message, if any were."""
-        count = int(self.skipped_in_all)
-        self.skipped_in_all.zero_()
+        count = int(self.skipped_since_report)
+        self.skipped_since_report.zero_()
         if count and trainer.is_global_zero:
             steps = "1 step was" if count == 1 else f"{count} steps were"
             reason = "the loss or the gradient was not finite"

@@ -9,8 +9,8 @@ from checkpoints.checkpoint import load_model
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 
-# Parameters whose shapes follow from the data and its classes, not from the network's flags.
-OF_THE_DATA = ("conv_in.", "conv_out.", "label.", "augmentation.")
+# Layers whose shapes depend on the images, the classes, --patch, --variance or --augment.
+MAY_BE_NEW = ("conv_in.", "conv_out.", "label.", "augmentation.")
 
 
 def new_model(settings: ModelSettings) -> DiffusionModel:
@@ -22,8 +22,8 @@ def new_model(settings: ModelSettings) -> DiffusionModel:
 def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str]:
     """Return a model with the averaged weights of another one, and a line about it.
 
-    Weights that depend on the data may have other shapes; they are then new. Raises OSError or
-    ValueError, in one line, if the file cannot be read or holds another network.
+    The layers `MAY_BE_NEW` may have other shapes; they are then new. Raises OSError or ValueError,
+    in one line, if the file cannot be read or holds another network.
     """
     model, loaded = new_model(settings), load_model(path)
     theirs, network = loaded.model.unet.state_dict(), model.unet.state_dict()
@@ -33,21 +33,27 @@ def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str
         if name in network and network[name].shape == value.shape
     }
     new = [name for name in network if name not in kept]
-    if wrong := [name for name in new if not name.startswith(OF_THE_DATA)]:
+    dropped = [name for name in theirs if name not in network]
+    if wrong := [name for name in new + dropped if not name.startswith(MAY_BE_NEW)]:
         raise ValueError(
             f"--init-from {path} holds another network ({wrong[0]} differs): "
-            f"give {network_flags(loaded.model.settings)}"
+            f"give {network_flags(loaded.model.settings, settings.size)}"
         )
     model.unet.load_state_dict(network | kept)
-    line = f"it begins with the weights of {path}"
-    return model, line + (f"; new are {', '.join(new)}" if new else "")
+    line = f"training begins with the averaged weights of {path}"
+    if new:
+        line += f"; newly initialized: {', '.join(new)}"
+    for name in ("parameterization", "schedule", "T"):
+        before, now = getattr(loaded.model.settings, name), getattr(settings, name)
+        if before != now:
+            line += f"; they were trained with {name} {before}, not {now}"
+    return model, line
 
 
-def network_flags(settings: ModelSettings) -> str:
-    """The flags of train.py that make this network."""
-    mults, attention = (
-        ",".join(map(str, values)) for values in (settings.mults, settings.attention)
-    )
+def network_flags(settings: ModelSettings, size: int) -> str:
+    """The flags of train.py that make this network for images of another size."""
+    mults = ",".join(map(str, settings.mults))
+    attention = ",".join(str(side * size // settings.size) for side in settings.attention)
     return (
         f"--width {settings.width} --mults {mults} --attention {attention} "
         f"--blocks {settings.blocks} --patch {settings.patch}"

@@ -65,11 +65,17 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
         rank=machine.processes.global_rank,
         world_size=machine.processes.world_size,
     )
+    run_dir = settings.run_dir or Path("runs") / data.name
+    if settings.init_from and settings.init_from.resolve().is_relative_to(run_dir.resolve()):
+        raise ValueError(
+            f"--init-from {settings.init_from} is in the run directory {run_dir}: "
+            "choose another --run-dir"
+        )
     model, about_weights = initial_model(settings, model_settings)
     return TrainingRun(
         settings=settings,
         fixed=fixed_settings(settings, data, flip),
-        run_dir=settings.run_dir or Path("runs") / data.name,
+        run_dir=run_dir,
         data=data,
         unseen=unseen,
         model_settings=model_settings,

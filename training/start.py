@@ -1,13 +1,12 @@
 """The three actions of train.py: prepare the data, estimate a run, train."""
 
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from checkpoints.checkpoint import read_checkpoint
-from runtime.cores import cores_in_use
+from runtime.cores import cores_in_use, usable_cores
 from runtime.launcher import Machine, Refused
 from runtime.signals import Stop
 from training.dry_run import dry_run
@@ -16,7 +15,7 @@ from training.run_directory import prepare_run_dir
 from training.settings import Invocation, TrainingSettings
 from training.setup import TrainingRun, set_up
 
-BUSY = 0.2  # of the cores: a share that is worth a line
+BUSY = 0.2  # share of the cores from which a warning is printed
 
 
 def prepare_data(settings: TrainingSettings, machine: Machine) -> int:
@@ -58,20 +57,22 @@ def train(
     say = machine.processes.print
     say(describe(run, invocation, machine), flush=True)
     if resume and is_trained(resume, settings):
+        constant = settings.model.lr_schedule == "constant"
         say(
             f"{resume['path']} is already trained, {resume['global_step']} steps in "
             f"{resume['elapsed']:.0f} s; a larger --max-steps or --max-time trains it further"
+            + ("" if constant else "; the learning rate then rises, and falls to 0 at --max-steps")
         )
         return 0
-    if machine.device.type == "cpu" and machine.is_first:
-        others, cores = cores_in_use(), os.cpu_count()
-        if others > BUSY * (cores or 1):
+    if machine.device.type == "cpu" and machine.processes.world_size == 1:
+        others, cores = cores_in_use(), len(usable_cores())
+        if others > BUSY * cores:
             say(
                 f"other programs use {others:.1f} of {cores} cores: training will be slower",
                 file=sys.stderr,
             )
-    if run.about_weights and not resume:
-        say(run.about_weights)
+    if run.about_weights:
+        say("resumed: --init-from is not used again" if resume else run.about_weights)
     samples, folder = run.run_dir / "samples", run.run_dir.parent
     say(f"to watch it: {samples}, and tensorboard --logdir {folder}", flush=True)
     try:

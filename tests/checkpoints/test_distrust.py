@@ -57,7 +57,7 @@ def stopped(tiny_data, tmp_path_factory):
         ("truncated, no sum", "or is damaged"),
         ("empty", "or is damaged"),
         ("malicious", "or is damaged"),
-        ("foreign", "trained with width"),
+        ("foreign", "trained with --width"),
         ("other data", "trained with data"),
         ("not a number", "not finite"),
         ("huge", "width must be a whole number from 4 to 1024"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime import cores
-from runtime.cores import CpuTimes, SecondTeam, cores_of_others
+from runtime.cores import CpuTimes, IdleTeams, cores_of_others, teams_needed
 
 
 def test_the_cores_of_others_are_those_that_are_not_ours():
@@ -29,16 +29,37 @@ def test_a_busy_neighbour_is_seen():
         neighbour.wait()
 
 
+@pytest.mark.parametrize(
+    ("threads", "available", "teams"), [(2, 2, 1), (4, 8, 2), (4, 4, 1), (2, 8, 7), (8, 8, 1)]
+)
+def test_there_are_more_threads_than_cores(threads, available, teams):
+    """The least number of teams, and with them more threads than cores."""
+    assert teams_needed(threads, available) == teams
+    assert threads + teams * (threads - 1) > available
+    assert teams == 1 or threads + (teams - 1) * (threads - 1) <= available
+
+
+@pytest.mark.skipif(not hasattr(cores.os, "sched_getaffinity"), reason="no affinity")
+def test_only_the_cores_of_this_process_count(monkeypatch, tmp_path):
+    stat = tmp_path / "stat"
+    lines = ["cpu  900 0 0 18 0 0 0 0", "cpu0 300 0 0 9 0 0 0 0", "cpu1 600 0 0 9 0 0 0 0"]
+    stat.write_text("\n".join(lines))
+    monkeypatch.setattr(cores, "STAT", stat)
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda process: {1})
+    monkeypatch.setattr(cores.os, "sysconf", lambda name: 100)
+    assert cores.cpu_times().busy == 6.0
+
+
 class Stop(Exception): ...
 
 
 def looks(monkeypatch, team, used):
-    """Let `watch` look at the load of one core after another; -> when the team was there."""
+    """Have `watch` measure these loads; -> when the team was running."""
     there, clock = [], iter(range(1000))
     busy = iter([0.0, *[sum(used[: i + 1]) for i in range(len(used))]])
 
     def times():
-        there.append(team.is_there)
+        there.append(team.are_running)
         try:
             return CpuTimes(float(next(clock)), next(busy), 0.0)
         except StopIteration:
@@ -46,14 +67,13 @@ def looks(monkeypatch, team, used):
 
     monkeypatch.setattr(cores, "cpu_times", times)
     monkeypatch.setattr(cores.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(cores.os, "cpu_count", lambda: 2)
     with pytest.raises(Stop):
-        cores.watch(team, threads=2)
+        cores.watch(team, threads=2, cores=2)
     return there[2:]
 
 
 def test_there_is_a_second_team_while_cores_are_missing(monkeypatch):
-    team = SecondTeam()
+    team = IdleTeams(1)
     assert looks(monkeypatch, team, [0.1, 1.0, 1.5, 0.1, 0.0, 2.0]) == [
         False,
         True,
@@ -63,7 +83,7 @@ def test_there_is_a_second_team_while_cores_are_missing(monkeypatch):
         True,
     ]
     team.end()
-    assert not team.is_there
+    assert not team.are_running
 
 
 @pytest.mark.parametrize("name", cores.SET_BY_USER)
@@ -79,7 +99,7 @@ def test_what_the_user_has_set_stands(monkeypatch, name):
 def test_a_second_team_changes_no_result():
     x = torch.linspace(-1, 1, 1 << 16).reshape(1, 4, 128, 128)
     convolution = torch.nn.Conv2d(4, 8, 3)
-    alone, team = convolution(x), SecondTeam()
+    alone, team = convolution(x), IdleTeams(1)
     team.start()
     beside = convolution(x)
     team.end()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors import safe_open
 
 import Inference
 from checkpoints.checkpoint import load_model
+from Dataset import DiffSet
 from image_data.downloads import DOWNLOADS
 from runtime.pretrained import FOLDER, is_pretrained, model_path, pretrained_names
 
@@ -33,6 +35,12 @@ def test_it_is_small_and_knows_its_dataset(name):
         names = [*opened.keys()]
         assert {opened.get_tensor(name).dtype for name in names} == {torch.float16}
         assert json.loads(opened.metadata()["settings"])
+
+
+def test_the_images_that_it_was_trained_on_are_known():
+    assert load_model(model_path("shapes")).trained_on == DiffSet(True, "shapes").digest()
+    for name in pretrained_names():
+        assert re.fullmatch("[0-9a-f]{16}", load_model(model_path(name)).trained_on), name
 
 
 @pytest.mark.parametrize("name", pretrained_names())

@@ -20,14 +20,31 @@ def test_what_fits_is_kept_and_what_does_not_is_new(conditional_run):
     for name, value in model.unet.state_dict().items():
         expected = fresh if name == "label.weight" else theirs.unet.state_dict()
         assert torch.equal(value, expected[name]), name
-    assert line.endswith("; new are label.weight")
+    assert line.endswith("; newly initialized: label.weight")
 
 
-def test_another_network_is_refused_with_the_flags_to_give(conditional_run):
+@pytest.mark.parametrize(
+    ("change", "attention"), [({"width": 16}, 4), ({"attention": ()}, 4), ({"size": 16}, 8)]
+)
+def test_another_network_is_refused_with_the_flags_to_give(conditional_run, change, attention):
+    """Also one that has layers more; attention moves with the size of the image."""
     theirs = load_model(conditional_run).model
-    other = ModelSettings.from_dict({**theirs.hparams, "width": 16})
-    with pytest.raises(ValueError, match="--width 8 --mults 1,2 --attention 4 --blocks 1"):
+    other = ModelSettings.from_dict({**theirs.hparams, **change})
+    flags = f"--width 8 --mults 1,2 --attention {attention} --blocks 1"
+    with pytest.raises(ValueError, match=flags):
         model_from(other, conditional_run)
+
+
+def test_what_the_weights_were_trained_for_is_named(conditional_run):
+    theirs = load_model(conditional_run).model
+    other = ModelSettings.from_dict({**theirs.hparams, "parameterization": "x0"})
+    _, line = model_from(other, conditional_run)
+    assert line.endswith("; they were trained with parameterization eps, not x0")
+
+
+def test_weights_of_the_run_itself_are_refused(refused, tiny_data, tiny_run):
+    words = ["--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--init-from", tiny_run]
+    assert "is in the run directory" in refused(train.main, *words)
 
 
 def test_a_run_begins_with_them_and_its_resumption_does_not(
@@ -35,11 +52,13 @@ def test_a_run_begins_with_them_and_its_resumption_does_not(
 ):
     options = ["--init-from", conditional_run, "--class-conditional", "--lr", 0]
     fit(tiny_data, tmp_path / "run", "--max-steps", 2, *options)
-    assert f"begins with the weights of {conditional_run}" in capsys.readouterr().out
+    assert f"begins with the averaged weights of {conditional_run}" in capsys.readouterr().out
     expected = contents(conditional_run)["ema"]["weights"]
     assert same(contents(tmp_path / "run")["ema"]["weights"], expected)
     fit(tiny_data, tmp_path / "run", "--max-steps", 3, *options)
-    assert "begins with" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "begins with" not in out
+    assert "resumed: --init-from is not used again" in out
 
 
 def test_a_file_that_is_not_there_is_one_line(refused, tiny_data, tmp_path):
