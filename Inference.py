@@ -52,8 +52,8 @@ def build_parser() -> Parser:
     add = group.add_argument
     flags.add_checkpoint(
         group,
-        help="a checkpoint, a run directory for its newest, a pretrained model's name (cifar10, "
-        "..), a pipeline of diffusers, a .safetensors file (none: noise --input-image)",
+        help="a checkpoint, a run directory for its newest, a pretrained model's name, a "
+        "diffusers pipeline, a .safetensors file (none: noise --input-image)",
     )
     flags.add_weights(group)
     add(
