@@ -74,7 +74,7 @@ def build_parser() -> Parser:
     flags.add_sampling_steps(
         group,
         type=whole(1),
-        help="steps to t = 0, besides those of --save-steps (20; heun, twice as dear, 10; "
+        help="steps to t = 0, besides those of --save-steps (20; heun and with guidance 10; "
         "ddpm all T; --interpolate 50; --mask 100)",
     )
     flags.add_grid(group)

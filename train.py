@@ -217,8 +217,8 @@ def add_diffusion_flags(group: flags.Group) -> None:
         type=real(0, 1000),
         default=1.0,
         metavar="W",
-        help="default strength of the guidance of samples, by an early average of this run; stored "
-        "in the checkpoint; not in the paper (1: none)",
+        help="default strength of the guidance of samples, by labels, else by an early average of "
+        "this run; stored in the checkpoint; not in the paper (1: none)",
     )
     add(
         "--label-dropout",

@@ -7,7 +7,7 @@
 
 Every trial trains in one thread for about the same CPU time, which other programs on the machine
 hardly change; 300 s are about 150 s on two cores. The number of steps is measured first, because
-the falling learning rate depends on it. Then it samples 1000 images with UniPC in 20 steps, with
+the falling learning rate depends on it. Then it samples 1000 images with UniPC, with
 the recipe's guidance. The distance is Frechet's to all training images, in the features of the
 dataset's classifier. Prints a line for each trial, and the table with mean and range over the
 seeds.
@@ -115,8 +115,8 @@ class Training:
                 self.early = {name: value.clone() for name, value in self.ema.weights.items()}
 
     def guide(self) -> Guide | None:
-        """The early average as a guide, if the recipe has guidance."""
-        if self.model.settings.guidance == 1:
+        """The early average as a guide, if the recipe has guidance and no labels."""
+        if self.model.settings.guidance == 1 or self.model.unet.classes:
             return None
         worse = DiffusionModel(**self.model.hparams).eval().requires_grad_(False)
         worse.unet.load_state_dict(self.early)
@@ -134,7 +134,7 @@ def steps_within(name: str, dataset: str, root: str, seconds: float) -> int:
 
 def sample(model: DiffusionModel, guide: Guide | None, count: int, seed: int) -> torch.Tensor:
     """Sample `count` images, uint8 (N,C,H,W)."""
-    guidance = model.settings.guidance if guide else 1.0
+    guidance = model.settings.guidance if guide or model.unet.classes else 1.0
     plan = plan_sampling(
         model, guidance=guidance, guide=guide, precision=pick_precision("cpu", "auto")
     )

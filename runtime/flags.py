@@ -105,7 +105,7 @@ def add_guide(group: Group) -> None:
         type=guide_source,
         metavar="WHAT",
         help="labels: the same model without the class; auto: the early average in the "
-        "checkpoint; or a worse model (labels for --guidance with classes, else auto)",
+        "checkpoint; or a worse model (labels for images with classes, else auto)",
     )
 
 

@@ -109,19 +109,18 @@ def choose_guidance(
 
     scale: None for that of the model's settings, and for none with the paper's sampler, ddpm.
     guide_with: "labels", "auto" for the early average in the checkpoint, or the path of another
-    model; None for labels if a scale is given for images with labels, else "auto". labelled:
-    whether the images have labels. Raises ValueError or OSError, in one line.
+    model; None for labels if the model knows images without them, else "auto". labelled: whether
+    the images have labels, if the model has classes. Raises ValueError or OSError, in one line.
     """
     settings = loaded.model.settings
-    if guide_with is None and scale is None:
-        scale = settings.guidance if loaded.early and sampler != "ddpm" else 1.0
-        guide_with = "auto"
-    elif guide_with is None:
-        by_label = labelled and settings.label_dropout > 0
-        guide_with = "labels" if by_label or loaded.early is None else "auto"
-    elif scale is None:
+    by_label = labelled and settings.classes > 0 and settings.label_dropout > 0
+    if scale is None and guide_with is not None:
         scale = settings.guidance if settings.guidance != 1 else DEFAULT_SCALE
-    assert scale is not None
+    elif scale is None:
+        can_be_guided = by_label or loaded.early is not None
+        scale = settings.guidance if can_be_guided and sampler != "ddpm" else 1.0
+    if guide_with is None:
+        guide_with = "labels" if by_label or loaded.early is None else "auto"
     if guide_with == "labels" or scale == 1:
         return scale, None
     guide = early_guide(loaded) if guide_with == "auto" else other_guide(loaded, Path(guide_with))

@@ -25,10 +25,10 @@ from sampling.noise import Noise
 from sampling.samplers import Step, sample
 from sampling.time_grid import time_grid
 
-# the defaults of --sampler and --steps: see the table in the README
+# The defaults of --sampler and --steps: see the table in the README. By default a network is
+# evaluated about 20 times for an image; heun and guidance evaluate twice in a step.
 DEFAULT_SAMPLER = "unipc"
-DEFAULT_STEPS = 20
-DEFAULT_STEPS_OF = {"heun": 10}  # two evaluations a step
+DEFAULT_EVALUATIONS = 20
 # Autoguidance applies from t = T down to this share of T.
 AUTOGUIDANCE_END = 0.2
 
@@ -100,7 +100,9 @@ def plan_sampling(
     if variance == "learned" and model.variance != "learned":
         raise ValueError("--variance learned needs a model trained with it: choose large or small")
     check_guidance(model, guidance, guide, guidance_interval)
-    times = time_grid(model, steps or default_steps(sampler, start), start, grid, keep)
+    times = time_grid(
+        model, steps or default_steps(sampler, start, guidance != 1), start, grid, keep
+    )
     lowest = model.T * AUTOGUIDANCE_END if guide else 0
     return SamplingPlan(
         sampler=sampler,
@@ -117,11 +119,12 @@ def plan_sampling(
     )
 
 
-def default_steps(sampler: str, start: int) -> int:
+def default_steps(sampler: str, start: int, guided: bool) -> int:
     """The number of steps from t = `start` if none is given: all of them for ddpm."""
     if sampler == "ddpm":
         return start
-    return min(start, DEFAULT_STEPS_OF.get(sampler, DEFAULT_STEPS))
+    twice = sampler == "heun" or guided
+    return min(start, DEFAULT_EVALUATIONS // 2 if twice else DEFAULT_EVALUATIONS)
 
 
 def check_start(model: DiffusionModel, start: int) -> None:

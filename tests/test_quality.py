@@ -75,17 +75,17 @@ def test_the_default_sampler_is_no_worse_in_20_steps_than_1000_ancestral_ones(tr
     assert (
         Inference.build_parser().parse_args(["--ckpt", "x"]).sampler is None
     )  # the default of plan_sampling
-    assert plan.DEFAULT_SAMPLER not in plan.DEFAULT_STEPS_OF
-    found = distance(samples(m, plan.DEFAULT_SAMPLER, plan.DEFAULT_STEPS), real)
+    assert plan.default_steps(plan.DEFAULT_SAMPLER, 1000, guided=False) == 20
+    found = distance(samples(m, plan.DEFAULT_SAMPLER, plan.DEFAULT_EVALUATIONS), real)
     ancestral = distance(samples(m, "ddpm", 1000), real)
     floor, noise = (
         distance(real[:COUNT], real),
         distance(torch.randn(COUNT, 1, 8, 8).clamp(-1, 1), real),
     )
     print(
-        f"{plan.DEFAULT_SAMPLER} in {plan.DEFAULT_STEPS}: {found:.3f}; "
+        f"{plan.DEFAULT_SAMPLER} in {plan.DEFAULT_EVALUATIONS}: {found:.3f}; "
         f"ddpm in 1000: {ancestral:.3f}; real {floor:.3f}, noise {noise:.3f}"
     )
-    assert plan.DEFAULT_STEPS == 20
+    assert plan.DEFAULT_EVALUATIONS == 20
     assert found <= 1.05 * ancestral
     assert ancestral < noise / 5  # it has learned something: both are not just bad

@@ -87,11 +87,14 @@ def test_which_guide_is_chosen():
     m = conditional(guidance=2.5)
     early = EarlyAverage(32, m.unet.state_dict())
     both, alone = loaded(m, early), loaded(m)
-    assert choose_guidance(alone, None, None, labelled=True) == (1.0, None)
+    for one in (alone, both):
+        assert choose_guidance(one, None, None, labelled=True) == (2.5, None)
+    assert choose_guidance(alone, None, None, labelled=False) == (1.0, None)
+    assert choose_guidance(both, None, None, labelled=False, sampler="ddpm") == (1.0, None)
     assert choose_guidance(alone, 3.0, None, labelled=True) == (3.0, None)
     assert choose_guidance(both, 3.0, None, labelled=True) == (3.0, None)
     assert choose_guidance(both, 1.0, None, labelled=False) == (1.0, None)
-    for scale, way, labelled in ((None, None, True), (2.5, None, False), (None, "auto", True)):
+    for scale, way, labelled in ((None, None, False), (2.5, None, False), (None, "auto", True)):
         found, guide = choose_guidance(both, scale, way, labelled)
         assert found == 2.5
         assert guide

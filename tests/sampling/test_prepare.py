@@ -98,7 +98,7 @@ def test_each_way_to_edit_has_its_own_defaults():
     with pytest.raises(ValueError, match="--interpolate needs at least 2 steps"):
         plan_request(ImageRequest(interpolate=(mask, mask), steps=1), loaded, [0])
     plan = plan_request(ImageRequest(), loaded, [0])
-    assert (plan.sampler, plan.steps, plan.guidance, plan.evaluations) == ("unipc", 20, 2.0, 37)
+    assert (plan.sampler, plan.steps, plan.guidance, plan.evaluations) == ("unipc", 10, 2.0, 19)
     plan = plan_request(ImageRequest(sampler="ddpm"), loaded, [0])
     assert (plan.steps, plan.guidance) == (200, 1)
 

@@ -128,6 +128,7 @@ def test_another_model_or_another_way_is_another_folder(model):
         (
             {
                 "sampler": "ddim",
+                "steps": 20,
                 "eta": 0.5,
                 "guidance": 2.0,
                 "grid": "edm",

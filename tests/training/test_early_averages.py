@@ -102,7 +102,7 @@ def test_images_are_guided_by_it_by_default(long_run, tmp_path):
         return (tmp_path / name / "samples.npz").read_bytes()
 
     default = images("default")
-    assert default == images("auto", "--guide-with", "auto", "--guidance", 2, "--steps", 20)
+    assert default == images("auto", "--guide-with", "auto", "--guidance", 2, "--steps", 10)
     assert default != images("none", "--guidance", 1)
     early = f"{tmp_path}/early.ckpt"
     checkpoint = contents(long_run)
