@@ -15,6 +15,7 @@ from PIL import Image
 import convert
 import Inference
 import train
+from runtime.pretrained import pretrained_names
 
 README = (ROOT / "README.md").read_text()
 SMALLER = {  # what a flag is given instead, where it is given at all
@@ -187,6 +188,8 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
         always += ["--preset", "paper"] if "--init-from" in flags else []  # as runs/mnist was made
         always += [] if "photos/" in flags else ["--dataset", str(tiny_data)]
     elif script == "evaluate.py":
+        # a pretrained model's images are not those of tiny_data
+        flags = [f"runs/{flag}" if flag in pretrained_names() else flag for flag in flags]
         always = (
             []
             if "--doctor" in flags
