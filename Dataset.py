@@ -24,6 +24,7 @@ from image_data import shapes
 from image_data.dataset_files import read_split
 from image_data.downloads import DOWNLOADS, download
 from image_data.image_files import decode_folder, fit_images
+from image_data.value_range import ValueRange
 from runtime.randomness import Purpose
 from runtime.suggestions import unknown
 
@@ -48,6 +49,8 @@ class DiffSet(torch.utils.data.Dataset):
         without test images keep every tenth image, 10,000 at most, for testing.
     image_size: height and width. 28x28 is padded with black to 32x32; other sizes are resized and
         cropped to the centre.
+    value_range: the values of black and white in a folder of images of more than 8 bits; by
+        default found in all of them.
 
     Raises ValueError or OSError with a one-line message.
     """
@@ -61,7 +64,14 @@ class DiffSet(torch.utils.data.Dataset):
     flip: bool  # whether a mirrored image could be in the dataset as well
     padded: bool  # whether the images were padded from 28x28 to 32x32
 
-    def __init__(self, train: bool, dataset_name: str, root: str = "data", image_size: int = 32):
+    def __init__(
+        self,
+        train: bool,
+        dataset_name: str,
+        root: str = "data",
+        image_size: int = 32,
+        value_range: tuple[float, float] | None = None,
+    ):
         path = Path(dataset_name).expanduser()
         key = dataset_name.lower()
         if path.suffix == ".npz" and path.stem.lower() in NAMES:
@@ -77,7 +87,9 @@ class DiffSet(torch.utils.data.Dataset):
             elif key in DOWNLOADS:
                 self.name, file = key, download(key, Path(root))
             elif path.is_dir():
-                self.name, file = path.resolve().name, decode_folder(path, Path(root), image_size)
+                values = ValueRange(*map(float, value_range)) if value_range else None
+                file = decode_folder(path, Path(root), image_size, values)
+                self.name = path.resolve().name
             else:
                 alternatives = ", a folder of images or an .npz file"
                 raise ValueError(unknown("dataset", dataset_name, NAMES, alternatives))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import flags
-from runtime.arguments import Parser, duration, numbers, real, whole
+from runtime.arguments import Parser, duration, numbers, real, two_numbers, whole
 from runtime.output import protect_output
 from runtime.pretrained import model_path
 from runtime.signals import Stop
@@ -103,6 +103,12 @@ def add_data_flags(group: flags.Group) -> None:
     )
     flags.add_data_root(group, help="where datasets are kept (data)")
     add("--image-size", type=whole(1), default=32, metavar="N", help="height and width (32)")
+    add(
+        "--value-range",
+        type=two_numbers,
+        metavar="LO,HI",
+        help="black and white in a folder of images of more than 8 bits (found in all of them)",
+    )
     add(
         "--flip",
         action=argparse.BooleanOptionalAction,

@@ -168,8 +168,10 @@ def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
         raise ValueError(
             f"{plan.checkpoint} does not say which images it was trained on: give --dataset"
         )
-    train_set = DiffSet(True, name, plan.data_root, model.unet.size)
-    test_set = DiffSet(False, name, plan.data_root, model.unet.size)
+    # That of the run, if these are its images.
+    value_range = None if plan.dataset else config.get("value_range")
+    train_set = DiffSet(True, name, plan.data_root, model.unet.size, value_range)
+    test_set = DiffSet(False, name, plan.data_root, model.unet.size, value_range)
     if test_set.depth != model.unet.depth:
         raise ValueError(
             f"{test_set.name} has {test_set.depth} channels, and the model {model.unet.depth}: "

@@ -7,27 +7,35 @@ Letters in the shape comments: N images, C channels, H and W height and width.
 """
 
 import hashlib
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from image_data.npz_files import write_npz
+from image_data.value_range import ValueRange, choose_range, find_range, is_deep
 from runtime.messages import one_line
 
+DECODER = 2  # counts up when the same files give other pixels
 
-def open_image(path: str | Path) -> Image.Image:
+
+def open_image(path: str | Path, values: ValueRange | None = None) -> Image.Image:
     """Read an image file of any mode as RGB, or as L if its mode has no colour.
 
-    The image is turned upright as its EXIF data say. Transparent pixels become white. 16 bits keep
-    their full range. Raises ValueError with the file's name if it cannot be read.
+    The image is turned upright as its EXIF data say. Transparent pixels become white. values: the
+    range of more than 8 bits, by default that of this image. Raises ValueError with the file's name
+    if it cannot be read.
     """
     try:
         image = ImageOps.exif_transpose(Image.open(path))
-        gray = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
-        if image.mode.startswith(("I", "F")):
-            image = to_8_bits(image)
+        gray = image.mode in ("1", "L", "LA") or is_deep(image)
+        if is_deep(image):
+            values = values or choose_range([image])
+            assert values
+            image = Image.fromarray(values.to_8_bits(image))
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return image.convert("L" if gray else "RGB")
@@ -39,21 +47,14 @@ def open_image(path: str | Path) -> Image.Image:
         ) from None
 
 
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale a gray image with 16 or 32 bits to 8 bits; white is 65535 or the largest value."""
-    values = np.asarray(image, dtype=np.float64)
-    values = values * (255 / max(65535.0, values.max()))
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-
-
 def crop_to_square(image: Image.Image, size: int) -> np.ndarray:
     """Resize an image and crop its centre: uint8 (size,size,3), or (size,size) if it is gray."""
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 
-def decode_image(path: Path, size: int) -> np.ndarray:
+def decode_image(path: Path, size: int, values: ValueRange | None = None) -> np.ndarray:
     """Read an image file as uint8 (size,size,3), resized and cropped to its centre."""
-    return crop_to_square(open_image(path).convert("RGB"), size)
+    return crop_to_square(open_image(path, values).convert("RGB"), size)
 
 
 def fit_images(images: np.ndarray, size: int) -> np.ndarray:
@@ -70,8 +71,13 @@ def fit_images(images: np.ndarray, size: int) -> np.ndarray:
     return np.stack(resized).reshape(len(images), size, size, -1)
 
 
-def decode_folder(folder: Path, root: Path, image_size: int) -> Path:
+def decode_folder(
+    folder: Path, root: Path, image_size: int, values: ValueRange | None = None
+) -> Path:
     """Decode a folder of images into an .npz file in `root`, unless that exists.
+
+    values: the range of images of more than 8 bits, by default found in all of them. Raises
+    ValueError if there is no image, or one cannot be read, or the range cannot be found.
 
     The file's name contains a hash of the names, sizes and times of all images, so that the folder
     is decoded again after a change. Images in a subfolder have its name as their class.
@@ -84,11 +90,13 @@ def decode_folder(folder: Path, root: Path, image_size: int) -> Path:
     )
     if not paths:
         raise ValueError(f"no image in {folder}: expected class/image.png or image.png")
-    fingerprint = fingerprint_of(folder, paths)
+    fingerprint = fingerprint_of(folder, paths, values)
     file = root / f"{folder.resolve().name}-{image_size}-{fingerprint}.npz"
     if not file.is_file():
+        if values is None and (values := find_folder_range(folder, paths)):
+            tqdm.write(f"{folder}: {values} (--value-range LO,HI for another range)", sys.stderr)
         progress = tqdm(paths, desc=f"decoding {folder}", unit=" images")
-        images = np.stack([decode_image(path, image_size) for path in progress])
+        images = np.stack([decode_image(path, image_size, values) for path in progress])
         if (images == images[..., :1]).all():
             images = images[..., :1]  # (N,H,W,1): every image is gray
         names = [class_name(path.relative_to(folder)) for path in paths]
@@ -98,9 +106,17 @@ def decode_folder(folder: Path, root: Path, image_size: int) -> Path:
     return file
 
 
-def fingerprint_of(folder: Path, paths: list[Path]) -> str:
-    """Hash the relative name, size and modification time of every file."""
-    entries = []
+def find_folder_range(folder: Path, paths: list[Path]) -> ValueRange | None:
+    """`find_range`, with the folder in what ValueError says."""
+    try:
+        return find_range(paths)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def fingerprint_of(folder: Path, paths: list[Path], values: ValueRange | None) -> str:
+    """Hash the relative name, size and modification time of every file, and how it is decoded."""
+    entries: list[Any] = [DECODER, values]
     for path in paths:
         stat = path.stat()
         entries.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))

@@ -7,6 +7,7 @@ Nothing here imports torch: help, completion and typing errors do not wait for i
 """
 
 import argparse
+import math
 import os
 import re
 import shutil
@@ -171,6 +172,19 @@ def some_numbers(low: int) -> Callable[[str], tuple[int, ...]]:
         return unique
 
     return parse
+
+
+def two_numbers(text: str) -> tuple[float, float]:
+    """Parse two numbers separated by a comma, the lower first."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise argparse.ArgumentTypeError(
+            f"expected two numbers, the lower first, as in 0,4095, not {text!r}"
+        )
+    return low, high
 
 
 def interval(text: str) -> tuple[float, float]:

@@ -20,6 +20,7 @@ class TrainingSettings:
     dataset: str
     data_root: str
     image_size: int
+    value_range: tuple[float, float] | None
     flip: bool | None
 
     # The model, without what depends on the data: see `training.setup.complete_model_settings`.

@@ -88,7 +88,9 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
 
 
 def load_data(settings: TrainingSettings, train: bool) -> DiffSet:
-    return DiffSet(train, settings.dataset, settings.data_root, settings.image_size)
+    return DiffSet(
+        train, settings.dataset, settings.data_root, settings.image_size, settings.value_range
+    )
 
 
 def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelSettings:
