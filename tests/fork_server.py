@@ -108,6 +108,7 @@ def serve() -> dict:
 def become(request: dict) -> None:
     """Give this process what a newly started one would have."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])

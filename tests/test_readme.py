@@ -115,6 +115,7 @@ def folder(tmp_path_factory, conditional_run, tiny_data):
         == 0
     )  # one that diffusers has, too
     (place / "photos").mkdir()
+    shutil.copytree(ROOT / "images", place / "images")
     pixels = np.load(tiny_data)["train_images"]
     for i in range(20):
         Image.fromarray(pixels[i]).save(place / "photos" / f"{i}.png")

@@ -145,6 +145,8 @@ def test_the_command_line_knows_every_name_of_the_modules():
         ("train.py", "--qqq", "unknown flag --qqq: see python "),
         ("train.py", "--max-step 5 --batch-siz 3", "--max-step, did you mean --max-steps?"),
         ("train.py", "dataset cifar10", "'dataset' belongs to no flag, did you mean --dataset?"),
+        ("train.py", "cifar10", "'cifar10' belongs to no flag, did you mean --dataset cifar10?"),
+        ("evaluate.py", "runs/x", "did you mean --ckpt runs/x?"),
         ("train.py", "--schedule cosin", "did you mean cosine?"),
         ("train.py", "--dataset cifar-10", "did you mean cifar10?"),
         ("train.py", "--dataset fashion_mnist", "did you mean fashionmnist?"),

@@ -45,7 +45,7 @@ def test_precision_auto_is_bf16_where_the_processor_has_it(monkeypatch, processo
 
 def test_hardware_has_the_name_of_the_processor_and_its_cores(monkeypatch):
     monkeypatch.setattr(devices, "read_cpuinfo", lambda: "flags: x\nmodel name\t: Fast One\n")
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(devices, "usable_cores", lambda: {0, 1})
     assert devices.hardware("cpu") == "Fast One, 2 cores"
 
 
