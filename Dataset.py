@@ -87,7 +87,7 @@ class DiffSet(torch.utils.data.Dataset):
             elif key in DOWNLOADS:
                 self.name, file = key, download(key, Path(root))
             elif path.is_dir():
-                values = ValueRange(*map(float, value_range)) if value_range else None
+                values = ValueRange.given(value_range) if value_range else None
                 file = decode_folder(path, Path(root), image_size, values)
                 self.name = path.resolve().name
             else:

@@ -74,8 +74,8 @@ def build_parser() -> Parser:
     flags.add_sampling_steps(
         group,
         type=whole(1),
-        help="steps to t = 0, besides those of --save-steps (20; heun and with guidance 10; "
-        "ddpm all T; --interpolate 50; --mask 100)",
+        help="steps to t = 0, besides those of --save-steps (20; heun and with a worse model "
+        "as guide 10; ddpm all T; --interpolate 50; --mask 100)",
     )
     flags.add_grid(group)
     flags.add_eta(group, help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")

@@ -126,8 +126,8 @@ def build_parser() -> Parser:
     flags.add_sampling_steps(
         group,
         type=some_numbers(1),
-        help="steps to t = 0 (20; heun and with guidance 10; ddpm all T; "
-        " --sweep steps: 5,10,20,50)",
+        help="steps to t = 0 (20; heun and with a worse model as guide 10; ddpm "
+        "all T; --sweep steps: 5,10,20,50)",
     )
     flags.add_grid(group, default="uniform")
     flags.add_eta(group, help="noise of ddim (0)")

@@ -25,7 +25,12 @@ class ValueRange:
 
     low: float
     high: float
-    name: str = "given"
+    name: str
+
+    @classmethod
+    def given(cls, ends: tuple[float, float]) -> "ValueRange":
+        low, high = ends
+        return cls(float(low), float(high), "given")
 
     def __str__(self) -> str:
         return f"{self.name}, {self.low:g} to {self.high:g}"

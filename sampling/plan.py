@@ -26,7 +26,8 @@ from sampling.samplers import Step, sample
 from sampling.time_grid import time_grid
 
 # The defaults of --sampler and --steps: see the table in the README. By default a network is
-# evaluated about 20 times for an image; heun and guidance evaluate twice in a step.
+# evaluated about 20 times for an image; heun and autoguidance evaluate twice in a step. Guidance by
+# labels has 20 steps, too: those of a GIF.
 DEFAULT_SAMPLER = "unipc"
 DEFAULT_EVALUATIONS = 20
 # Autoguidance applies from t = T down to this share of T.
@@ -101,7 +102,7 @@ def plan_sampling(
         raise ValueError("--variance learned needs a model trained with it: choose large or small")
     check_guidance(model, guidance, guide, guidance_interval)
     times = time_grid(
-        model, steps or default_steps(sampler, start, guidance != 1), start, grid, keep
+        model, steps or default_steps(sampler, start, guide is not None), start, grid, keep
     )
     lowest = model.T * AUTOGUIDANCE_END if guide else 0
     return SamplingPlan(
@@ -119,11 +120,11 @@ def plan_sampling(
     )
 
 
-def default_steps(sampler: str, start: int, guided: bool) -> int:
+def default_steps(sampler: str, start: int, autoguidance: bool) -> int:
     """The number of steps from t = `start` if none is given: all of them for ddpm."""
     if sampler == "ddpm":
         return start
-    twice = sampler == "heun" or guided
+    twice = sampler == "heun" or autoguidance
     return min(start, DEFAULT_EVALUATIONS // 2 if twice else DEFAULT_EVALUATIONS)
 
 

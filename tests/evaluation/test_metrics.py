@@ -164,7 +164,7 @@ def test_the_classes_asked_for_are_looked_for(conditional_run, tiny_data, capsys
     )
     one = found["distances"]["classifier"]
     assert 0 <= one["as_asked"]["mean"] <= 1
-    assert (one["sampling"]["guidance"], one["sampling"]["evaluations_each"]) == (2, 20)
+    assert (one["sampling"]["guidance"], one["sampling"]["evaluations_each"]) == (2, 40)
 
 
 def test_labels_of_real_images_are_all_as_asked(tiny_data, tmp_path):
