@@ -23,27 +23,17 @@ as predicted from each, the same shape; `times` (F,)) for make_gif.py and report
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from runtime import flags
-from runtime.arguments import Parser, interval, whole
+from runtime.arguments import Parser, interval, some_numbers, whole
 from runtime.output import protect_output
 from runtime.signals import Stop
 from sampling.image_request import ImageRequest
 
 FORWARD_PROCESS = ("T", "schedule")  # flags
-
-
-def steps(text: str) -> tuple[int, ...]:
-    """Steps separated by commas."""
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise argparse.ArgumentTypeError(
-            f"expected steps separated by commas, as in 0,50,500,1000, not {text!r}"
-        )
-    return tuple(int(number) for number in text.split(","))
 
 
 def build_parser() -> Parser:
@@ -139,7 +129,7 @@ def build_parser() -> Parser:
     )
     add(
         "--save-steps",
-        type=steps,
+        type=some_numbers(0),
         metavar="T,..",
         help="the t at which pictures are saved; 0 is the image (0, T/20, T/2, T)",
     )

@@ -7,10 +7,9 @@
 
 Every trial trains in one thread for about the same CPU time, which other programs on the machine
 hardly change; 300 s are about 150 s on two cores. The number of steps is measured first, because
-the falling learning rate depends on it. Then it samples 1000 images with UniPC, with
-the recipe's guidance. The distance is Frechet's to all training images, in the features of the
-dataset's classifier. Prints a line for each trial, and the table with mean and range over the
-seeds.
+the falling learning rate depends on it. Then it samples 1000 images with UniPC and the recipe's
+guidance. The distance is Frechet's to all training images, in the features of the dataset's
+classifier. Prints a line for each trial, and the table with mean and range over the seeds.
 """
 
 import argparse

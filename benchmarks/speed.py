@@ -126,6 +126,17 @@ def busy_neighbours(count: int) -> Iterator[None]:
             neighbour.wait()
 
 
+COLUMNS = (
+    "",
+    "parameters",
+    "GFLOP an image",
+    "training, images/s",
+    "loop",
+    "sampling, images/s",
+    "peak memory",
+)
+
+
 def measure(network: str, batch: int, args: argparse.Namespace) -> None:
     workers = [Worker(name, network, batch, args.device, args.flags) for name in args.contenders]
     with tqdm(
@@ -146,16 +157,7 @@ def measure(network: str, batch: int, args: argparse.Namespace) -> None:
     }
     reached = "".join(f"; {name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in limits.items())
     print(f"\n**{network}**, batch {batch}, 3x32x32{reached}\n")
-    columns = [
-        "",
-        "parameters",
-        "GFLOP an image",
-        "training, images/s",
-        "loop",
-        "sampling, images/s",
-        "peak memory",
-        *(f"of {name}" for name in limits),
-    ]
+    columns = [*COLUMNS, *(f"of {name}" for name in limits)]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for worker in workers:
         if not worker.limit:

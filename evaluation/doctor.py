@@ -31,10 +31,11 @@ def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> li
             "that train.py has written"
         )
     config = read_run_settings(run_dir)
+    value_range = None if dataset else config.get("value_range")
     return [
         *check_losses(run_dir, config),
         *check_checkpoint(run_dir),
-        *check_samples(run_dir, dataset or config.get("dataset"), root),
+        *check_samples(run_dir, dataset or config.get("dataset"), root, value_range),
     ]
 
 

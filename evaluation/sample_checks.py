@@ -19,8 +19,14 @@ CONTRAST = (0.6, 1.6)  # relative to that of the data
 REAL_IMAGES = 5000  # that samples are compared with
 
 
-def check_samples(run_dir: Path, dataset: str | None, root: str) -> list[Finding]:
-    """Findings about images/samples.npz. dataset: None where it is not known."""
+def check_samples(
+    run_dir: Path,
+    dataset: str | None,
+    root: str,
+    value_range: tuple[float, float] | None = None,
+) -> list[Finding]:
+    """Findings about images/samples.npz. dataset: None where it is not known. value_range: as of
+    `DiffSet`."""
     file = run_dir / "images" / "samples.npz"
     command = f"python Inference.py --ckpt {run_dir} --out {run_dir / 'images'}"
     samples = read_samples(file)
@@ -32,7 +38,7 @@ def check_samples(run_dir: Path, dataset: str | None, root: str) -> list[Finding
         return [Finding("samples", None, observation)]
     findings = [check_constant(samples), check_equal(samples)]
     try:
-        real = read_real(dataset, root, samples)
+        real = read_real(dataset, root, samples, value_range)
     except (OSError, ValueError) as error:
         observation = f"the dataset is not at hand ({error})"
         return [*findings, Finding("colours", None, observation)]
@@ -53,7 +59,12 @@ def read_samples(file: Path) -> np.ndarray | None:
     return samples if is_image_array(samples) else None
 
 
-def read_real(dataset: str | None, root: str, samples: np.ndarray) -> np.ndarray:
+def read_real(
+    dataset: str | None,
+    root: str,
+    samples: np.ndarray,
+    value_range: tuple[float, float] | None,
+) -> np.ndarray:
     """Training images like the samples, uint8 (N,H,W,C). Nothing is downloaded for this.
 
     Raises ValueError or OSError, in one line.
@@ -64,7 +75,7 @@ def read_real(dataset: str | None, root: str, samples: np.ndarray) -> np.ndarray
     downloadable = name in NAMES and name != "shapes"
     if downloadable and not (Path(root) / f"{name}.npz").is_file():
         raise ValueError(f"no {name}.npz in {root}")
-    data = DiffSet(True, dataset, root, samples.shape[1])
+    data = DiffSet(True, dataset, root, samples.shape[1], value_range)
     real = data.images[data.subset(REAL_IMAGES)].permute(0, 2, 3, 1).numpy()
     if real.shape[1:] != samples.shape[1:]:
         raise ValueError(f"{dataset} has other channels")

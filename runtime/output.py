@@ -6,13 +6,20 @@ What is printed may meet a closed pipe (`| head -1`), a closed terminal, a full 
 without the character. None of these may turn work that is done into a failure.
 """
 
+import contextlib
+import errno
 import os
 import sys
 from typing import Any
 
+READER_GONE = (errno.EPIPE, errno.EIO)  # a closed pipe, a closed terminal
+
 
 class Protected:
-    """A text stream that discards what is written after its reader is gone."""
+    """A text stream that discards what is written once it cannot be written.
+
+    Any reason but a reader that is gone is reported on standard error.
+    """
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -20,18 +27,22 @@ class Protected:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except OSError:
-            self.discard()
+        except OSError as error:
+            self.discard(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except OSError:
-            self.discard()
+        except OSError as error:
+            self.discard(error)
 
-    def discard(self) -> None:
-        """From now on the file descriptor is the null device."""
+    def discard(self, error: OSError) -> None:
+        """Make the file descriptor the null device."""
+        if error.errno not in READER_GONE:
+            with contextlib.suppress(OSError):
+                message = f"{os.path.basename(sys.argv[0])}: the output cannot be written"
+                os.write(2, f"{message} ({error.strerror}); the work goes on\n".encode())
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.stream.fileno())
         os.close(null)

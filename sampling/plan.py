@@ -25,9 +25,9 @@ from sampling.noise import Noise
 from sampling.samplers import Step, sample
 from sampling.time_grid import time_grid
 
-# The defaults of --sampler and --steps: see the table in the README. By default a network is
-# evaluated about 20 times for an image; heun and autoguidance evaluate twice in a step. Guidance by
-# labels has 20 steps, too: those of a GIF.
+# The defaults of --sampler and --steps: see the tables in the README and in benchmarks/RESULTS.md.
+# heun and autoguidance, which evaluate twice in a step, take half as many steps. Guidance by labels
+# evaluates twice as well, but keeps 20 steps, so that a GIF of them has enough frames.
 DEFAULT_SAMPLER = "unipc"
 DEFAULT_EVALUATIONS = 20
 # Autoguidance applies from t = T down to this share of T.
@@ -101,9 +101,8 @@ def plan_sampling(
     if variance == "learned" and model.variance != "learned":
         raise ValueError("--variance learned needs a model trained with it: choose large or small")
     check_guidance(model, guidance, guide, guidance_interval)
-    times = time_grid(
-        model, steps or default_steps(sampler, start, guide is not None), start, grid, keep
-    )
+    steps = steps or default_steps(sampler, start, autoguidance=guide is not None)
+    times = time_grid(model, steps, start, grid, keep)
     lowest = model.T * AUTOGUIDANCE_END if guide else 0
     return SamplingPlan(
         sampler=sampler,

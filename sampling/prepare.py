@@ -123,7 +123,7 @@ def saved_steps(request: ImageRequest, T: int, start: int) -> list[int]:
             f"--save-steps {last} is past t = {start}, where it starts: choose from 0 to {start}"
             + ("" if request.checkpoint else f", or give --T {last}")
         )
-    return sorted(set(request.save_steps))
+    return sorted(request.save_steps)
 
 
 def frame_times(times: Sequence[int], most: int, saved: list[int]) -> list[int]:

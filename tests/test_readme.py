@@ -96,24 +96,9 @@ def folder(tmp_path_factory, conditional_run, tiny_data):
     place = tmp_path_factory.mktemp("reader")
     for name in ("mnist", "fashionmnist"):
         shutil.copytree(conditional_run, place / "runs" / name)
-    assert (
-        train.main(
-            [
-                "--dataset",
-                str(tiny_data),
-                "--run-dir",
-                str(place / "runs" / "cifar10"),
-                *TINY,
-                "--max-steps",
-                "2",
-                "--width",
-                "6",
-                "--mults",
-                "1,1",
-            ]
-        )
-        == 0
-    )  # one that diffusers has, too
+    run, narrow = str(place / "runs" / "cifar10"), "--max-steps 2 --width 6 --mults 1,1".split()
+    # one that diffusers has, too
+    assert train.main(["--dataset", str(tiny_data), "--run-dir", run, *TINY, *narrow]) == 0
     (place / "photos").mkdir()
     shutil.copytree(ROOT / "images", place / "images")
     pixels = np.load(tiny_data)["train_images"]
@@ -121,32 +106,9 @@ def folder(tmp_path_factory, conditional_run, tiny_data):
         Image.fromarray(pixels[i]).save(place / "photos" / f"{i}.png")
     for i, name in enumerate(("photo.jpg", "a.png", "b.png")):
         Image.fromarray(pixels[i]).resize((32, 32)).save(place / name)
-    assert (
-        Inference.main(
-            [
-                "--ckpt",
-                str(place / "runs" / "cifar10"),
-                "--num",
-                "4",
-                "--out",
-                str(place / "samples"),
-            ]
-        )
-        == 0
-    )
-    assert (
-        convert.main(
-            [
-                "--ckpt",
-                str(place / "runs" / "cifar10"),
-                "--to",
-                "diffusers",
-                "--out",
-                str(place / "pipeline"),
-            ]
-        )
-        == 0
-    )
+    assert Inference.main(["--ckpt", run, "--num", "4", "--out", str(place / "samples")]) == 0
+    pipeline = ["--to", "diffusers", "--out", str(place / "pipeline")]
+    assert convert.main(["--ckpt", run, *pipeline]) == 0
     Image.fromarray(np.kron([[0, 255]], np.ones((32, 16))).astype(np.uint8)).save(
         place / "mask.png"
     )

@@ -57,11 +57,12 @@ def train(
     say = machine.processes.print
     say(describe(run, invocation, machine), flush=True)
     if resume and is_trained(resume, settings):
-        constant = settings.model.lr_schedule == "constant"
+        falls = settings.model.lr_schedule != "constant"
+        at_its_end = falls and resume["global_step"] >= settings.max_steps
         say(
             f"{resume['path']} is already trained, {resume['global_step']} steps in "
             f"{resume['elapsed']:.0f} s; a larger --max-steps or --max-time trains it further"
-            + ("" if constant else "; the learning rate then rises, and falls to 0 at --max-steps")
+            + ("; with more steps the learning rate rises and falls again" if at_its_end else "")
         )
         return 0
     if machine.device.type == "cpu" and machine.processes.world_size == 1:

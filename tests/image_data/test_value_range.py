@@ -5,11 +5,18 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
+import evaluate
+import Inference
 import train
 from Dataset import DiffSet
+from evaluation import sample_checks
+from evaluation.doctor import examine
+from evaluation.finding import Finding
 from image_data.image_files import decode_folder, open_image
 from image_data.npz_files import read_npz
 from image_data.value_range import ValueRange, choose_range, find_range
+
+SOUND = Finding("colours", True, "")
 
 
 def images(low, high, dtype):
@@ -58,17 +65,17 @@ def test_images_of_8_bits_have_no_range_to_find(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Sixteen images of 12 bits in files of 16; the i-th is i / 15 as bright as the last."""
+    """40 images of 12 bits in files of 16; the i-th is i / 39 as bright as the last."""
     (tmp_path / "cells").mkdir()
-    for i in range(16):
-        values = np.full((8, 8), 4095 * i // 15, np.uint16)
+    for i in range(40):
+        values = np.full((8, 8), 4095 * i // 39, np.uint16)
         Image.fromarray(values).save(tmp_path / "cells" / f"{i:02d}.png")
     return tmp_path / "cells"
 
 
 def test_a_dark_image_stays_darker_than_another(folder, tmp_path, capsys):
     found = read_npz(decode_folder(folder, tmp_path / "data", 8))["train_images"]
-    assert found[:, 0, 0, 0].tolist() == [round(4095 * i // 15 / 4095 * 255) for i in range(16)]
+    assert found[:, 0, 0, 0].tolist() == [round(4095 * i // 39 / 4095 * 255) for i in range(40)]
     assert "12 bits, 0 to 4095" in capsys.readouterr().err
 
 
@@ -80,6 +87,22 @@ def test_the_range_can_be_given(folder, tmp_path):
     flags = ["--value-range", "0,8190", "--prepare-data"]
     assert train.main([*map(str, words), *TINY, *flags]) == 0
     assert len([*(tmp_path / "data").iterdir()]) == 2  # both ranges; that of the flag was there
+
+
+def test_what_measures_a_run_reads_its_images_as_the_run_did(folder, tmp_path, capsys, monkeypatch):
+    run, data = tmp_path / "run", ["--data-root", str(tmp_path / "data")]
+    words = ["--dataset", str(folder), "--run-dir", str(run), *data, *TINY, "--max-steps", "2"]
+    assert train.main([*words, "--value-range", "0,8190"]) == 0
+    flags = "--num 0 --bound 2 --terms 1 --device cpu".split()
+    assert evaluate.main(["--ckpt", str(run), *data, *flags]) == 0
+    assert "these are not the images" not in "".join(capsys.readouterr())
+    assert Inference.main(["--ckpt", str(run), "--num", "4", "--out", str(run / "images")]) == 0
+    seen = []
+    monkeypatch.setattr(
+        sample_checks, "check_colours", lambda samples, real: seen.append(real) or SOUND
+    )
+    examine(run, root=data[1])
+    assert seen[0].max() <= 128
 
 
 def test_a_folder_without_a_usual_range_is_one_line(refused, folder, tmp_path):
