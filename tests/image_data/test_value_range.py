@@ -107,7 +107,7 @@ def test_what_measures_a_run_reads_its_images_as_the_run_did(folder, tmp_path, c
 
 def test_a_folder_without_a_usual_range_is_one_line(refused, folder, tmp_path):
     Image.fromarray(np.full((8, 8), -7, np.int32)).save(folder / "negative.tiff")
-    words = ["--dataset", folder, "--data-root", tmp_path / "data", *TINY]
+    words = ["--dataset", folder, "--data-root", tmp_path / "data", *TINY, "--max-steps", "1"]
     line = refused(train.main, *words)
     assert f"{folder}: pixel values from -7 to 4095 are of no usual range" in line
     assert "expected two numbers" in refused(train.main, *words, "--value-range", "9,1")

@@ -43,7 +43,8 @@ def test_what_the_weights_were_trained_for_is_named(conditional_run):
 
 
 def test_weights_of_the_run_itself_are_refused(refused, tiny_data, tiny_run):
-    words = ["--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--init-from", tiny_run]
+    flags = ["--max-steps", "1", "--init-from", tiny_run]
+    words = ["--dataset", tiny_data, "--run-dir", tiny_run, *TINY, *flags]
     assert "is in the run directory" in refused(train.main, *words)
 
 
