@@ -17,8 +17,8 @@
 #   sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 run.sh cifar10
 #                                       on eight: one task a GPU
 #
-# It makes .venv from requirements.txt; PYTHON=/path/to/python uses that interpreter as it is.
-# Run again, it goes on.
+# It makes .venv from requirements.txt; with --locked as the first word, in the tested versions of
+# requirements.lock. PYTHON=/path/to/python uses that interpreter as it is. Run again, it resumes.
 #SBATCH --job-name=ddpm
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -41,6 +41,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 [[ -f $here/train.py ]] || here=${SLURM_SUBMIT_DIR:-$PWD}
 [[ -f $here/train.py ]] || fail "no train.py in $here: submit from the project's folder"
 
+locked=()
+if [[ ${1:-} == --locked ]]; then
+  locked=(-c "$here/requirements.lock")
+  shift
+fi
+
 # setup FILE..: make the environment from these requirement files, once. It is made again when a
 # file has changed, or when an earlier attempt did not finish.
 setup() {
@@ -51,7 +57,7 @@ setup() {
   fi
   local mark=$here/.venv/.installed file requirements=
   is_ready() { [[ -f $mark && $(cat "$mark") == *"${requirements%$'\n'}"* ]]; }
-  for file in "$@"; do requirements+=$(cat "$here/$file")$'\n'; done
+  for file in "$@" ${locked[@]+requirements.lock}; do requirements+=$(cat "$here/$file")$'\n'; done
   PYTHON=$here/.venv/bin/python
   if is_ready; then return; fi
   if command -v flock >/dev/null; then  # the jobs of an array start at the same time
@@ -65,7 +71,7 @@ setup() {
   echo "== making .venv from $* (once, some minutes: torch's CUDA build is 5.5 GB) =="
   "$PYTHON" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$here/.venv"
   "$PYTHON" -m pip install --quiet --disable-pip-version-check \
-    -r "$here/$1" ${2:+-r "$here/$2"}
+    -r "$here/$1" ${2:+-r "$here/$2"} ${locked[@]+"${locked[@]}"}
   printf '%s' "$requirements" >"$mark"
 }
 

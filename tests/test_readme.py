@@ -1,5 +1,5 @@
-"""Every command in the README is right: run here with smaller numbers, in the README's order;
-those of run.sh by test_run_sh.py."""
+"""Run every command in the README and in docs/, with smaller numbers; those of run.sh are run by
+test_run_sh.py. Also check that links lead to files and that quoted code is the code."""
 
 import importlib
 import re
@@ -17,7 +17,8 @@ import Inference
 import train
 from runtime.pretrained import pretrained_names
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 SMALLER = {  # what a flag is given instead, where it is given at all
     "--save-steps": "0,1,10,20",
     "--start-step": "10",
@@ -32,6 +33,7 @@ SMALLER = {  # what a flag is given instead, where it is given at all
     "--steps": "5",
     "--preset": "paper",
     "--init-from": "runs/mnist",
+    "--guidance-interval": "2,15",
 }
 ALWAYS = {
     "train.py": [flag for flag in TINY if flag not in ("--preset", "paper")]
@@ -47,9 +49,9 @@ INSIDE = (
 
 
 def commands() -> list[str]:
-    """Of indented lines and of `code`, without remarks."""
-    lines = re.findall(r"^    ((?:python|bash|sbatch) .*)$", README, re.MULTILINE) + re.findall(
-        r"`((?:python|bash|sbatch) [^`]+)`", README
+    """Indented lines and `code`, without comments."""
+    lines = re.findall(r"^    ((?:python|bash|sbatch) .*)$", TEXT, re.MULTILINE) + re.findall(
+        r"`((?:python|bash|sbatch) [^`\n]+)`", TEXT
     )
     found = [" ".join(shlex.split(line, comments=True)) for line in lines]
     return list(dict.fromkeys(found))
@@ -73,8 +75,8 @@ def parsed(script: str, flags: list[str]) -> None:
 
 
 def test_there_are_commands():
-    assert len(PYTHON) > 20
-    assert len(OF_RUN_SH) > 12
+    assert len(PYTHON) > 30
+    assert len(OF_RUN_SH) >= 12
 
 
 @pytest.mark.parametrize("command", [c for c in PYTHON if not c.endswith("--help")])
@@ -126,6 +128,8 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
     script, flags = script_of(command)
     if "inception" in flags:
         pytest.skip("its weights are downloaded")
+    if "--devices" in flags:
+        pytest.skip("starts processes: tests/training runs such commands")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(
         torch, "compile", lambda forward, **_: forward
@@ -166,7 +170,7 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
 
 
 def test_what_is_said_to_be_the_code_is_the_code():
-    blocks = re.findall(r"```python\n# (\w+\.py), (\w+)\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n# (\w+\.py), (\w+)\n(.*?)```", TEXT, re.DOTALL)
     assert len(blocks) >= 5
     for file, function, lines in blocks:
         body = re.search(
@@ -176,3 +180,22 @@ def test_what_is_said_to_be_the_code_is_the_code():
         written = [line.split("  #")[0].strip() for line in body[0].splitlines()]
         for line in lines.splitlines():
             assert line.split("  #")[0].strip() in written, (file, function, line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    for link in links:
+        if not link.startswith("https://"):
+            assert (page.parent / link).exists(), link
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_prose_has_at_most_100_columns(page):
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith("|")] == []

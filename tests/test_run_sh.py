@@ -1,6 +1,8 @@
 """run.sh: one command from nothing to a GIF, with the interpreter that runs the tests."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -168,3 +170,38 @@ def test_what_a_job_adds_to_the_command(tmp_path):
         )
         assert sampling.endswith("--devices 2")
         (run_dir / "checkpoints" / "step_00000005.ckpt").touch()
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_locked_installs_the_versions_of_the_lock_file(tmp_path, locked):
+    """With a stand-in for python3, which prints what pip would get."""
+    project, programs = tmp_path / "project", tmp_path / "programs"
+    project.mkdir(), programs.mkdir()
+    for name in ("run.sh", "requirements.txt", "requirements.lock", "train.py"):
+        shutil.copy(ROOT / name, project)
+    stand_in = programs / "python3"
+    stand_in.write_text(
+        '#!/bin/sh\nif [ "$2" = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi\n'
+        'echo "$*"\n'
+    )
+    stand_in.chmod(0o755)
+    words = ["--locked"] if locked else []
+    done = subprocess.run(
+        ["bash", "run.sh", *words, "setup", "shapes"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{programs}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install" in done.stdout
+    assert (f"-c {project}/requirements.lock" in done.stdout) == locked
+    assert "train.py --dataset shapes --prepare-data" in done.stdout
+
+
+def test_the_lock_file_has_every_requirement():
+    def names(file):
+        lines = (ROOT / file).read_text().splitlines()
+        return {re.split(r"[=<>!# ]", line)[0] for line in lines if line and line[0] != "#"}
+
+    assert {name.lower() for name in names("requirements.txt")} <= names("requirements.lock")
