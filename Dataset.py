@@ -25,10 +25,12 @@ from image_data.dataset_files import read_split
 from image_data.downloads import DOWNLOADS, download
 from image_data.image_files import decode_folder, fit_images
 from image_data.value_range import ValueRange
+from runtime.image_size import Size, size_of
 from runtime.randomness import Purpose
 from runtime.suggestions import unknown
 
 NAMES = (*DOWNLOADS, "shapes")
+DEFAULT_SIZE = 32  # of all images, but those of an .npz file that are not square
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -41,25 +43,32 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x * 127.5 + 127.5).round().clamp(0, 255).byte()
 
 
+def default_size(images: np.ndarray) -> Size:
+    """The size at which images (N,H,W,C) are used if none is given."""
+    size = size_of(*images.shape[1:3])
+    return DEFAULT_SIZE if isinstance(size, int) else size
+
+
 class DiffSet(torch.utils.data.Dataset):
     """The training or the test images of a dataset, in memory as uint8.
 
     dataset_name: MNIST, FashionMNIST or CIFAR10 (downloaded by torchvision), shapes (generated), a
         folder of images (`class/image.png` or `image.png`), or an .npz file. Folders and files
         without test images keep every tenth image, 10,000 at most, for testing.
-    image_size: height and width. 28x28 is padded with black to 32x32; other sizes are resized and
-        cropped to the centre.
+    image_size: height and width, one number if they are equal; by default 32, and for an .npz file
+        of images that are not square their own size. 28x28 is padded with black to 32x32; other
+        sizes are resized and cropped to the centre.
     value_range: the values of black and white in a folder of images of more than 8 bits; by
         default found in all of them.
 
     Raises ValueError or OSError with a one-line message.
     """
 
-    images: Tensor  # uint8 (N,C,size,size)
+    images: Tensor  # uint8 (N,C,H,W)
     labels: Tensor  # int64 (N,)
     classes: tuple[str, ...]  # their names
     name: str
-    size: int
+    size: Size
     depth: int  # channels, 1 or 3
     flip: bool  # whether a mirrored image could be in the dataset as well
     padded: bool  # whether the images were padded from 28x28 to 32x32
@@ -69,7 +78,7 @@ class DiffSet(torch.utils.data.Dataset):
         train: bool,
         dataset_name: str,
         root: str = "data",
-        image_size: int = 32,
+        image_size: Size | None = None,
         value_range: tuple[float, float] | None = None,
     ):
         path = Path(dataset_name).expanduser()
@@ -80,7 +89,8 @@ class DiffSet(torch.utils.data.Dataset):
             self.name, self.classes = key, shapes.KINDS
             self.flip = self.padded = False
             count, seed = (20_000, 0) if train else (2_000, 1)
-            self.images, self.labels = shapes.draw(count, image_size, seed)
+            size = image_size or DEFAULT_SIZE
+            self.images, self.labels = shapes.draw(count, size, seed)
         else:
             if path.suffix == ".npz" and path.is_file():
                 self.name, file = path.stem, path
@@ -88,7 +98,7 @@ class DiffSet(torch.utils.data.Dataset):
                 self.name, file = key, download(key, Path(root))
             elif path.is_dir():
                 values = ValueRange.given(value_range) if value_range else None
-                file = decode_folder(path, Path(root), image_size, values)
+                file = decode_folder(path, Path(root), image_size or DEFAULT_SIZE, values)
                 self.name = path.resolve().name
             else:
                 alternatives = ", a folder of images or an .npz file"
@@ -97,17 +107,18 @@ class DiffSet(torch.utils.data.Dataset):
             split = read_split(file, train, known.classes if known else ())
             self.classes = split.classes
             self.flip = known.flip if known else True
-            self.padded = split.images.shape[1:3] == (28, 28) and image_size == 32
-            images = fit_images(split.images, image_size).transpose(0, 3, 1, 2)
+            size = image_size or default_size(split.images)
+            self.padded = split.images.shape[1:3] == (28, 28) and size == 32
+            images = fit_images(split.images, size).transpose(0, 3, 1, 2)
             self.images = torch.from_numpy(images.copy())
             self.labels = torch.from_numpy(split.labels)
-        self.size, self.depth = image_size, self.images.shape[1]
+        self.size, self.depth = size, self.images.shape[1]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_float(self.images[index])  # (C,size,size)
+        return to_float(self.images[index])  # (C,H,W)
 
     def digest(self) -> str:
         """A fingerprint of the images: a resumed run must have the same ones."""

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from runtime.image_size import Size, as_typed, height_and_width, size_of, smaller_side
+
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding (Vaswani et al. 2017, section 3.5, as Ho et al. use it): t (B,) ->
@@ -198,16 +200,15 @@ class Unet(nn.Module):
     """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout
     of 0.1.
 
-    depth: channels of the image. size: its height and width. width: channels of the first level;
-    level i has `width * mults[i]`. attention: resolutions (in pixels of the feature map) with
-    self-attention; the middle always has it. blocks: residual blocks a level on the way down (one
-    more on the way up). dropout: probability, before each block's second convolution. film: see
-    `ResidualBlock`. patch: side of the squares folded
-    into channels at the input and unfolded at the output (space-to-depth); 1 is the paper's, 2
-    makes everything about 4 times cheaper. classes: number of labels, 0 for none. outputs: output
-    images for each input image, 2 with a learned variance. augmentations: length of the vector
-    that describes how an image was augmented, all 0 if it was not (Karras et al. 2022, appendix
-    F.2).
+    depth: channels of the image. size: its height and width, one number if they are equal. width:
+    channels of the first level; level i has `width * mults[i]`. attention: resolutions (the smaller
+    side of the feature map) with self-attention; the middle always has it. blocks: residual blocks
+    a level on the way down (one more on the way up). dropout: probability, before each block's
+    second convolution. film: see `ResidualBlock`. patch: side of the squares folded into channels
+    at the input and unfolded at the output (space-to-depth); 1 is the paper's, 2 makes everything
+    about 4 times cheaper. classes: number of labels, 0 for none. outputs: output images for each
+    input image, 2 with a learned variance. augmentations: length of the vector that describes how
+    an image was augmented, all 0 if it was not (Karras et al. 2022, appendix F.2).
 
     Raises ValueError where the sizes do not divide.
     """
@@ -220,7 +221,7 @@ class Unet(nn.Module):
         attention: tuple[int, ...] = (16,),
         blocks: int = 2,
         dropout: float = 0.0,
-        size: int = 32,
+        size: Size = 32,
         patch: int = 1,
         film: bool = False,
         classes: int = 0,
@@ -230,6 +231,7 @@ class Unet(nn.Module):
         super().__init__()
         check_sizes(size, width, patch, len(mults))
         self.depth, self.size, self.patch = depth, size, patch
+        self.shape = (depth, *height_and_width(size))  # of an image, (C,H,W)
         self.width, self.classes, self.augmentations = width, classes, augmentations
         self.recompute = False
         E = 4 * width
@@ -243,8 +245,8 @@ class Unet(nn.Module):
         self.augmentation = nn.Linear(augmentations, E, bias=False) if augmentations else None
         self.conv_in = nn.Conv2d(depth * patch**2, width, 3, padding=1)
 
-        sizes = [size // patch // 2**i for i in range(len(mults))]
-        levels = [Level(width * m, size in attention) for m, size in zip(mults, sizes)]
+        sides = [smaller_side(size) // patch // 2**i for i in range(len(mults))]
+        levels = [Level(width * m, side in attention) for m, side in zip(mults, sides)]
         self.down, skips = down_path(width, levels, blocks, stage)
         self.middle1 = stage(skips[-1], skips[-1], attend=True)
         self.middle2 = stage(skips[-1], skips[-1], attend=False)
@@ -278,19 +280,19 @@ class Unet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """x (B, depth, size, size), t (B,) from 0, labels y (B,) or None, augmentation (B,
-        augmentations) or None -> (B, outputs * depth, size, size)."""
+        """x (B, depth, H, W), t (B,) from 0, labels y (B,) or None, augmentation (B, augmentations)
+        or None -> (B, outputs * depth, H, W)."""
         e = self.time(time_embedding(t, self.width))  # (B, E)
         if self.label is not None:
             e = e + self.label(torch.full_like(t, self.classes) if y is None else y)
         if self.augmentation is not None and augmentation is not None:
             e = e + self.augmentation(augmentation)
-        h = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, width, size/patch, size/patch)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, width, H/patch, W/patch)
         skips = [h]
         for layer in self.down:
             h = self.run(layer, h, e) if isinstance(layer, Stage) else layer(h)
             skips.append(h)
-        h = self.run(self.middle1, h, e)  # (B, C, lowest, lowest)
+        h = self.run(self.middle1, h, e)  # (B, C, lowest H, lowest W)
         h = self.run(self.middle2, h, e)
         for layer in self.up:
             if isinstance(layer, Stage):
@@ -298,7 +300,7 @@ class Unet(nn.Module):
             else:
                 h = layer(h)
         h = self.conv_out(F.silu(self.norm_out(h)))
-        return F.pixel_shuffle(h, self.patch)  # (B, outputs * depth, size, size)
+        return F.pixel_shuffle(h, self.patch)  # (B, outputs * depth, H, W)
 
     def run(self, stage: Stage, h: Tensor, e: Tensor) -> Tensor:
         """`stage(h, e)`, recomputed for the gradient after `recompute_activations`."""
@@ -316,7 +318,7 @@ class Unet(nn.Module):
         """Arguments of `forward` for B images, all zero; with an augmentation in training mode
         only."""
         device = self.conv_in.weight.device
-        x = torch.zeros(B, self.depth, self.size, self.size, device=device)
+        x = torch.zeros(B, *self.shape, device=device)
         t = torch.zeros(B, dtype=torch.long, device=device)
         augmentation = None
         if self.augmentation is not None and self.training:
@@ -324,13 +326,16 @@ class Unet(nn.Module):
         return x, t, t.clone() if self.classes else None, augmentation
 
 
-def check_sizes(size: int, width: int, patch: int, levels: int) -> None:
-    """Raise ValueError where the image cannot be halved often enough, or the width is odd."""
+def check_sizes(size: Size, width: int, patch: int, levels: int, title: str = "image size") -> None:
+    """Raise ValueError where the image cannot be halved often enough, or the width is odd. title:
+    what the message calls the size."""
     divisor = patch * 2 ** (levels - 1)
-    if size % divisor:
+    sides = height_and_width(size)
+    if any(side % divisor for side in sides):
+        nearest = [max(1, round(side / divisor)) * divisor for side in sides]
         raise ValueError(
-            f"image size {size} is not divisible by {divisor} (patch {patch}, halved {levels - 1} "
-            "times): choose another image size, mults or patch"
+            f"{title} {as_typed(size)} is not divisible by {divisor} (patch {patch}, halved "
+            f"{levels - 1} times): choose {as_typed(size_of(*nearest))}, or other mults or patch"
         )
     if width % 2 or width < 4:
         raise ValueError(

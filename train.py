@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import flags
-from runtime.arguments import Parser, duration, numbers, real, two_numbers, whole
+from runtime.arguments import Parser, duration, image_size, numbers, real, two_numbers, whole
 from runtime.output import protect_output
 from runtime.pretrained import model_path
 from runtime.signals import Stop
@@ -102,7 +102,13 @@ def add_data_flags(group: flags.Group) -> None:
         help="mnist, fashionmnist, cifar10, shapes, a folder of images or an .npz file (shapes)",
     )
     flags.add_data_root(group, help="where datasets are kept (data)")
-    add("--image-size", type=whole(1), default=32, metavar="N", help="height and width (32)")
+    add(
+        "--image-size",
+        type=image_size,
+        metavar="HxW",
+        help="height x width, as in 48x64; one number is a square (32; that of an .npz that is not "
+        "square)",
+    )
     add(
         "--value-range",
         type=two_numbers,
@@ -141,7 +147,7 @@ def add_network_flags(group: flags.Group) -> None:
         type=numbers,
         default=(16,),
         metavar="N,..",
-        help="resolutions of the feature map with attention (16)",
+        help="resolutions with attention, of the smaller side (16)",
     )
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
     add(

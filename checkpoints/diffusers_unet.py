@@ -13,6 +13,7 @@ from torch import nn
 
 from checkpoints.json_values import shorten, to_float
 from diffusion.settings import DERIVED, NETWORK, check_settings
+from runtime.image_size import Size, size_of, smaller_side
 from Unet import Unet
 
 Settings = dict[str, Any]
@@ -55,7 +56,8 @@ def unet_config(settings: Settings) -> Settings:
     network = {name: settings[name] for name in (*NETWORK, *DERIVED)}
     groups = number_of_groups(network)
     levels = range(len(network["mults"]))
-    attends = [network["size"] // 2**level in network["attention"] for level in levels]
+    side = smaller_side(network["size"])
+    attends = [side // 2**level in network["attention"] for level in levels]
     down = tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends)
     up = tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends))
     return DEFAULTS | {
@@ -113,7 +115,7 @@ def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
         if name in DEFAULTS or (name[:1] != "_" and value is not None)
     }
     config = DEFAULTS | given
-    config["sample_size"] = image_size(config["sample_size"])
+    config["sample_size"] = read_sample_size(config["sample_size"])
     check_levels(config["block_out_channels"], config["down_block_types"])
     labels = config["num_class_embeds"]
     if labels is not None and (type(labels) is not int or not 1 <= labels <= 100_000):
@@ -128,13 +130,14 @@ def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
     return settings
 
 
-def image_size(value: Any) -> int:
-    """The width and height of the images, given as one number or two equal ones."""
-    if isinstance(value, tuple) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    if type(value) is not int or value < 1:
-        raise ValueError(f"sample_size must be a whole number, not {shorten(value)}")
-    return value
+def read_sample_size(value: Any) -> Size:
+    """The size of the images, given as one number or as height and width."""
+    sides = value if isinstance(value, tuple) else (value, value)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ValueError(
+            f"sample_size must be a whole number, or height and width, not {shorten(value)}"
+        )
+    return size_of(*sides)
 
 
 def check_levels(channels: Any, kinds: Any) -> None:
@@ -150,16 +153,17 @@ def check_levels(channels: Any, kinds: Any) -> None:
 
 def network_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
     """The arguments of `Unet` that come nearest to a configuration, and "class_names"."""
-    size, channels = config["sample_size"], config["block_out_channels"]
+    channels = config["block_out_channels"]
+    side = smaller_side(config["sample_size"])
     attends = [kind == "AttnDownBlock2D" for kind in config["down_block_types"]]
     return {
         "depth": config["in_channels"],
         "width": channels[0],
         "mults": tuple(count // channels[0] for count in channels),
-        "attention": tuple(size // 2**level for level, attend in enumerate(attends) if attend),
+        "attention": tuple(side // 2**level for level, attend in enumerate(attends) if attend),
         "blocks": config["layers_per_block"],
         "dropout": to_float(config["dropout"]),
-        "size": size,
+        "size": config["sample_size"],
         "patch": 1,
         "film": config["resnet_time_scale_shift"] == "scale_shift",
         "classes": len(class_names) if config["num_class_embeds"] else 0,

@@ -79,7 +79,7 @@ def example_inputs(model: DiffusionModel, count: int) -> dict[str, Tensor]:
     """Random inputs of the network for this many images, by name."""
     net, random = model.unet, torch.Generator().manual_seed(count)
     inputs = {
-        "x": torch.randn(count, net.depth, net.size, net.size, generator=random),
+        "x": torch.randn(count, *net.shape, generator=random),
         "t": torch.randint(1, model.T + 1, (count,), generator=random),
     }
     if net.classes:

@@ -23,6 +23,7 @@ from checkpoints.run_dir import list_checkpoints, move_run_aside, set_aside, ste
 from checkpoints.validation import check_training_state
 from DiffusionModel import DiffusionModel
 from runtime.flags import flag_of
+from runtime.image_size import as_typed
 
 
 def find_resume_checkpoint(
@@ -72,12 +73,17 @@ def check_same_settings(checkpoint: dict[str, Any], settings: dict[str, Any]) ->
     earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
     for name, value in settings.items():
         if earlier.get(name) != value:
-            before, now = reprlib.repr(earlier.get(name)), reprlib.repr(value)
+            before, now = shorten(name, earlier.get(name)), shorten(name, value)
             raise ValueError(
                 f"it was trained with {flag_of(name)} {before}, not {now}: "
                 "give the same settings, another --run-dir, or --resume none; "
                 "--init-from begins a new run with its weights"
             )
+
+
+def shorten(name: str, value: Any) -> str:
+    """The value of a setting for a message."""
+    return as_typed(value) if name == "size" else reprlib.repr(value)
 
 
 def later_checkpoints(run_dir: Path, checkpoint: dict[str, Any]) -> list[Path]:

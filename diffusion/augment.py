@@ -23,7 +23,8 @@ SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
 def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
     """The amount of each augmentation for `count` images, (B,8), each 0 with probability 1 - p:
     mirrored left-right, upside down (0 or 1), log2 of the size, angle (radians), log2 of the
-    stretch, its direction (radians), shift right, shift down (fractions of the side)."""
+    stretch, its direction (radians), shift right, shift down (fractions of the
+    width and of the height)."""
     applied = torch.rand(6, count, generator=random, device=random.device) < probability  # (6,B)
     coin = (torch.rand(2, count, generator=random, device=random.device) < 0.5).float()  # (2,B)
     size, stretch, right, down = torch.randn(4, count, generator=random, device=random.device)
@@ -46,7 +47,7 @@ def augmented(x: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
     """Augment images x (B,C,H,W) by the amounts (B,8) that `draw` gives: (B,C,H,W) and the label
     for the network (B,9). What moves in from outside is a reflection at the edge."""
     with torch.autocast(x.device.type, enabled=False):  # products in bf16 would blur
-        transform = to_original_position(amounts)
+        transform = to_original_position(amounts, x.shape[2], x.shape[3])
         grid = F.affine_grid(transform, list(x.shape), align_corners=False)
         moved = F.grid_sample(
             x, grid, mode="bicubic", padding_mode="reflection", align_corners=False
@@ -55,8 +56,9 @@ def augmented(x: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(untouched, x, moved), label_of(amounts)
 
 
-def to_original_position(amounts: Tensor) -> Tensor:
-    """(B,2,3): the affine map from where a pixel is to where it was, in an image of side 2."""
+def to_original_position(amounts: Tensor, height: int, width: int) -> Tensor:
+    """(B,2,3): the affine map from where a pixel is to where it was, in coordinates from -1 to 1
+    over the width and over the height."""
     mirror, flip, size, turn, stretch, direction, right, down = amounts.unbind(1)  # 8 x (B,)
     linear = (
         scale(1 - 2 * mirror, 1 - 2 * flip)
@@ -65,7 +67,9 @@ def to_original_position(amounts: Tensor) -> Tensor:
         @ rotation(direction)
         @ scale(2**-stretch, 2**stretch)
         @ rotation(-direction)
-    )  # (B,2,2)
+    )  # (B,2,2)  of pixels
+    linear[:, 0, 1] *= height / width
+    linear[:, 1, 0] *= width / height
     shift = -(linear @ (2 * torch.stack([right, down], dim=1))[:, :, None])  # (B,2,1)
     return torch.cat([linear, shift], dim=2)
 

@@ -16,6 +16,7 @@ import numpy as np
 from diffusion import augment, schedules
 from diffusion.objective import T_SAMPLINGS, WEIGHTINGS
 from diffusion.schedules import SCHEDULES
+from runtime.image_size import Size, size_of
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small", "learned")
@@ -84,7 +85,7 @@ class ModelSettings:
     attention: tuple[int, ...] = (16,)
     blocks: int = 2
     dropout: float = 0.0
-    size: int = 32
+    size: Size = 32
     patch: int = 1
     film: bool = False
     classes: int = 0
@@ -149,7 +150,6 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "beta_small": (float, 1e-12, 0.9999),
     "beta_large": (float, 1e-12, 0.9999),
     "depth": (int, 1, 16),
-    "size": (int, 1, 1024),
     "width": (int, 4, 1024),
     "blocks": (int, 1, 16),
     "dropout": (float, 0, 0.999),
@@ -170,6 +170,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
 }
 KINDS = {int: "a whole number", float: "a number"}
 # Fewest entries, most entries, and the largest entry.
+LONGEST_SIDE = 1024
 LISTS = {"mults": (1, 8, 64), "attention": (0, 16, 1024)}
 CHOICES = {
     "parameterization": PARAMETERIZATIONS,
@@ -216,6 +217,8 @@ def check_setting(name: str, value: Any) -> tuple[bool, str]:
         return good, f"{fewest} to {most} whole numbers from 1 to {high}"
     if name in CHOICES:
         return value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+    if name == "size":
+        return is_size(value), f"a side of a square or height and width, from 1 to {LONGEST_SIDE}"
     if name == "betas":
         good = is_tuple_of(float, value) and len(value) <= NUMBERS["T"][2]
         good = good and all(0 < beta <= 1 for beta in value)
@@ -226,6 +229,15 @@ def check_setting(name: str, value: Any) -> tuple[bool, str]:
         good = is_tuple_of(str, value) and all(entry.isprintable() for entry in value)
         return good, "printable names"
     raise ValueError(f"unknown setting {reprlib.repr(name)}")
+
+
+def is_size(value: Any) -> bool:
+    """Whether this is a size of images, as `runtime.image_size` has it."""
+    sides = value if type(value) is tuple else (value, value)
+    good = len(sides) == 2 and all(
+        type(side) is int and 1 <= side <= LONGEST_SIDE for side in sides
+    )
+    return good and value == size_of(*sides)
 
 
 def is_tuple_of(kind: type, value: Any) -> bool:

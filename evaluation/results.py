@@ -34,6 +34,7 @@ def write_metrics(file: Path, identity: dict[str, Any], measured: dict[str, Any]
     Records of other models or images are kept under "earlier". Numbers that are not finite become
     null. Raises OSError, in one line.
     """
+    identity = finite(identity)  # a tuple as the list that JSON makes of it
     records = read_records(file)
     same = [record for record in records if all(record.get(k) == identity[k] for k in IDENTITY)]
     known = same[0] if same else {}

@@ -11,6 +11,7 @@ from checkpoints.run_dir import newest_checkpoint
 from Dataset import NAMES, DiffSet
 from evaluation.finding import Finding
 from image_data.npz_files import NpzError, is_image_array, read_npz
+from runtime.image_size import size_of
 
 MIN_SPREAD = 2.0  # gray levels: an image whose channels vary less is called constant
 MAX_SHIFT = 12.0  # gray levels by which a channel's mean may be off, besides three standard errors
@@ -75,7 +76,7 @@ def read_real(
     downloadable = name in NAMES and name != "shapes"
     if downloadable and not (Path(root) / f"{name}.npz").is_file():
         raise ValueError(f"no {name}.npz in {root}")
-    data = DiffSet(True, dataset, root, samples.shape[1], value_range)
+    data = DiffSet(True, dataset, root, size_of(*samples.shape[1:3]), value_range)
     real = data.images[data.subset(REAL_IMAGES)].permute(0, 2, 3, 1).numpy()
     if real.shape[1:] != samples.shape[1:]:
         raise ValueError(f"{dataset} has other channels")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.atomic_file import complete_file
+from runtime.image_size import Size, height_and_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 GAP = 2  # pixels between the images of a grid, and around them
 
 
-def square_columns(count: int) -> int:
-    """Number of columns with which a grid of `count` images is about as wide as high."""
-    return round(count**0.5)
+def square_columns(count: int, height: int = 1, width: int = 1) -> int:
+    """Number of columns with which a grid of `count` images is about as wide as high.
+
+    height, width: of an image; only their ratio matters.
+    """
+    return max(1, round((count * height / width) ** 0.5))
 
 
 def image_grid(images: np.ndarray, columns: int = 0, gap: int = GAP) -> np.ndarray:
@@ -33,7 +37,7 @@ def image_grid(images: np.ndarray, columns: int = 0, gap: int = GAP) -> np.ndarr
     gap: pixels between the images and around all of them.
     """
     N, H, W, C = images.shape
-    columns = min(columns or square_columns(N), N)
+    columns = min(columns or square_columns(N, H, W), N)
     rows = -(-N // columns)
     grid = np.zeros((rows * (H + gap) + gap, columns * (W + gap) + gap, C), np.uint8)
     for i, image in enumerate(images):
@@ -43,17 +47,18 @@ def image_grid(images: np.ndarray, columns: int = 0, gap: int = GAP) -> np.ndarr
     return grid
 
 
-def first_images(grid: np.ndarray, size: int, count: int) -> list[np.ndarray]:
+def first_images(grid: np.ndarray, size: Size, count: int) -> list[np.ndarray]:
     """Cut the first images, at most `count`, out of the first row of a grid (H,W,C).
 
-    size: height and width of an image. Returns an empty list if the grid is too small for one.
+    size: of an image. Returns an empty list if the grid is too small for one.
     """
+    H, W = height_and_width(size)
     height, width = grid.shape[:2]
-    gap = 0 if width == size else GAP  # a single image is stored without a frame
-    if height < size + gap:
+    gap = 0 if width == W else GAP  # a single image is stored without a frame
+    if height < H + gap:
         return []
-    lefts = range(gap, width - size + 1, size + GAP)[:count]
-    return [grid[gap : gap + size, left : left + size] for left in lefts]
+    lefts = range(gap, width - W + 1, W + GAP)[:count]
+    return [grid[gap : gap + H, left : left + W] for left in lefts]
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from image_data.npz_files import write_npz
 from image_data.value_range import ValueRange, choose_range, find_range, is_deep
+from runtime.image_size import Size, as_typed, height_and_width
 from runtime.messages import one_line
 
 DECODER = 2  # counts up when the same files give other pixels
@@ -47,32 +48,38 @@ def open_image(path: str | Path, values: ValueRange | None = None) -> Image.Imag
         ) from None
 
 
-def crop_to_square(image: Image.Image, size: int) -> np.ndarray:
-    """Resize an image and crop its centre: uint8 (size,size,3), or (size,size) if it is gray."""
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+def resize_and_crop(picture: Image.Image, size: Size) -> Image.Image:
+    """Resize a picture so that it covers the size, and crop it to its centre."""
+    height, width = height_and_width(size)
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
-def decode_image(path: Path, size: int, values: ValueRange | None = None) -> np.ndarray:
-    """Read an image file as uint8 (size,size,3), resized and cropped to its centre."""
-    return crop_to_square(open_image(path, values).convert("RGB"), size)
+def decode_image(path: Path, size: Size, values: ValueRange | None = None) -> np.ndarray:
+    """Read an image file as uint8 (H,W,3), resized and cropped to its centre."""
+    return np.asarray(resize_and_crop(open_image(path, values).convert("RGB"), size))
 
 
-def fit_images(images: np.ndarray, size: int) -> np.ndarray:
-    """Fit uint8 (N,H,W,C) to (N,size,size,C).
+def fit_images(images: np.ndarray, size: Size) -> np.ndarray:
+    """Fit uint8 (N,H,W,C) to a size.
 
     28x28 is padded with black to 32x32. Other sizes are resized and cropped to the centre.
     """
-    height_and_width = images.shape[1:3]
-    if height_and_width == (size, size):
+    if images.shape[1:3] == height_and_width(size):
         return images
-    if height_and_width == (28, 28) and size == 32:
+    if images.shape[1:3] == (28, 28) and size == 32:
         return np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    resized = [crop_to_square(Image.fromarray(image.squeeze()), size) for image in images]
-    return np.stack(resized).reshape(len(images), size, size, -1)
+    pictures = (Image.fromarray(squeezed(image)) for image in images)
+    resized = np.stack([np.asarray(resize_and_crop(picture, size)) for picture in pictures])
+    return resized.reshape(len(images), *height_and_width(size), -1)
+
+
+def squeezed(image: np.ndarray) -> np.ndarray:
+    """An image (H,W,C) as PIL takes it: (H,W) if it is gray."""
+    return image[..., 0] if image.shape[2] == 1 else image
 
 
 def decode_folder(
-    folder: Path, root: Path, image_size: int, values: ValueRange | None = None
+    folder: Path, root: Path, image_size: Size, values: ValueRange | None = None
 ) -> Path:
     """Decode a folder of images into an .npz file in `root`, unless that exists.
 
@@ -91,7 +98,7 @@ def decode_folder(
     if not paths:
         raise ValueError(f"no image in {folder}: expected class/image.png or image.png")
     fingerprint = fingerprint_of(folder, paths, values)
-    file = root / f"{folder.resolve().name}-{image_size}-{fingerprint}.npz"
+    file = root / f"{folder.resolve().name}-{as_typed(image_size)}-{fingerprint}.npz"
     if not file.is_file():
         if values is None and (values := find_folder_range(folder, paths)):
             tqdm.write(f"{folder}: {values} (--value-range LO,HI for another range)", sys.stderr)

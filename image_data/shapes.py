@@ -2,13 +2,14 @@
 
     images, labels = draw(20_000, 32, seed=0)    # uint8 (20000,3,32,32), indices of KINDS (20000,)
 
-Letters in the shape columns: N images, n images of a chunk.
+Letters in the shape columns: N images, n images of a chunk, H and W height and width.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.image_size import Size, height_and_width
 from runtime.randomness import Purpose
 
 KINDS = ("circle", "triangle", "square", "pentagon", "star")
@@ -17,8 +18,8 @@ CORNERS = (3, 3, 4, 5, 5)  # of each kind; those of the circle are not used
 CHUNK = 1000  # images drawn at once, which bounds the memory
 
 
-def draw(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `count` images, each of one shape: uint8 (N,3,size,size), and its kind (N,).
+def draw(count: int, size: Size, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw `count` images, each of one shape: uint8 (N,3,H,W), and its kind (N,).
 
     Image i is a function of (seed, i). All kinds are drawn in the same way: the distance of the
     edge from the centre is a function of the angle.
@@ -26,15 +27,17 @@ def draw(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     generators = (np.random.default_rng((seed, Purpose.SHAPE, i)) for i in range(count))
     u = np.stack([random.random(10) for random in generators]).astype(np.float32)  # (N,10)
     kind = (u[:, 0] * len(KINDS)).astype(np.int64)  # (N,)
-    radius = 0.18 + 0.14 * u[:, 1]  # (N,)  relative to the image's side, like the centre
-    centre = radius[:, None] + (1 - 2 * radius[:, None]) * u[:, 2:4]  # (N,2)
+    H, W = height_and_width(size)
+    extent = np.array([W, H], np.float32) / min(H, W)  # (2,)  1 is the image's smaller side
+    radius = 0.18 + 0.14 * u[:, 1]  # (N,)  in units of that side, like the centre
+    centre = radius[:, None] + (extent - 2 * radius[:, None]) * u[:, 2:4]  # (N,2)
     rotation = 2 * np.pi * (u[:, 1] * 7919 % 1)  # (N,)
     colour = 0.35 + 0.65 * u[:, 4:7]  # (N,3)
     brightest = (u[:, 4] * 7919 % 3).astype(int)  # (N,)  the channel that has its full value
     colour[np.arange(count), brightest] = 1.0
     background = 0.3 * u[:, 7:10]  # (N,3)
 
-    images = np.empty((count, 3, size, size), np.uint8)
+    images = np.empty((count, 3, H, W), np.uint8)
     for chunk in np.array_split(np.arange(count), -(-count // CHUNK)):
         cover = coverage(kind[chunk], radius[chunk], centre[chunk], rotation[chunk], size)[:, None]
         inside, outside = colour[chunk, :, None, None], background[chunk, :, None, None]
@@ -43,16 +46,19 @@ def draw(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def coverage(
-    kind: np.ndarray, radius: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: int
+    kind: np.ndarray, radius: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: Size
 ) -> np.ndarray:
-    """The share of every pixel that a shape covers, (n,size,size) in [0, 1].
+    """The share of every pixel that a shape covers, (n,H,W) in [0, 1].
 
     Takes kind, radius and rotation (n,) and centre (n,2).
     """
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    x = axis[None, None, :] - centre[:, 0, None, None]  # (n,1,size)
-    y = axis[None, :, None] - centre[:, 1, None, None]  # (n,size,1)
-    angle = np.arctan2(y, x) - rotation[:, None, None]  # (n,size,size)
+    H, W = height_and_width(size)
+    side = min(H, W)
+    across = (np.arange(W, dtype=np.float32) + 0.5) / side
+    down = (np.arange(H, dtype=np.float32) + 0.5) / side
+    x = across[None, None, :] - centre[:, 0, None, None]  # (n,1,W)
+    y = down[None, :, None] - centre[:, 1, None, None]  # (n,H,1)
+    angle = np.arctan2(y, x) - rotation[:, None, None]  # (n,H,W)
     kind = kind[:, None, None]
     corners = np.choose(kind, CORNERS).astype(np.float32)
     # the angle from the nearest corner
@@ -61,4 +67,4 @@ def coverage(
     star = 0.4 * np.sin(np.pi / 5) / (0.4 * np.sin(np.pi / 5 - phi) + np.sin(phi))
     edge = np.where(kind == CIRCLE, 0.85, np.where(kind == STAR, star, polygon))
     edge = radius[:, None, None] * edge
-    return ((edge - np.hypot(x, y)) * size + 0.5).clip(0, 1)
+    return ((edge - np.hypot(x, y)) * side + 0.5).clip(0, 1)

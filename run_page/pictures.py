@@ -21,6 +21,7 @@ from evaluation.tables import memorization_lines
 from image_data.grids import first_images, image_grid
 from image_data.image_files import open_image
 from image_data.npz_files import NpzError, is_image_array, read_npz
+from runtime.image_size import Size, as_typed
 from sampling.generate import noise_image
 from sampling.trajectory import read_trajectory
 
@@ -184,16 +185,16 @@ def evenly_spaced(count: int, number: int) -> np.ndarray:
     return np.linspace(0, count - 1, number).round().astype(int)
 
 
-def noise_real_images(file: Path, process: DiffusionModel, size: int, depth: int) -> NoisedImages:
+def noise_real_images(file: Path, process: DiffusionModel, size: Size, depth: int) -> NoisedImages:
     """Noise the first real images in samples/real.png by the model's forward process.
 
-    size: height and width of an image in that grid; depth: its channels.
+    size: of an image in that grid; depth: its channels.
     """
     picture = open_image(file).convert("L" if depth == 1 else "RGB")
     grid = np.asarray(picture).reshape(picture.height, picture.width, -1)
     images = first_images(grid, size, REAL_IMAGES)
     if not images:
-        raise ValueError(f"{file} is no grid of images {size} pixels wide")
+        raise ValueError(f"{file} is no grid of images of size {as_typed(size)}")
     times = sorted({round(level * process.T) for level in NOISE_LEVELS})
     noised = []
     for seed, image in enumerate(images):

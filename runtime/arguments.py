@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+from runtime.image_size import Size, size_of
 from runtime.suggestions import nearest
 
 FLAG = re.compile(r"--?[A-Za-z][^ ]*")
@@ -172,6 +173,17 @@ def some_numbers(low: int) -> Callable[[str], tuple[int, ...]]:
         return unique
 
     return parse
+
+
+def image_size(text: str) -> Size:
+    """Parse 48x64, height x width, or one number for a square."""
+    match = re.fullmatch(r"\s*(\d+)(?:\s*[xX×]\s*(\d+))?\s*", text)
+    sides = [int(side) for side in match.groups() if side] if match else [0]
+    if min(sides) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected HEIGHTxWIDTH, as in 48x64, or one number for a square, not {text!r}"
+        )
+    return size_of(sides[0], sides[-1])
 
 
 def two_numbers(text: str) -> tuple[float, float]:

@@ -169,8 +169,8 @@ def invert_endpoints(job: SamplingJob) -> tuple[Tensor, Tensor]:
 
 def no_images(job: SamplingJob) -> GeneratedImages:
     """The result of a process that has no images to sample."""
-    net = job.model.unet
-    none = np.zeros((0, net.size, net.size, net.depth), np.uint8)
+    C, H, W = job.model.unet.shape
+    none = np.zeros((0, H, W, C), np.uint8)
     nothing = dict.fromkeys(job.frames, none)
     return GeneratedImages(nothing, nothing, none)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 
 from Dataset import to_float
 from DiffusionModel import DiffusionModel
-from image_data.image_files import open_image
+from image_data.image_files import open_image, resize_and_crop
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
         if picture.size == (28, 28) and net.size == 32:
             picture = ImageOps.expand(picture, 2)  # black, as the datasets are padded
         picture = picture.convert("L" if net.depth == 1 else "RGB")
-        picture = ImageOps.fit(picture, (net.size, net.size), Image.Resampling.LANCZOS)
+        picture = resize_and_crop(picture, net.size)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return to_float(pixels.view(picture.height, picture.width, -1).permute(2, 0, 1))
 

@@ -187,8 +187,8 @@ def sample_steps(
     mask (H,W): begin with noise, and keep this image where the mask is false (RePaint).
     latents (N,C,H,W): begin with these instead of noise.
     """
-    net, device = model.unet, model.device
-    noise = Noise(seed, indices, (net.depth, net.size, net.size), device)
+    device = model.device
+    noise = Noise(seed, indices, model.unet.shape, device)
     guided = guided_model(model, plan, labels)
     x = noise()  # (N,C,H,W)
     if start_image is not None and mask is not None:

@@ -210,7 +210,7 @@ def read_file(
 
     A file with more images than `indices` is complete: only its first ones are returned.
     """
-    net = model.unet
+    C, H, W = model.unet.shape
     try:
         arrays = read_npz(sample_file(folder, seed, indices[0]), ("arr_0", "cost"))
     except (FileNotFoundError, NpzError):
@@ -218,7 +218,7 @@ def read_file(
     images, cost = arrays["arr_0"], arrays["cost"]
     if (
         images.dtype != np.uint8
-        or images.shape[1:] != (net.size, net.size, net.depth)
+        or images.shape[1:] != (H, W, C)
         or len(images) < len(indices)
         or cost.shape != (3,)
     ):

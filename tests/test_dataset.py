@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from Dataset import Batches, DiffSet
+from runtime.image_size import size_of
 
 
 def numbered(tmp_path, count=20, size=8) -> DiffSet:
@@ -53,6 +54,19 @@ def test_the_real_datasets(real_root, name, depth, classes):
         assert torch.equal(
             train.images[:100, 0, 2:30, 2:30], getattr(datasets, name)(root).data[:100]
         )
+
+
+def test_an_npz_that_is_not_square_keeps_its_size_by_default(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 6, 10, 3), dtype=np.uint8)
+    np.savez(tmp_path / "wide.npz", train_images=images)
+    np.savez(tmp_path / "square.npz", train_images=images[:, :, :6])
+    wide = DiffSet(True, str(tmp_path / "wide.npz"))
+    assert wide.size == (6, 10)
+    assert torch.equal(wide.images[:9].permute(0, 2, 3, 1), torch.from_numpy(images[:9]))
+    for size in ((4, 12), (8, 8)):
+        data = DiffSet(False, str(tmp_path / "wide.npz"), image_size=size_of(*size))
+        assert data.images.shape[2:] == size
+    assert DiffSet(True, str(tmp_path / "square.npz")).size == 32
 
 
 def test_a_decoded_dataset_is_read_from_its_npz(tmp_path, monkeypatch):

@@ -156,6 +156,20 @@ def test_attention_stands_at_the_chosen_resolutions_and_in_the_middle():
     assert not isinstance(net.middle1.attention, nn.Identity)
 
 
+def test_of_an_image_that_is_not_square_the_smaller_side_counts():
+    for size in ((32, 64), (64, 32)):
+        net = Unet(3, 32, (1, 2, 2), (16,), 1, size=size)
+        attending = [
+            i
+            for i, stage in enumerate(net.down)
+            if isinstance(stage, Stage) and not isinstance(stage.attention, nn.Identity)
+        ]
+        assert attending == [2]  # at 16x32, or 32x16
+        assert net.shape == (3, *size)
+        x, t, *_ = net.example(2)
+        assert net(x, t).shape == (2, 3, *size)
+
+
 def test_dropout_acts_in_training_only():
     net = perturbed(Unet(1, 16, (1,), (), 1, dropout=0.5, size=8))
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([0])
@@ -164,7 +178,16 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(net(x, t), net(x, t))
 
 
-@pytest.mark.parametrize("options", [{"size": 30}, {"size": 28, "patch": 2}, {"width": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 30},
+        {"size": 28, "patch": 2},
+        {"size": (32, 30)},
+        {"size": (30, 32)},
+        {"width": 5},
+    ],
+)
 def test_sizes_that_do_not_divide_are_refused(options):
     with pytest.raises(ValueError, match=r"divisible|even"):
         Unet(**options)

@@ -8,6 +8,7 @@ import torch
 from checkpoints.checkpoint import load_model
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
+from runtime.image_size import Size, smaller_side
 
 # Layers whose shapes depend on the images, the classes, --patch, --variance or --augment.
 MAY_BE_NEW = ("conv_in.", "conv_out.", "label.", "augmentation.")
@@ -50,10 +51,11 @@ def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str
     return model, line
 
 
-def network_flags(settings: ModelSettings, size: int) -> str:
+def network_flags(settings: ModelSettings, size: Size) -> str:
     """The flags of train.py that make this network for images of another size."""
     mults = ",".join(map(str, settings.mults))
-    attention = ",".join(str(side * size // settings.size) for side in settings.attention)
+    now, before = smaller_side(size), smaller_side(settings.size)
+    attention = ",".join(str(side * now // before) for side in settings.attention)
     return (
         f"--width {settings.width} --mults {mults} --attention {attention} "
         f"--blocks {settings.blocks} --patch {settings.patch}"

@@ -54,7 +54,11 @@ def prepare_run_dir(
 
 def write_config(run: TrainingRun, invocation: Invocation, machine: Machine) -> None:
     """Write config.json: the command, all flags, the hardware and the versions."""
-    found = {"dropout": run.model_settings.dropout, "run_dir": str(run.run_dir)}
+    found = {
+        "dropout": run.model_settings.dropout,
+        "image_size": run.data.size,
+        "run_dir": str(run.run_dir),
+    }
     config = {
         "command": invocation.command,
         "settings": invocation.flags | found,

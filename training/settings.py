@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.settings import ModelSettings
+from runtime.image_size import Size
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,11 @@ class TrainingSettings:
 
     preset: str
 
-    # The data. flip: mirror images at random; None for what suits the dataset.
+    # The data. image_size: None for the default of `DiffSet`. flip: mirror images at random; None
+    # for what suits the dataset.
     dataset: str
     data_root: str
-    image_size: int
+    image_size: Size | None
     value_range: tuple[float, float] | None
     flip: bool | None
 

@@ -12,9 +12,11 @@ from diffusion.settings import ModelSettings, check_settings, read_schedule
 from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor, reference_features
 from runtime.flags import flag_of
+from runtime.image_size import Size
 from runtime.launcher import Machine
 from training.initial_weights import model_from, new_model
 from training.settings import FixedSettings, TrainingSettings
+from Unet import check_sizes
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
 
     evaluate: also load what --eval-every needs. Raises ValueError or OSError, in one line.
     """
-    check_settings({"size": settings.image_size}, flag_of)
+    if settings.image_size is not None:
+        check_image_size(settings.image_size, settings.model)  # before a folder is decoded
     settings.check(machine.processes.world_size)
-    data, unseen = load_data(settings, train=True), load_data(settings, train=False)
+    data = load_data(settings, True, settings.image_size)
+    unseen = load_data(settings, False, data.size)
     model_settings = complete_model_settings(settings, data)
     flip = data.flip if settings.flip is None else settings.flip
     reference = None
@@ -87,10 +91,15 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
     )
 
 
-def load_data(settings: TrainingSettings, train: bool) -> DiffSet:
-    return DiffSet(
-        train, settings.dataset, settings.data_root, settings.image_size, settings.value_range
-    )
+def load_data(settings: TrainingSettings, train: bool, image_size: Size | None) -> DiffSet:
+    return DiffSet(train, settings.dataset, settings.data_root, image_size, settings.value_range)
+
+
+def check_image_size(size: Size, model: ModelSettings) -> None:
+    """Raise ValueError, in one line, if the network of these settings takes no such images."""
+    names = ("width", "mults", "patch")
+    check_settings({"size": size, **{name: getattr(model, name) for name in names}}, flag_of)
+    check_sizes(size, model.width, model.patch, len(model.mults), flag_of("size"))
 
 
 def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelSettings:
@@ -110,6 +119,7 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
     )
     model = read_schedule(model)
     check_settings(asdict(model), flag_of)
+    check_image_size(model.size, model)
     return model
 
 

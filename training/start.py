@@ -90,8 +90,8 @@ def is_trained(checkpoint: dict[str, Any], settings: TrainingSettings) -> bool:
 
 
 def describe_images(run: TrainingRun) -> str:
-    data = run.data
-    return f"{len(data):,} images {data.depth}x{data.size}x{data.size}, {len(run.unseen):,} unseen"
+    shape = "x".join(map(str, run.data.images.shape[1:]))
+    return f"{len(run.data):,} images {shape}, {len(run.unseen):,} unseen"
 
 
 def describe(run: TrainingRun, invocation: Invocation, machine: Machine) -> str:

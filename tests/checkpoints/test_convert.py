@@ -136,6 +136,8 @@ def test_what_a_silent_configuration_means_is_what_diffusers_says():
         {"zero_terminal_snr": True, "parameterization": "v"},
         {"betas": tuple(np.linspace(0.01, 0.5, 20).tolist()), "blocks": 2, "attention": ()},
         {"augment": 0.1, "attention": (8,)},
+        {"size": (8, 12)},
+        {"size": (16, 8)},
     ],
     ids=lambda settings: ",".join(settings) or "paper",
 )
@@ -143,7 +145,7 @@ def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp
     """Algorithm 2 with the same noise, by diffusers' pipeline and by ours, in 20 and 5 steps."""
     ours = model(**settings)
     write_pipeline(loaded_from(ours), tmp_path, "ema")
-    theirs, shape = pipeline(tmp_path), (3, ours.unet.depth, 8, 8)
+    theirs, shape = pipeline(tmp_path), (3, *ours.unet.shape)
     for steps in (20, 5):
         found = theirs(
             batch_size=3,
@@ -349,6 +351,10 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
         ("out_channels", 2),
         ("sample_size", None),
         ("sample_size", 7),
+        ("sample_size", [8, 7]),
+        ("sample_size", [8, 8, 8]),
+        ("sample_size", [8, "8"]),
+        ("sample_size", [8, 4096]),
         ("block_out_channels", [6, 9, 6]),
         ("block_out_channels", [6] * 40),
         ("in_channels", 10**9),

@@ -40,6 +40,15 @@ def test_transformations_that_move_pixels_onto_pixels(done, expected):
     assert torch.allclose(x, expected, atol=1e-4)
 
 
+def test_images_that_are_not_square_turn_without_shear():
+    wide = IMAGES[:, :, :8]  # 8x16
+    x, _ = augment.augmented(wide, only(turn=math.pi / 2))
+    middle = wide[:, :, :, 4:12]  # what stays inside
+    assert torch.allclose(x[:, :, :, 4:12], middle.rot90(-1, (2, 3)), atol=1e-4)
+    x, _ = augment.augmented(wide, only(right=3 / 16, down=1 / 8))
+    assert torch.allclose(x[:, :, 1:, 3:], wide[:, :, :-1, :-3], atol=1e-4)
+
+
 def test_shifts_and_sizes():
     x, _ = augment.augmented(IMAGES, only(right=3 / 16, down=1 / 16))
     assert torch.allclose(x[:, :, 1:, 3:], IMAGES[:, :, :-1, :-3], atol=1e-4)

@@ -15,7 +15,7 @@ def test_a_grid_is_that_of_torchvision(tmp_path, count, columns, channels):
     x = torch.randn(count, channels, 5, 6, generator=torch.Generator().manual_seed(0))
     images = pixels_of(x)
     tiles = torch.from_numpy(images).permute(0, 3, 1, 2)
-    columns_used = columns or round(count**0.5)
+    columns_used = columns or round((count * 5 / 6) ** 0.5)
     expected = make_grid(tiles, nrow=columns_used).permute(1, 2, 0)
     assert np.array_equal(
         np.broadcast_to(image_grid(images, columns), expected.shape), expected.numpy()
@@ -42,6 +42,17 @@ def test_the_first_images_are_cut_out_of_a_grid():
         assert np.array_equal(first_images(grid, 4, count), images[: min(count, 3)])
     assert np.array_equal(first_images(images[0], 4, 3), images[:1])  # written without a frame
     assert first_images(images[0], 8, 3) == []
+
+
+def test_a_grid_of_images_that_are_not_square_is_about_square():
+    wide = np.random.default_rng(0).integers(0, 256, (18, 4, 8, 3), dtype=np.uint8)
+    grid = image_grid(wide)
+    assert grid.shape == (6 * 6 + 2, 3 * 10 + 2, 3)
+    for count in (1, 3, 9):
+        assert np.array_equal(first_images(grid, (4, 8), count), wide[: min(count, 3)])
+    assert np.array_equal(first_images(wide[0], (4, 8), 3), wide[:1])
+    assert first_images(wide[0], (8, 4), 3) == []
+    assert image_grid(wide[:2].repeat(20, axis=2)).shape == (2 * 6 + 2, 164, 3)
 
 
 def test_enlarged_pixels_are_squares():

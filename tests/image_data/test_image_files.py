@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_data.image_files import decode_folder, decode_image
+from image_data.image_files import decode_folder, decode_image, fit_images
 from image_data.npz_files import read_npz
 
 MODES = {
@@ -53,6 +53,30 @@ def test_gray_folders_stay_gray_and_the_centre_is_kept(tmp_path):
     images = read_npz(decode_folder(tmp_path / "gray", tmp_path / "data", 10))["train_images"]
     assert images.shape == (3, 10, 10, 1)
     assert (images == 200).all()
+
+
+def test_the_centre_is_cropped_to_the_proportions(tmp_path):
+    picture = np.zeros((10, 40), np.uint8)
+    picture[:, 10:30] = 200
+    (tmp_path / "gray").mkdir()
+    Image.fromarray(picture).save(tmp_path / "gray" / "wide.png")
+    Image.fromarray(picture.T[5:35]).save(tmp_path / "gray" / "high.png")
+    file = decode_folder(tmp_path / "gray", tmp_path / "data", (10, 20))
+    assert file.name.startswith("gray-10x20-")
+    high, wide = read_npz(file)["train_images"]
+    assert (wide == 200).all()
+    assert high.shape == (10, 20, 1)
+    assert (high == 200).all()  # 30x10 has become 60x20, and of that the middle 10 rows are left
+    assert decode_folder(tmp_path / "gray", tmp_path / "data", (20, 10)) != file
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_are_fitted_to_both_sides(channels):
+    images = np.zeros((2, 6, 12, channels), np.uint8)
+    images[:, :, 4:8] = 200
+    assert fit_images(images, (6, 12)) is images
+    assert fit_images(images, (3, 12)).shape == (2, 3, 12, channels)
+    assert (fit_images(images, (12, 8)) == 200).all()
 
 
 def test_transparency_becomes_white_and_16_bits_keep_their_range(tmp_path):

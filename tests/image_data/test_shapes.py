@@ -16,3 +16,16 @@ def test_shapes_are_a_function_of_index_and_seed():
     assert (bright.sum((1, 2)) > 15).all()
     assert not bright[:, 0].any()
     assert not bright[:, :, -1].any()
+
+
+def test_shapes_are_not_stretched_by_the_image():
+    square, wide = shapes.draw(40, 32, seed=0)[0], shapes.draw(40, (32, 64), seed=0)[0]
+    assert wide.shape == (40, 3, 32, 64)
+    areas = [(images.amax(dim=1) > 150).sum((1, 2)).float() for images in (square, wide)]
+    assert (areas[1] / areas[0] - 1).abs().max() < 0.1
+    across = (wide.amax(dim=1) > 150).any(1).float()  # (40,64)
+    assert across.any(0)[16:48].all()
+    assert across[:, :16].any()
+    assert across[:, 48:].any()
+    high = shapes.draw(40, (64, 32), seed=0)[0]
+    assert (high.amax(dim=1) > 150)[:, 48:].any()

@@ -4,7 +4,17 @@ import argparse
 
 import pytest
 
-from runtime.arguments import Parser, duration, interval, names, numbers, real, some_numbers, whole
+from runtime.arguments import (
+    Parser,
+    duration,
+    image_size,
+    interval,
+    names,
+    numbers,
+    real,
+    some_numbers,
+    whole,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +27,11 @@ from runtime.arguments import Parser, duration, interval, names, numbers, real, 
         (some_numbers(0), "3,0,3", (3, 0)),
         (interval, "100,800", (100, 800)),
         (names("ddpm", "ddim"), "ddim, ddpm,ddim", ["ddim", "ddpm"]),
+        (image_size, "64", 64),
+        (image_size, "48x64", (48, 64)),
+        (image_size, "64x64", 64),
+        (image_size, " 48 X 64 ", (48, 64)),
+        (image_size, "48×64", (48, 64)),
         (duration, "90s", 90),
         (duration, "10m", 600),
         (duration, "1.5h", 5400),
@@ -41,6 +56,12 @@ def test_values(parse, text, value):
         (some_numbers(1), "", "whole numbers of at least 1, separated by commas"),
         (interval, "800,100", "the lower first"),
         (names("ddpm", "ddim"), "ddpm,dimm", "did you mean ddim? expected some"),
+        (image_size, "48x", "HEIGHTxWIDTH, as in 48x64, or one number for a square, not '48x'"),
+        (image_size, "0x64", "for a square, not '0x64'"),
+        (image_size, "0", "for a square, not '0'"),
+        (image_size, "48x64x3", "for a square, not '48x64x3'"),
+        (image_size, "48,64", "for a square, not '48,64'"),
+        (image_size, "-8x8", "for a square, not '-8x8'"),
         (duration, "10", "a time like 90s"),
         (duration, "1:3:00", "a time like 90s"),
     ],
