@@ -144,7 +144,7 @@ class DecodedImages:
         except OSError as error:
             raise OSError(
                 f"{file} cannot be written ({error.strerror or one_line(error)}), which takes "
-                f"{math.prod(shape) / 2**20:.0f} MiB: choose another --data-root"
+                f"{math.prod(shape) / 2**20:.1f} MiB: choose another --data-root"
             ) from None
 
     def decode(self, path: Path) -> np.ndarray:

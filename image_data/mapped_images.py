@@ -110,7 +110,7 @@ class MappedImages:
         """Copy images of the file, by their numbers (n,): uint8 (n,C,H,W)."""
         self.announce(rows)
         images = np.take(self.array, rows, axis=0)  # (n,H,W,C)
-        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
     def announce(self, rows: np.ndarray) -> None:
         """Have the operating system read these images from the disk, all at the same time."""
