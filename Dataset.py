@@ -7,11 +7,13 @@
 
 A dataset is "mnist", "fashionmnist", "cifar10", "shapes", a folder of images or an .npz file. All
 but "shapes" are decoded once into `<root>/<name>.npz` and read from there afterwards; the layout
-of that file is described in image_data/dataset_files.py.
+of that file is described in image_data/dataset_files.py. More than a GiB of images stays there, and
+every batch is read from the file.
 
 Letters in the shape columns: N images, B batch, C channels, H and W height and width.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +23,17 @@ import torch
 from torch import Tensor
 
 from image_data import shapes
-from image_data.dataset_files import read_split
 from image_data.downloads import DOWNLOADS, download
-from image_data.image_files import decode_folder, fit_images
+from image_data.fitting import DEFAULT_SIZE, read_fitted
+from image_data.image_files import decode_folder
+from image_data.mapped_images import Images, chunks
+from image_data.prefetching import prefetched
 from image_data.value_range import ValueRange
-from runtime.image_size import Size, size_of
+from runtime.image_size import Size
 from runtime.randomness import Purpose
 from runtime.suggestions import unknown
 
 NAMES = (*DOWNLOADS, "shapes")
-DEFAULT_SIZE = 32  # of all images, but those of an .npz file that are not square
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -43,14 +46,9 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x * 127.5 + 127.5).round().clamp(0, 255).byte()
 
 
-def default_size(images: np.ndarray) -> Size:
-    """The size at which images (N,H,W,C) are used if none is given."""
-    size = size_of(*images.shape[1:3])
-    return DEFAULT_SIZE if isinstance(size, int) else size
-
-
 class DiffSet(torch.utils.data.Dataset):
-    """The training or the test images of a dataset, in memory as uint8.
+    """The training or the test images of a dataset, as uint8: in memory, or mapped if they are
+    many.
 
     dataset_name: MNIST, FashionMNIST or CIFAR10 (downloaded by torchvision), shapes (generated), a
         folder of images (`class/image.png` or `image.png`), or an .npz file. Folders and files
@@ -64,7 +62,7 @@ class DiffSet(torch.utils.data.Dataset):
     Raises ValueError or OSError with a one-line message.
     """
 
-    images: Tensor  # uint8 (N,C,H,W)
+    images: Images  # uint8 (N,C,H,W)
     labels: Tensor  # int64 (N,)
     classes: tuple[str, ...]  # their names
     name: str
@@ -104,14 +102,11 @@ class DiffSet(torch.utils.data.Dataset):
                 alternatives = ", a folder of images or an .npz file"
                 raise ValueError(unknown("dataset", dataset_name, NAMES, alternatives))
             known = DOWNLOADS.get(key)
-            split = read_split(file, train, known.classes if known else ())
-            self.classes = split.classes
             self.flip = known.flip if known else True
-            size = image_size or default_size(split.images)
-            self.padded = split.images.shape[1:3] == (28, 28) and size == 32
-            images = fit_images(split.images, size).transpose(0, 3, 1, 2)
-            self.images = torch.from_numpy(images.copy())
-            self.labels = torch.from_numpy(split.labels)
+            names = known.classes if known else ()
+            split = read_fitted(file, train, image_size, Path(root), names)
+            self.images, self.labels, size = split.images, split.labels, split.size
+            self.classes, self.padded = split.classes, split.padded
         self.size, self.depth = size, self.images.shape[1]
 
     def __len__(self) -> int:
@@ -122,7 +117,10 @@ class DiffSet(torch.utils.data.Dataset):
 
     def digest(self) -> str:
         """A fingerprint of the images: a resumed run must have the same ones."""
-        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for chunk in chunks(self.images):
+            digest.update(chunk.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def subset(self, count: int | None = None) -> Tensor:
         """Indices (count,) of a random subset of the images, always the same one; None for all.
@@ -141,6 +139,7 @@ class Batches:
     the images that do not fill a batch. `flip` mirrors each image with probability 1/2. Without
     `shuffle`, the first `limit` images are served in their order, and the last batch is smaller.
     The images are kept on the device as uint8, so a step copies nothing from memory to the device.
+    Mapped images are read by a thread, batches ahead.
 
     Of several processes (`rank` of `world_size`), each gets its equal share of every training
     batch. Without `shuffle` the processes take batches in turn; all get the same number, some
@@ -176,7 +175,10 @@ class Batches:
                 f"batch size {batch_size} is more than the {self.count} images of {data.name}: "
                 f"choose a batch size of {self.count} or less"
             )
-        self.images = data.images[: self.count].to(device)
+        self.device = torch.device(device)
+        self.images = data.images
+        if isinstance(self.images, Tensor):
+            self.images = self.images[: self.count].to(device)
         self.labels = data.labels[: self.count].to(device)
         self.batch_size = batch_size
         self.seed = seed
@@ -198,15 +200,14 @@ class Batches:
 
     def training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The rest of the current epoch, in random order; this process's share of every batch."""
-        device = self.images.device
         random = np.random.default_rng((self.seed, Purpose.ORDER, self.epoch))
-        order = torch.from_numpy(random.permutation(self.count)).to(device)  # (N,)
-        mirrored = torch.from_numpy(random.random(self.count) < 0.5).to(device)  # (N,)
+        order = torch.from_numpy(random.permutation(self.count))  # (N,)
+        mirrored = torch.from_numpy(random.random(self.count) < 0.5).to(self.device)  # (N,)
         share = self.batch_size // self.world_size
-        for batch in range(self.batch, len(self)):
-            start = batch * self.batch_size + self.rank * share
-            chosen = order[start : start + share]
-            x = to_float(self.images[chosen])  # (B,C,H,W)
+        first = self.rank * share
+        starts = [batch * self.batch_size + first for batch in range(self.batch, len(self))]
+        for batch, (chosen, images) in enumerate(self.read(order, starts, share), self.batch):
+            x = to_float(images)  # (B,C,H,W)
             if self.flip:
                 x = torch.where(mirrored[chosen, None, None, None], x.flip(3), x)
             self.batch = batch + 1
@@ -216,11 +217,33 @@ class Batches:
 
     def ordered_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in their order, every `world_size`-th batch."""
-        order = torch.arange(self.count, device=self.images.device)
-        for batch in range(len(self)):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            chosen = order[start : start + self.batch_size]
-            yield to_float(self.images[chosen]), self.labels[chosen]
+        batches = [batch * self.world_size + self.rank for batch in range(len(self))]
+        starts = [batch * self.batch_size for batch in batches]
+        for chosen, images in self.read(torch.arange(self.count), starts, self.batch_size):
+            yield to_float(images), self.labels[chosen]
+
+    def read(self, order: Tensor, starts: list[int], count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The part of order (N,) at each start, (B,), and its images, uint8 (B,C,H,W)."""
+        if isinstance(self.images, Tensor):
+            order = order.to(self.device)
+            for start in starts:
+                chosen = order[start : start + count]
+                yield chosen, self.images[chosen]
+            return
+        parts = (order[start : start + count] for start in starts)
+        with contextlib.closing(prefetched(self.fetch, parts)) as fetched:
+            for chosen, images in fetched:
+                yield (
+                    chosen.to(self.device, non_blocking=True),
+                    images.to(self.device, non_blocking=True),
+                )
+
+    def fetch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Read mapped images from the file, ready to be copied to the device."""
+        images = self.images[chosen]
+        if self.device.type == "cuda":  # copies of pinned memory overlap with computation
+            return chosen.pin_memory(), images.pin_memory()
+        return chosen, images
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}

@@ -28,6 +28,7 @@ from torch_fidelity import feature_extractor_inceptionv3
 
 from Dataset import DiffSet
 from evaluation.classifier import Classifier, load_or_train
+from image_data.mapped_images import Images
 from runtime.atomic_file import complete_file
 from runtime.messages import one_line
 from runtime.progress_bar import progress_bar
@@ -183,7 +184,7 @@ def load_feature_extractor(
 
 @torch.no_grad()
 def extract_features(
-    extractor: FeatureExtractor, images: Tensor, title: str = "", batch_size: int = 100
+    extractor: FeatureExtractor, images: Images, title: str = "", batch_size: int = 100
 ) -> tuple[Tensor, Tensor]:
     """Features (N,F) and logits (N,K), on the CPU, of uint8 images (N,C,H,W).
 
@@ -198,7 +199,7 @@ def extract_features(
         disable=not title,
         leave=False,
     ):
-        batch_features, batch_logits = extractor.network(batch.to(device))
+        batch_features, batch_logits = extractor.network(batch[:].to(device))
         features.append(batch_features.float().cpu())
         logits.append(batch_logits.float().cpu())
     return torch.cat(features), torch.cat(logits)
@@ -215,7 +216,7 @@ def reference_features(
 
     Raises OSError where they cannot be saved.
     """
-    images = data.images[data.subset(count)]
+    images = data.images.index_select(0, data.subset(count))
     identity = (data.digest(), len(images), extractor.digest)
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
     file = Path(root) / f"{data.name}-{extractor.name}-features-{key}.npy"

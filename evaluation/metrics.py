@@ -221,7 +221,7 @@ def memorization(
     train, test = real.images("train"), real.images("test")
     features, _ = extract_features(extractor, samples, batch_size=real.batch_size)
     compared = {
-        "pixels": (samples.flatten(1), train.flatten(1), test.flatten(1)),
+        "pixels": (samples, train, test),
         "features": (
             features,
             real.features(extractor, "train"),

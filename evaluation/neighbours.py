@@ -8,14 +8,18 @@ Letters in the shape columns: N, M and L images, C channels, H and W height and 
 or pixels.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from image_data.grids import image_grid
+from image_data.mapped_images import Images
 
-QUERY_CHUNK = 1000  # images whose neighbours are searched at once
-SEARCH_CHUNK = 10_000  # images that are searched at once
+QUERY_CHUNK = 1000  # images whose neighbours are searched at once, at most
+SEARCH_CHUNK = 10_000  # images that are searched at once, at most
+CHUNK_BYTES = 2**28  # of their features in double precision
 REAL_IMAGES = 1000  # held-out images, and samples, that tell what is usual
 SHARE = 0.01  # of the real images: those nearest to others define what counts as a copy
 ROUNDING = 0.001  # of the distance from the mean image: distances below count as zero
@@ -25,21 +29,23 @@ GROUP_GAP = 6  # pixels between the groups of a row
 
 
 def nearest(
-    images: Tensor, others: Tensor, count: int = 1, exclude_self: bool = False
+    images: Images, others: Images, count: int = 1, exclude_self: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Euclidean distances (N,count), rising, to the nearest of others, and their indices.
 
-    images (N,F) and others (M,F) may be uint8. exclude_self: `others` begin with the same images,
-    and none is its own neighbour. Computed in double precision: cdist subtracts squares, and
-    rounding would confuse images that are near each other.
+    images (N,F) and others (M,F) may also be uint8 (N,C,H,W) and (M,C,H,W). exclude_self: `others`
+    begin with the same images, and none is its own neighbour. Computed in double precision: cdist
+    subtracts squares, and rounding would confuse images that are near each other.
     """
     all_distances, all_indices = [], []
-    for start in range(0, len(images), QUERY_CHUNK):
-        queries = images[start : start + QUERY_CHUNK].double()
+    largest = CHUNK_BYTES // (8 * math.prod(images.shape[1:]))
+    query_chunk, search_chunk = min(QUERY_CHUNK, largest), min(SEARCH_CHUNK, largest)
+    for start in range(0, len(images), query_chunk):
+        queries = rows(images[start : start + query_chunk])
         values = torch.zeros(len(queries), 0).double()
         indices = torch.zeros(len(queries), 0, dtype=torch.long)
-        for first in range(0, len(others), SEARCH_CHUNK):
-            distances = torch.cdist(queries, others[first : first + SEARCH_CHUNK].double())  # (n,m)
+        for first in range(0, len(others), search_chunk):
+            distances = torch.cdist(queries, rows(others[first : first + search_chunk]))  # (n,m)
             if exclude_self:
                 own = torch.arange(len(queries)) + start
                 own = own[(own >= first) & (own < first + distances.shape[1])]
@@ -54,12 +60,17 @@ def nearest(
     return torch.cat(all_distances), torch.cat(all_indices)
 
 
-def audit(samples: Tensor, train: Tensor, test: Tensor) -> tuple[dict[str, float], Tensor]:
+def rows(images: Tensor) -> Tensor:
+    """Images or features as double precision (N,F)."""
+    return images.flatten(1).double()
+
+
+def audit(samples: Tensor, train: Images, test: Images) -> tuple[dict[str, float], Tensor]:
     """Compare the distances of samples to training images with those to held-out images.
 
-    samples (N,F), train (M,F) and test (L,F), each in random order. Also returns, for each
-    sample, its distance to the nearest training image divided by that to the nearest held-out
-    one (N,). Quotients, because smooth and pale images are near to every image.
+    samples (N,F), train (M,F) and test (L,F), or images themselves, are in random order. Also
+    returns, for each sample, its distance to the nearest training image divided by that to the
+    nearest held-out one (N,). Quotients, because smooth and pale images are near to every image.
 
     ratio: the mean distance to the nearest training image divided by that to the nearest held-out
     image, among equally many of both (the training images are taken in chunks). It is 1 for a
@@ -70,8 +81,8 @@ def audit(samples: Tensor, train: Tensor, test: Tensor) -> tuple[dict[str, float
     held-out images. duplicates: see `duplicate_share`.
     """
     chunks = train.split(min(len(train), len(test)))  # the last one may be smaller
-    test = test[: len(chunks[0])]
-    real, own = test[:REAL_IMAGES].double(), samples[:REAL_IMAGES].double()
+    test = test.split(len(chunks[0]))[0]
+    real, own = rows(test[:REAL_IMAGES]), rows(samples[:REAL_IMAGES])
     deviation = float((real - real.mean(0)).norm(dim=1).mean())
     zero = max(deviation * ROUNDING, TINY)
     to_chunks = torch.cat([nearest(samples, chunk)[0] for chunk in chunks], dim=1)  # (N, chunks)
@@ -110,7 +121,7 @@ def share(true: Tensor) -> float:
 
 
 def draw_neighbours(
-    samples: Tensor, train: Tensor, by_pixels: Tensor, by_features: Tensor, columns: int = 4
+    samples: Tensor, train: Images, by_pixels: Tensor, by_features: Tensor, columns: int = 4
 ) -> Tensor:
     """Draw each sample in a row with its nearest training images: uint8 (C,H',W').
 
@@ -120,7 +131,7 @@ def draw_neighbours(
     N, C = samples.shape[:2]
     groups = [samples]
     for indices in (by_pixels, by_features):
-        groups.append(train[indices[:, :columns]].flatten(0, 1))
+        groups.append(train[indices[:, :columns].flatten()])
     panels = []
     for images in groups:
         pixels = images.permute(0, 2, 3, 1).numpy()  # (N * columns,H,W,C)

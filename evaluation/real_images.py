@@ -11,6 +11,7 @@ from torch import Tensor
 
 from Dataset import DiffSet
 from evaluation.features import FeatureExtractor, reference_features
+from image_data.mapped_images import Images
 
 Split = Literal["train", "test"]
 OTHER_SPLIT: dict[Split, Split] = {"train": "test", "test": "train"}
@@ -33,10 +34,10 @@ class RealImages:
     def split(self, name: Split) -> DiffSet:
         return self.train_set if name == "train" else self.test_set
 
-    def images(self, name: Split, count: int | None = None) -> Tensor:
+    def images(self, name: Split, count: int | None = None) -> Images:
         """uint8 (N,C,H,W): `count` images of a split, by default those that are compared."""
         data = self.split(name)
-        return data.images[data.subset(count or self.count)]
+        return data.images.index_select(0, data.subset(count or self.count))
 
     def features(self, extractor: FeatureExtractor, name: Split) -> Tensor:
         """Features (N,F) of the images of a split, in the order of `images`."""

@@ -5,6 +5,8 @@
 `train_images` uint8 (N,H,W,C) with 1 or 3 channels, `train_labels` integers (N,), `test_images`,
 `test_labels`, and `classes`, their names. Only `train_images`, or `arr_0` in its place, must be
 there. Without test images, every tenth image, 10,000 at most, is held out for testing.
+
+An array of more than `mapped_images.IN_MEMORY` bytes is mapped, not read, unless it is compressed.
 """
 
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from image_data import mapped_images
+from image_data.mapped_images import map_of
 from image_data.npz_files import NpzError, is_image_array, read_npz
 from runtime.messages import one_line
 
@@ -20,11 +24,20 @@ MAX_LABEL = 99_999
 
 @dataclass(frozen=True)
 class Split:
-    """The training or the test images of a dataset."""
+    """The training or the test images of a dataset.
+
+    rows: None where `images` has no others. A mapped array may have: then (N,) which of its images
+    these are.
+    """
 
     images: np.ndarray  # uint8 (N,H,W,C)
     labels: np.ndarray  # int64 (N,)
     classes: tuple[str, ...]
+    rows: np.ndarray | None = None
+
+    @property
+    def is_mapped(self) -> bool:
+        return map_of(self.images) is not None
 
 
 def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
@@ -34,7 +47,7 @@ def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
     with a one-line message if the file cannot be read or has another layout.
     """
     try:
-        arrays = read_npz(file)
+        arrays = read_npz(file, map_above=mapped_images.IN_MEMORY)
     except (FileNotFoundError, NpzError) as error:
         raise ValueError(
             f"{file} cannot be read as an .npz file ({one_line(error)}): "
@@ -43,10 +56,13 @@ def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
     held_out = "test_images" not in arrays
     prefix = "train" if train or held_out else "test"
     images, labels = checked_arrays(arrays, prefix, file)
+    rows = None
     if held_out and len(images) > 1:
         test = held_out_mask(len(images))
-        chosen = ~test if train else test
-        images, labels = images[chosen], labels[chosen]
+        rows = np.flatnonzero(~test if train else test)
+        labels = labels[rows]
+        if map_of(images) is None:
+            images, rows = images[rows], None
     if labels.max() > MAX_LABEL:
         raise ValueError(f"{file}: label {labels.max()} is too large: number the classes from 0")
     classes = classes or class_names(arrays, labels)
@@ -54,7 +70,7 @@ def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
         raise ValueError(
             f"{file}: label {labels.max()} has no name among the {len(classes)} classes"
         )
-    return Split(images, labels.astype(np.int64), classes)
+    return Split(images, labels.astype(np.int64), classes, rows)
 
 
 def checked_arrays(

@@ -6,21 +6,27 @@
 Letters in the shape comments: N images, C channels, H and W height and width.
 """
 
+import contextlib
 import hashlib
+import math
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from image_data.npz_files import write_npz
+from image_data.npz_files import Parts, write_npz
 from image_data.value_range import ValueRange, choose_range, find_range, is_deep
 from runtime.image_size import Size, as_typed, height_and_width
 from runtime.messages import one_line
 
 DECODER = 2  # counts up when the same files give other pixels
+LOOKED_AT = 16  # images of a folder that are looked at before it is decoded
 
 
 def open_image(path: str | Path, values: ValueRange | None = None) -> Image.Image:
@@ -84,7 +90,8 @@ def decode_folder(
     """Decode a folder of images into an .npz file in `root`, unless that exists.
 
     values: the range of images of more than 8 bits, by default found in all of them. Raises
-    ValueError if there is no image, or one cannot be read, or the range cannot be found.
+    ValueError if there is no image, or one cannot be read, or the range cannot be found, and
+    OSError if the file cannot be written, in one line.
 
     The file's name contains a hash of the names, sizes and times of all images, so that the folder
     is decoded again after a change. Images in a subfolder have its name as their class.
@@ -102,15 +109,74 @@ def decode_folder(
     if not file.is_file():
         if values is None and (values := find_folder_range(folder, paths)):
             tqdm.write(f"{folder}: {values} (--value-range LO,HI for another range)", sys.stderr)
-        progress = tqdm(paths, desc=f"decoding {folder}", unit=" images")
-        images = np.stack([decode_image(path, image_size, values) for path in progress])
-        if (images == images[..., :1]).all():
-            images = images[..., :1]  # (N,H,W,1): every image is gray
         names = [class_name(path.relative_to(folder)) for path in paths]
         classes = sorted(set(names))
-        labels = np.array([classes.index(name) for name in names], np.int64)
-        write_npz(file, train_images=images, train_labels=labels, classes=classes)
+        number = {name: i for i, name in enumerate(classes)}
+        labels = np.array([number[name] for name in names], np.int64)
+        images = DecodedImages(paths, image_size, values, f"decoding {folder}")
+        images.write(file, train_labels=labels, classes=classes)
     return file
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Image files that are decoded one after another and written to an .npz file at once, so that
+    one of them is in memory."""
+
+    paths: list[Path]
+    size: Size
+    values: ValueRange | None
+    title: str  # of the progress bar
+
+    def write(self, file: Path, **arrays: ArrayLike) -> None:
+        """Write them, (N,H,W,1) if every image is gray and (N,H,W,3) otherwise, and other arrays.
+
+        Raises ValueError or OSError, in one line. Whether an image has colours is known when it is
+        decoded. A few are looked at before the first is written; if another one has colours after
+        all, the work begins again.
+        """
+        step = -(-len(self.paths) // LOOKED_AT)
+        if all(is_gray(self.decode(path)) for path in self.paths[::step]):
+            with contextlib.suppress(NotGrayError):
+                self.write_parts(file, self.gray_images(), 1, arrays)
+                return
+        self.write_parts(file, self.images(), 3, arrays)
+
+    def write_parts(
+        self, file: Path, parts: Iterator[np.ndarray], channels: int, arrays: dict[str, ArrayLike]
+    ) -> None:
+        shape = (len(self.paths), *height_and_width(self.size), channels)
+        try:
+            write_npz(file, train_images=Parts(shape, parts), **arrays)
+        except OSError as error:
+            raise OSError(
+                f"{file} cannot be written ({error.strerror or one_line(error)}), which takes "
+                f"{math.prod(shape) / 2**20:.1f} MiB: choose another --data-root"
+            ) from None
+
+    def decode(self, path: Path) -> np.ndarray:
+        return decode_image(path, self.size, self.values)
+
+    def images(self) -> Iterator[np.ndarray]:
+        """Each image, (1,H,W,3)."""
+        for path in tqdm(self.paths, desc=self.title, unit=" images"):
+            yield self.decode(path)[None]
+
+    def gray_images(self) -> Iterator[np.ndarray]:
+        """Each image, (1,H,W,1). Raises NotGrayError."""
+        for image in self.images():
+            if not is_gray(image):
+                raise NotGrayError
+            yield image[..., :1]
+
+
+class NotGrayError(Exception):
+    """An image has colours."""
+
+
+def is_gray(image: np.ndarray) -> bool:
+    """Whether the channels of an image (...,C) are equal."""
+    return bool((image == image[..., :1]).all())
 
 
 def find_folder_range(folder: Path, paths: list[Path]) -> ValueRange | None:

@@ -19,10 +19,11 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; afterwards sync it and rename it to `path`.
 
     The folder is made, and the temporary path has the same suffix. After an error, or a signal, the
-    temporary file is removed, and an older `path` is as before. Temporary files of the same `path`
-    whose process was killed on this host are removed first.
+    temporary file is removed, and so is a folder that was made; an older `path` is as before.
+    Temporary files of the same `path` whose process was killed on this host are removed first.
     """
     path = Path(path)
+    is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.stem}.tmp.{HOST}."
     remove_temporaries_of_killed_processes(path, prefix)
@@ -34,6 +35,9 @@ def complete_file(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        if is_new_folder:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.parent.rmdir()
 
 
 def remove_temporaries_of_killed_processes(path: Path, prefix: str) -> None:

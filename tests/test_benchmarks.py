@@ -62,3 +62,12 @@ def test_where_the_time_of_a_step_goes():
     assert {"network, forward", "network, backward", "optimizer", "the rest"} <= table.keys()
     assert abs(sum(shares) - 100) < 1
     assert min(shares) >= 0
+
+
+@pytest.mark.slow
+def test_mapped_images_are_compared_with_images_in_memory(tiny_data):
+    words = f"--dataset {tiny_data} --image-size 16 --steps 1 --rounds 2".split()
+    out = printed("mapped.py", *words, "--data-root", str(tiny_data.parent))
+    table = rows(out)
+    assert set(table) >= {"64", "mapped", "in memory"}
+    assert "speed of mapped over in memory, 2 pairs of 1 steps: median" in out

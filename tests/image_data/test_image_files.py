@@ -1,11 +1,19 @@
 """Image files of all modes and sizes."""
 
+import subprocess
+import sys
+import tracemalloc
+
 import numpy as np
 import pytest
+from conftest import TINY
 from PIL import Image
 
+import train
+from image_data import image_files
 from image_data.image_files import decode_folder, decode_image, fit_images
 from image_data.npz_files import read_npz
+from runtime.atomic_file import HOST
 
 MODES = {
     "L": 90,
@@ -73,7 +81,7 @@ def test_the_centre_is_cropped_to_the_proportions(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_are_fitted_to_both_sides(channels):
     images = np.zeros((2, 6, 12, channels), np.uint8)
-    images[:, :, 4:8] = 200
+    images[:, :, 1:11] = 200  # the crop is of columns 4 to 7, and Lanczos takes three more
     assert fit_images(images, (6, 12)) is images
     assert fit_images(images, (3, 12)).shape == (2, 3, 12, channels)
     assert (fit_images(images, (12, 8)) == 200).all()
@@ -99,3 +107,87 @@ def test_a_corrupt_image_is_named_and_refused(tmp_path, damage):
         decode_folder(tmp_path / "mine", tmp_path / "data", 32)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "data").exists()
+
+
+def photos(folder, count):
+    """Small images in colour, quickly decoded."""
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (4, 4), (i, 255 - i, 0)).save(folder / f"{i:03}.png")
+    return folder
+
+
+def test_decoding_does_not_keep_the_images_in_memory(tmp_path):
+    decode_folder(photos(tmp_path / "few", 20), tmp_path / "data", 64)  # what is loaded once
+    folder = photos(tmp_path / "many", 200)
+    tracemalloc.start()
+    try:
+        file = decode_folder(folder, tmp_path / "data", 64)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert file.stat().st_size > 200 * 64 * 64 * 3
+    assert peak < 200 * 64 * 64 * 3 / 2
+
+
+def test_one_image_in_colour_among_gray_ones_is_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "LOOKED_AT", 1)  # at the first image alone
+    (tmp_path / "mixed").mkdir()
+    for i in range(30):
+        colour = (9, i, 0) if i == 25 else (i, i, i)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "mixed" / f"{i:02}.png")
+    images = read_npz(decode_folder(tmp_path / "mixed", tmp_path / "data", 8))["train_images"]
+    assert images.shape == (30, 8, 8, 3)
+    assert images[24, 0, 0].tolist() == [24, 24, 24]
+    assert images[25, 0, 0].tolist() == [9, 25, 0]
+    assert len([*(tmp_path / "data").iterdir()]) == 1
+
+
+@pytest.mark.parametrize("reason", [SystemExit(130), MemoryError()])
+def test_decoding_that_is_interrupted_leaves_nothing_and_begins_again(
+    tmp_path, monkeypatch, reason
+):
+    folder = photos(tmp_path / "mine", 40)
+
+    def interrupted(path, size, values):
+        if path.stem == "030":
+            raise reason
+        return decode_image(path, size, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image_files, "decode_image", interrupted)
+        with pytest.raises(type(reason)):
+            decode_folder(folder, tmp_path / "data", 8)
+    assert not (tmp_path / "data").exists()
+    assert len(read_npz(decode_folder(folder, tmp_path / "data", 8))["train_images"]) == 40
+
+
+def test_what_a_killed_process_has_written_is_not_used(tmp_path):
+    folder = photos(tmp_path / "mine", 20)
+    file = decode_folder(folder, tmp_path / "data", 8)
+    whole = file.read_bytes()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    file.rename(half := file.with_name(f".{file.stem}.tmp.{HOST}.{ended.pid}.npz"))
+    half.write_bytes(whole[: len(whole) // 2])
+    assert decode_folder(folder, tmp_path / "data", 8) == file
+    assert file.read_bytes() == whole
+    assert [*(tmp_path / "data").iterdir()] == [file]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [("size=64k", "No space left on device"), ("ro,size=64k", "Read-only file system")],
+)
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, small_disk, capsys, options, reason):
+    disk = small_disk(options)
+    folder = photos(tmp_path / "mine", 40)
+    words = ["--dataset", str(folder), "--data-root", str(disk), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*words, *TINY, "--image-size", "32", "--max-steps", "1"])
+    assert stop.value.code == 2
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert all("decoding" in one or not one for one in progress)
+    assert f"cannot be written ({reason}), which takes 0.1 MiB: choose another --data-root" in line
+    assert not [*disk.iterdir()]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,139 @@
+"""What it costs to train on images that stay in their file: memory and speed, as Markdown.
+
+    python benchmarks/mapped.py --dataset photos --image-size 64
+
+Memory: processes that each train a few steps, on 64 images, on all images mapped, and on all images
+in memory, and then read /proc/self/status. RssAnon is memory of their own; RssFile is files, which
+the operating system takes back when others need the memory. Speed: both ways in one process, by
+turns of a few steps, because a machine's speed changes; the ratio is that of neighbouring turns.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from speed import machine
+
+import train
+from image_data import mapped_images
+from runtime.launcher import Machine, launch
+from training.dry_run import Step
+from training.settings import TrainingSettings
+from training.setup import set_up
+
+LIMITS = {"mapped": 0, "in memory": 2**60}  # of what is kept in memory
+FEW = 64  # images of the process whose memory is torch's own
+
+
+def endless(batches: Any) -> Iterator[Any]:
+    while True:
+        yield from batches
+
+
+class Training:
+    """Training steps on new batches, without the Trainer."""
+
+    def __init__(self, way: str, words: list[str], machine: Machine):
+        mapped_images.IN_MEMORY = LIMITS[way]
+        parser = train.build_parser()
+        parser.set_defaults(**train.PRESETS["laptop"])
+        settings = TrainingSettings.from_flags(
+            vars(parser.parse_args([*words, "--device", "cpu"])), "laptop"
+        )
+        run = set_up(settings, machine)
+        self.batches = endless(run.batches)
+        self.step = Step(run, machine)
+
+    def seconds(self, steps: int) -> float:
+        """The time of so many steps."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.step.batch = next(self.batches)
+            self.step()
+        return time.perf_counter() - began
+
+
+def print_memory(way: str, words: list[str], steps: int) -> None:
+    """Train, and print RssAnon and RssFile in MiB."""
+    training = Training(way, words, launch("mapped.py", "cpu"))
+    training.seconds(steps)
+    status = Path("/proc/self/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in status)
+    print(*(int(values[name].split()[0]) // 1024 for name in ("RssAnon", "RssFile")))
+
+
+def memory_of(way: str, words: list[str], steps: int) -> tuple[int, int]:
+    """RssAnon and RssFile, in MiB, of a process that trains."""
+    command = [sys.executable, __file__, "--child", way, "--steps", str(steps), *words]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    anonymous, of_files = printed.split()[-2:]
+    return int(anonymous), int(of_files)
+
+
+def memory_table(words: list[str], size: str, steps: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        few = Path(folder) / "few.npz"
+        np.savez(few, train_images=np.zeros((FEW, int(size), int(size), 3), np.uint8))
+        own = memory_of("mapped", [*words, "--dataset", str(few)], steps)
+    print("| images | RssAnon, MiB | RssFile, MiB | RssAnon beyond torch's own, MiB |")
+    print("| --- | --- | --- | --- |")
+    print(f"| {FEW} | {own[0]} | {own[1]} | 0 |")
+    for way in LIMITS:
+        anonymous, of_files = memory_of(way, words, steps)
+        print(f"| {way} | {anonymous} | {of_files} | {anonymous - own[0]} |", flush=True)
+
+
+def speed_table(words: list[str], steps: int, rounds: int) -> None:
+    here = launch("mapped.py", "cpu")
+    ways = {way: Training(way, words, here) for way in LIMITS}
+    for way in ways.values():
+        way.seconds(2)
+    seconds: dict[str, list[float]] = {way: [] for way in LIMITS}
+    for turn in range(rounds):
+        for way in list(ways) if turn % 2 else reversed(list(ways)):
+            seconds[way].append(ways[way].seconds(steps) / steps)
+    print("| images | ms/step, median |")
+    print("| --- | --- |")
+    for way, times in seconds.items():
+        print(f"| {way} | {1000 * statistics.median(times):.1f} |")
+    ratios = [memory / mapped for mapped, memory in zip(*seconds.values())]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"\nspeed of mapped over in memory, {rounds} pairs of {steps} steps: median {middle:.3f}, "
+        f"quartiles {low:.3f} to {high:.3f}; of the sums "
+        f"{sum(seconds['in memory']) / sum(seconds['mapped']):.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--dataset", required=True, help="a folder of images or an .npz file")
+    parser.add_argument("--data-root", default="data", help="where it is decoded (data)")
+    parser.add_argument("--image-size", default="64", help="height and width (64)")
+    parser.add_argument("--steps", type=int, default=5, help="of a turn (5)")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each way (20)")
+    parser.add_argument("--child", choices=LIMITS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    words = ["--dataset", args.dataset, "--data-root", args.data_root]
+    words += ["--image-size", args.image_size]
+    if args.child:
+        print_memory(args.child, words, args.steps)
+        return
+    print(f"{machine('cpu')}\n")
+    memory_table(words, args.image_size, args.steps)
+    print()
+    speed_table(words, args.steps, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
