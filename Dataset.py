@@ -60,6 +60,7 @@ class DiffSet(torch.utils.data.Dataset):
     classes: tuple[str, ...]  # their names
     name: str
     size: int
+    original_size: tuple[int, int]  # height and width before an image_size was applied
     depth: int  # channels, 1 or 3
     flip: bool  # whether a mirrored image could be in the dataset as well
     padded: bool  # whether the images were padded from 28x28 to 32x32
@@ -79,6 +80,7 @@ class DiffSet(torch.utils.data.Dataset):
         if key == "shapes":
             self.name, self.classes = key, shapes.KINDS
             self.flip = self.padded = False
+            self.original_size = (image_size, image_size)
             count, seed = (20_000, 0) if train else (2_000, 1)
             self.images, self.labels = shapes.draw(count, image_size, seed)
         else:
@@ -97,7 +99,8 @@ class DiffSet(torch.utils.data.Dataset):
             split = read_split(file, train, known.classes if known else ())
             self.classes = split.classes
             self.flip = known.flip if known else True
-            self.padded = split.images.shape[1:3] == (28, 28) and image_size == 32
+            self.original_size = split.images.shape[1:3]
+            self.padded = self.original_size == (28, 28) and image_size == 32
             images = fit_images(split.images, image_size).transpose(0, 3, 1, 2)
             self.images = torch.from_numpy(images.copy())
             self.labels = torch.from_numpy(split.labels)
