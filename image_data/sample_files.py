@@ -4,9 +4,9 @@
     samples.images                                    # uint8 (N,H,W,C), in the order of the file
     samples.labels                                    # int64 (N,), or None
 
-An .npz file holds `arr_0` uint8 (N,H,W,C) and may hold `arr_1`, the classes (N,): so write
-Inference.py, improved-diffusion, guided-diffusion and EDM. A folder holds image files of one size,
-in any depth of subfolders.
+An .npz file holds `arr_0` uint8 (N,H,W,C) and may hold `arr_1`, the classes (N,), as Inference.py,
+improved-diffusion and guided-diffusion write it. A folder holds image files of one size, in any
+depth of subfolders, as EDM writes them.
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """

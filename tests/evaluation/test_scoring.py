@@ -204,9 +204,6 @@ def test_fid_is_that_of_torch_fidelity_for_the_same_folders(
     assert "inception_score" in inception
     assert not inception["published_weights"]
     assert not any("FID" in line for line in table)
-    assert score(one, one, *words)[1]["distances"]["inception"]["to_reference"]["frechet"][
-        "mean"
-    ] == pytest.approx(0, abs=1e-3)
 
 
 # ---- refusals ------------------------------------------------------------------------------------
