@@ -29,7 +29,7 @@ from image_data.image_files import decode_folder
 from image_data.mapped_images import Images, chunks
 from image_data.prefetching import prefetched
 from image_data.value_range import ValueRange
-from runtime.image_size import Size
+from runtime.image_size import Size, height_and_width
 from runtime.randomness import Purpose
 from runtime.suggestions import unknown
 
@@ -67,6 +67,7 @@ class DiffSet(torch.utils.data.Dataset):
     classes: tuple[str, ...]  # their names
     name: str
     size: Size
+    original_size: tuple[int, int]  # height and width before they were fitted to `size`
     depth: int  # channels, 1 or 3
     flip: bool  # whether a mirrored image could be in the dataset as well
     padded: bool  # whether the images were padded from 28x28 to 32x32
@@ -89,6 +90,7 @@ class DiffSet(torch.utils.data.Dataset):
             count, seed = (20_000, 0) if train else (2_000, 1)
             size = image_size or DEFAULT_SIZE
             self.images, self.labels = shapes.draw(count, size, seed)
+            self.original_size = height_and_width(size)
         else:
             if path.suffix == ".npz" and path.is_file():
                 self.name, file = path.stem, path
@@ -107,6 +109,7 @@ class DiffSet(torch.utils.data.Dataset):
             split = read_fitted(file, train, image_size, Path(root), names)
             self.images, self.labels, size = split.images, split.labels, split.size
             self.classes, self.padded = split.classes, split.padded
+            self.original_size = split.original_size
         self.size, self.depth = size, self.images.shape[1]
 
     def __len__(self) -> int:

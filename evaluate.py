@@ -1,6 +1,6 @@
 # PYTHON_ARGCOMPLETE_OK
 """Measure a trained model: bits/dim of unseen images, distances of its samples from real ones, and
-whether they are copies.
+whether they are copies. Or score images that any program made.
 
     # all of it, with what suits the machine
     python evaluate.py --ckpt runs/mnist
@@ -14,17 +14,22 @@ whether they are copies.
     python evaluate.py --ckpt runs/mnist --sweep sampler,steps
     # what looks wrong in a run
     python evaluate.py --ckpt runs/mnist --doctor
+    # images in a folder or a file, against a dataset
+    python evaluate.py --samples generated/ --dataset cifar10
+    # and against other images
+    python evaluate.py --samples generated.npz photos/ --features inception
 
 Prints a table and one line of JSON, and adds that to metrics.json in the run directory, or beside
 the file that was given. The samples are kept there, in evaluation/: stopped and run again, it goes
-on.
+on. What is measured of --samples NAME is in NAME-evaluation/.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from evaluation.plan import EvaluationPlan
+from evaluation.plan import EvaluationPlan, ScoringPlan
 from runtime import flags
 from runtime.arguments import Parser, names, some_numbers, whole
 from runtime.output import protect_output
@@ -45,6 +50,20 @@ SAMPLING_FLAGS = {
     "compile",
 }
 
+# flags that change something beside --samples, and those that do beside --ckpt as well
+SCORING_FLAGS = {
+    "samples",
+    "dataset",
+    "data_root",
+    "out",
+    "features",
+    "inception_weights",
+    "references",
+    "batch_size",
+    "device",
+}
+MODEL_FLAGS = {"ckpt", "weights", "ema_length", "bound", "terms", "exact", "flow", "seeds"}
+
 
 def build_parser() -> Parser:
     parser = Parser(__doc__, main_flag="--ckpt")
@@ -52,11 +71,25 @@ def build_parser() -> Parser:
     add = group.add_argument
     flags.add_checkpoint(
         group,
-        required=True,
         help="a checkpoint, a run directory for its newest, a pretrained model's name (cifar10, "
-        "..), a pipeline of diffusers, a .safetensors file (required)",
+        "..), a pipeline of diffusers, a .safetensors file (required without --samples)",
     )
     flags.add_weights(group)
+    add(
+        "--samples",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="instead of sampling: score the images in a folder or an .npz file, against --dataset "
+        "or a second PATH (those of --ckpt)",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the results of --samples go (NAME-evaluation beside them)",
+    )
     add(
         "--dataset",
         metavar="NAME",
@@ -183,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from evaluation import doctor
     from evaluation.evaluation import evaluate
+    from evaluation.scoring import score
     from runtime.launcher import launch
 
     if args.doctor:
@@ -194,7 +228,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     machine = launch(parser.prog, args.device, args.precision, args.devices, args.num_nodes)
     try:
-        evaluate(make_plan(args, machine.device.type, machine.precision), machine)
+        if args.samples:
+            score(make_scoring_plan(args, machine.device.type, machine.precision), machine)
+        else:
+            evaluate(make_plan(args, machine.device.type, machine.precision), machine)
     except torch.OutOfMemoryError:
         return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except MemoryError:
@@ -235,6 +272,22 @@ def make_plan(args: argparse.Namespace, device_type: str, precision: str) -> Eva
     )
 
 
+def make_scoring_plan(args: argparse.Namespace, device_type: str, precision: str) -> ScoringPlan:
+    """The settings that the flags stand for beside --samples."""
+    plan = make_plan(args, device_type, precision)
+    return ScoringPlan(
+        samples=tuple(args.samples),
+        dataset=plan.dataset,
+        data_root=plan.data_root,
+        features=plan.features,
+        inception_weights=plan.inception_weights,
+        references=plan.references,
+        batch_size=plan.batch_size,
+        out=args.out,
+        model=replace(plan, num=0) if args.ckpt else None,
+    )
+
+
 # ---- flags that do not go together ---------------------------------------------------------------
 
 
@@ -244,13 +297,24 @@ def find_conflict(args: argparse.Namespace, given: set[str]) -> str:
     given: the flags whose values are not the defaults.
     """
     conflicts = (
+        missing_input(args),
         unused_flag(args, given),
+        conflicting_samples(args, given),
         conflicting_weights(args, given),
         conflicting_counts(args),
         conflicting_samplers(args),
         conflicting_features(args),
     )
     return next(filter(None, conflicts), "")
+
+
+def missing_input(args: argparse.Namespace) -> str:
+    """What is missing for there to be anything to measure."""
+    if not args.ckpt and (args.doctor or args.sweep or not args.samples):
+        return "give a model by --ckpt" + ("" if args.samples else ", or images by --samples")
+    if args.samples and len(args.samples) == 1 and not args.dataset and not args.ckpt:
+        return "--samples needs what to compare with: give --dataset, or a second --samples"
+    return ""
 
 
 def unused_flag(args: argparse.Namespace, given: set[str]) -> str:
@@ -260,7 +324,14 @@ def unused_flag(args: argparse.Namespace, given: set[str]) -> str:
         unused, mode = given - {"ckpt", "dataset", "data_root", "doctor"}, "with --doctor"
     elif args.sweep:
         unused, mode = given & {"bound", "terms", "exact", "flow"}, "with --sweep"
+        unused |= given & {"samples", "out"}
+    elif args.samples:
+        used = SCORING_FLAGS | (MODEL_FLAGS if args.ckpt else set())
+        unused, mode = given - used, "with --samples"
+        if args.bound == 0:
+            unused |= given & {"terms", "exact"}
     else:
+        unused |= given & {"out"}
         if args.num == 0:
             unused |= given & SAMPLING_FLAGS
         if args.bound == 0:
@@ -268,6 +339,25 @@ def unused_flag(args: argparse.Namespace, given: set[str]) -> str:
     if not unused:
         return ""
     return f"--{min(unused).replace('_', '-')} changes nothing {mode}: leave it out"
+
+
+def conflicting_samples(args: argparse.Namespace, given: set[str]) -> str:
+    """A conflict between --samples and other flags."""
+    count = len(args.samples or ())
+    if count > 2:
+        return f"--samples takes one or two folders or .npz files, not {count}"
+    if count < 2:
+        return ""
+    features = args.features or ()
+    if args.ckpt:
+        return "two --samples are compared with each other: leave out --ckpt"
+    if args.references:
+        return "two --samples are compared whole: leave out --references"
+    if "classifier" in features and not args.dataset:
+        return "--features classifier needs a --dataset, whose classifier it is"
+    if args.dataset and features and "classifier" not in features:
+        return "--dataset is for the classifier of two --samples: add --features classifier"
+    return ""
 
 
 def conflicting_weights(args: argparse.Namespace, given: set[str]) -> str:
@@ -285,7 +375,7 @@ def conflicting_counts(args: argparse.Namespace) -> str:
     for name, values in (("sampler", args.sampler), ("steps", args.steps)):
         if values and len(values) > 1 and name not in sweep:
             return f"--{name} with more than one value needs --sweep {name}"
-    measures_nothing = args.bound == 0 and args.num == 0 and not args.flow
+    measures_nothing = args.bound == 0 and args.num == 0 and not args.flow and not args.samples
     if measures_nothing and not sweep and not args.doctor:
         return "there is nothing to measure: give --bound, --flow or --num"
     if sweep and args.num == 0:

@@ -6,8 +6,9 @@ What is measured is printed as it is known and added to metrics.json.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,11 +98,14 @@ def any_missing(prepared: Prepared) -> bool:
 
 
 def measure(prepared: Prepared) -> None:
-    """Print each part as it is measured, add it to metrics.json, and print all as JSON at last.
-
-    Raises OSError or ValueError, in one line.
-    """
+    """Print what is measured, and of what. Raises OSError or ValueError, in one line."""
     identity = identify(prepared)
+    print_model(prepared, identity)
+    publish(prepared.directory / "metrics.json", identity, measurements(prepared))
+
+
+def print_model(prepared: Prepared, identity: dict[str, Any]) -> None:
+    """Print which model is measured, and whether it was trained on these images."""
     step = identity["step"] or "unknown"
     print(
         f"{identity['checkpoint']}, {step} steps, {prepared.weights} weights; "
@@ -112,9 +116,12 @@ def measure(prepared: Prepared) -> None:
         print("  whether it was trained on these images is not known", flush=True)
     elif identity["trained_on"] != identity["train_digest"]:
         print("  these are not the images that it was trained on", flush=True)
-    file = prepared.directory / "metrics.json"
+
+
+def publish(file: Path, identity: dict[str, Any], parts: Iterable[dict[str, Any]]) -> None:
+    """Print each part as it is measured, add it to `file`, and print all as JSON at last."""
     measured: dict[str, Any] = {}
-    for part in measurements(prepared):
+    for part in parts:
         for name, value in part.items():
             measured[name] = {**measured.get(name, {}), **value}
         print("\n".join(table(part)), flush=True)
@@ -144,21 +151,33 @@ def identify(prepared: Prepared) -> dict[str, Any]:
 
 def measurements(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Yield what is measured, part by part, as for metrics.json."""
-    assert prepared.real_images
-    plan, model, test_set = prepared.plan, prepared.model, prepared.real_images.test_set
-    if plan.sweep:
+    if prepared.plan.sweep:
         yield {"sweep": sweep(prepared)}
         return
-    seed, batch_size = plan.seeds[0], plan.batch_size
-    settings = {"seed": seed, "device": model.device.type}
-    if plan.bound:
-        bound = variational_bound(model, test_set, plan.bound, plan.terms, seed, batch_size)
-        yield {"bits_per_dim": {"bound": bound | settings}}
-    if plan.num:
+    yield from measure_bound(prepared)
+    if prepared.plan.num:
         yield from measure_samples(prepared)
-    if plan.flow:  # last, because it alone can fail
-        flow = flow_likelihood(model, test_set, plan.flow, seed, batch_size)
-        yield {"bits_per_dim": {"flow": flow | settings}}
+    yield from measure_flow(prepared)  # last, because it alone can fail
+
+
+def measure_bound(prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """Yield the variational bound, if the plan has it."""
+    assert prepared.real_images
+    plan, model, test_set = prepared.plan, prepared.model, prepared.real_images.test_set
+    if plan.bound:
+        seed, batch_size = plan.seeds[0], plan.batch_size
+        bound = variational_bound(model, test_set, plan.bound, plan.terms, seed, batch_size)
+        yield {"bits_per_dim": {"bound": bound | {"seed": seed, "device": model.device.type}}}
+
+
+def measure_flow(prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """Yield the likelihood of the probability flow, if the plan has it."""
+    assert prepared.real_images
+    plan, model, test_set = prepared.plan, prepared.model, prepared.real_images.test_set
+    if plan.flow:
+        seed = plan.seeds[0]
+        flow = flow_likelihood(model, test_set, plan.flow, seed, plan.batch_size)
+        yield {"bits_per_dim": {"flow": flow | {"seed": seed, "device": model.device.type}}}
 
 
 def measure_samples(prepared: Prepared) -> Iterator[dict[str, Any]]:

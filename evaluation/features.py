@@ -152,20 +152,22 @@ class ClassifierFeatures(nn.Module):
 
 def load_feature_extractor(
     name: str,
-    train_set: DiffSet,
-    test_set: DiffSet,
+    train_set: DiffSet | None,
+    test_set: DiffSet | None,
     root: str | Path,
     device: str | torch.device = "cpu",
     inception_weights: Path | None = None,
 ) -> FeatureExtractor:
     """Return the feature extractor of this name, one of `NAMES`, in eval mode.
 
-    A classifier is one of train_set, with its accuracy on test_set. Raises ValueError or OSError,
-    in one line.
+    A classifier is one of train_set, with its accuracy on test_set; the others need neither. Raises
+    ValueError or OSError, in one line.
     """
     published, accuracy = False, None
     network: nn.Module
     if name == "classifier":
+        assert train_set is not None
+        assert test_set is not None
         classifier = load_or_train(train_set, test_set, root, device)
         network, accuracy = ClassifierFeatures(classifier), float(classifier.accuracy)
     elif name == "efficientnet-lite0":
@@ -217,14 +219,30 @@ def reference_features(
     Raises OSError where they cannot be saved.
     """
     images = data.images.index_select(0, data.subset(count))
-    identity = (data.digest(), len(images), extractor.digest)
+    return cached_features(extractor, images, data.name, data.digest(), root, batch_size)
+
+
+def cached_features(
+    extractor: FeatureExtractor,
+    images: Images,
+    name: str,
+    images_digest: str,
+    root: str | Path,
+    batch_size: int = 100,
+) -> Tensor:
+    """Features (N,F) of uint8 images (N,C,H,W), cached in `root`.
+
+    name, images_digest: of the set that the images are from. Raises OSError where the features
+    cannot be saved.
+    """
+    identity = (images_digest, len(images), extractor.digest)
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
-    file = Path(root) / f"{data.name}-{extractor.name}-features-{key}.npy"
+    file = Path(root) / f"{name}-{extractor.name}-features-{key}.npy"
     with contextlib.suppress(Exception):  # missing or damaged: extracted again
         cached = np.load(file, allow_pickle=False)
         if cached.dtype == np.float32 and cached.ndim == 2 and len(cached) == len(images):
             return torch.from_numpy(cached)
-    title = f"{extractor.name} looks at {data.name}"
+    title = f"{extractor.name} looks at {name}"
     features, _ = extract_features(extractor, images, title, batch_size)
     with complete_file(file) as temporary:
         np.save(temporary, features.numpy())

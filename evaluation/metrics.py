@@ -96,12 +96,7 @@ def distances(
         "train": real.features(extractor, "train"),
         "test": real.features(extractor, "test"),
     }
-    measured: dict[str, Any] = {
-        "weights_digest": extractor.digest,
-        "published_weights": extractor.published,
-        "images": samples.count,
-        "sets": len(sets),
-    }
+    measured = describe(extractor, samples)
     held_out = {split: reference[OTHER_SPLIT[split]][: samples.count] for split in reference}
     small = sum(len(features) < samples.count for features in held_out.values())
     with progress_bar(
@@ -117,6 +112,16 @@ def distances(
     if extractor.name == "classifier":
         measured |= class_shares(extractor, samples, real.train_set, labels)
     return measured
+
+
+def describe(extractor: FeatureExtractor, samples: ExtractedSamples) -> dict[str, Any]:
+    """What is compared, and in which features."""
+    return {
+        "weights_digest": extractor.digest,
+        "published_weights": extractor.published,
+        "images": samples.count,
+        "sets": len(samples.features),
+    }
 
 
 def extract_samples(
@@ -137,12 +142,12 @@ def extract_samples(
 
 
 def distances_from(
-    samples: ExtractedSamples, reference: Tensor, held_out: Tensor, bar: tqdm
+    samples: ExtractedSamples, reference: Tensor, held_out: Tensor | None, bar: tqdm
 ) -> dict[str, Any]:
     """Distances of samples, held-out images (M,F) and noise from the features (N,F) of a split.
 
-    Where there are fewer held-out images than samples, "fewer" has the distances of as many
-    samples: distances fall with the number of images.
+    Without held-out images there is no floor. Where there are fewer of them than samples, "fewer"
+    has the distances of as many samples: distances fall with the number of images.
     """
     reference_statistics = statistics(reference)
 
@@ -151,19 +156,19 @@ def distances_from(
         return all_distances(features, reference, reference_statistics)
 
     of_sets = [measure(features) for features in samples.features]
-    floor, ceiling = measure(held_out), measure(samples.noise_features)
-    measured: dict[str, Any] = {
-        "images": len(reference),
-        "floor_images": len(held_out),
-        "manifold_images": min(samples.count, len(reference), MANIFOLD_IMAGES),
-    }
-    for name in floor:
-        ends = {"floor": floor[name], "ceiling": ceiling[name]}
-        measured[name] = spread([one[name] for one in of_sets]) | ends
-    if len(held_out) < samples.count:
+    ends = {} if held_out is None else {"floor": measure(held_out)}
+    ends["ceiling"] = measure(samples.noise_features)
+    measured: dict[str, Any] = {"images": len(reference)}
+    if held_out is not None:
+        measured["floor_images"] = len(held_out)
+    measured["manifold_images"] = min(samples.count, len(reference), MANIFOLD_IMAGES)
+    for name in ends["ceiling"]:
+        measured[name] = spread([one[name] for one in of_sets])
+        measured[name] |= {end: values[name] for end, values in ends.items()}
+    if held_out is not None and len(held_out) < samples.count:
         of_fewer = [measure(features[: len(held_out)]) for features in samples.features]
         fewer: dict[str, Any] = {"images": len(held_out)}
-        for name in floor:
+        for name in ends["floor"]:
             fewer[name] = spread([one[name] for one in of_fewer])
         measured["fewer"] = fewer
     return measured

@@ -1,6 +1,7 @@
 """Whether samples are copies: their nearest training images, and how near those are.
 
     audit(samples, train, test)      # of pixels or features: ({"ratio": .., ..}, quotients (N,))
+    audit_pair(samples, reference)   # the same where no images were held out
     nearest(samples, train, 3)       # distances and indices (N,3) of the nearest images
     draw_neighbours(...)             # an image of samples beside their neighbours
 
@@ -99,6 +100,29 @@ def audit(samples: Tensor, train: Images, test: Images) -> tuple[dict[str, float
         "copies": share(quotients <= max(usual, ROUNDING)),
         "duplicates": duplicate_share(own[:count], real[:count]),
     }, quotients
+
+
+def audit_pair(samples: Tensor, reference: Tensor) -> tuple[dict[str, float], Tensor]:
+    """Compare the distances of samples to a set of images with those within that set.
+
+    samples (N,F) and reference (M,F), each in random order. Also returns the distance of each
+    sample to the nearest reference image (N,).
+
+    ratio: the mean of these distances divided by the mean distance of a reference image to the
+    nearest other one. equal: the share of samples that equal a reference image. duplicates: see
+    `duplicate_share`. Nothing here tells a copy from a smooth or pale image, which is near to every
+    image: that takes images that were held out, see `audit`.
+    """
+    real, own = reference[:REAL_IMAGES].double(), samples[:REAL_IMAGES].double()
+    zero = max(float((real - real.mean(0)).norm(dim=1).mean()) * ROUNDING, TINY)
+    distances = nearest(samples, reference)[0][:, 0]  # (N,)
+    within = nearest(real, reference, exclude_self=True)[0][:, 0]
+    count = min(len(real), len(own))  # with more images, the nearest one is nearer
+    return {
+        "ratio": float(distances.mean() / within.mean().clamp(min=zero)),
+        "equal": share(distances <= zero),
+        "duplicates": duplicate_share(own[:count], real[:count]),
+    }, distances
 
 
 def duplicate_share(samples: Tensor, real: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What an evaluation measures, as one object that evaluate.py makes from its flags."""
+"""What is measured, as objects that evaluate.py makes from its flags."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,3 +49,24 @@ class EvaluationPlan:
     batch_size: int
     precision: str
     compile_mode: str
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """The settings with which images in files are scored.
+
+    samples: a folder or an .npz file, and perhaps another one to compare it with. dataset,
+    data_root, features, inception_weights, references, batch_size: as of `EvaluationPlan`. out: the
+    folder of the results, None for one beside the samples. model: what is measured of a model
+    besides; its `num` is 0.
+    """
+
+    samples: tuple[Path, ...]
+    dataset: str | None
+    data_root: str
+    features: tuple[str, ...]
+    inception_weights: Path | None
+    references: int | None
+    batch_size: int
+    out: Path | None = None
+    model: EvaluationPlan | None = None

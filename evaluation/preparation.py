@@ -67,29 +67,34 @@ def prepare(plan: EvaluationPlan, path: Path, processes: Processes) -> tuple[Pre
 
     path: `plan.checkpoint` in the first process. Raises ValueError or OSError, in one line.
     """
-    loaded = load_model(path, processes.device, plan.weights == "ema", plan.ema_length)
+    prepared = load_checkpoint(plan, path, processes.device)
+    if processes.is_first:
+        prepared = with_real_images(prepared)
+        check_writable(prepared.directory)
+        prepared = with_extractors(prepared, processes.device)
+    return prepared, prepared.loaded.path
+
+
+def load_checkpoint(plan: EvaluationPlan, path: Path, device: torch.device) -> Prepared:
+    """Load the model and choose how it samples. Raises ValueError or OSError, in one line."""
+    loaded = load_model(path, device, plan.weights == "ema", plan.ema_length)
     weights = plan.weights
     if plan.ema_length is not None:
         weights = f"ema of length {plan.ema_length:g}"
-    prepared = Prepared(
+    return Prepared(
         plan=plan,
         loaded=loaded,
         weights=weights,
         directory=results_directory(plan.checkpoint),
         sampling_plans=sampling_plans(plan, loaded),
     )
-    if processes.is_first:
-        prepared = with_real_images(prepared, processes.device)
-    return prepared, loaded.path
 
 
 def results_directory(checkpoint: Path) -> Path:
     """Where results go: the run directory, or the folder of the file; runs/pretrained-NAME for a
     pretrained model."""
     if is_pretrained(checkpoint):
-        directory = Path("runs") / f"pretrained-{checkpoint.stem}"
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory
+        return Path("runs") / f"pretrained-{checkpoint.stem}"
     return run_dir_of(checkpoint) if checkpoint.is_dir() else checkpoint.parent
 
 
@@ -130,8 +135,8 @@ def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingP
     return tuple(plans)
 
 
-def with_real_images(prepared: Prepared, device: torch.device) -> Prepared:
-    """Load and check the real images and the feature extractors, which may train a classifier.
+def with_real_images(prepared: Prepared) -> Prepared:
+    """Load and check the real images.
 
     Defaults that depend on the images are filled in. Raises ValueError or OSError, in one line.
     """
@@ -141,28 +146,43 @@ def with_real_images(prepared: Prepared, device: torch.device) -> Prepared:
     if plan.bound is None:
         plan = replace(plan, bound=min(BOUND_IMAGES, len(test_set)))
     check_counts(plan, train_set, test_set)
-    if not plan.features:
-        labelled = len(train_set.classes) > 1
-        plan = replace(plan, features=("classifier" if labelled else "efficientnet-lite0",))
-    if "classifier" in plan.features and len(train_set.classes) < 2:
+    plan = replace(plan, features=choose_features(plan.features, train_set))
+    real_images = RealImages(train_set, test_set, plan.data_root, plan.references, plan.batch_size)
+    return replace(prepared, plan=plan, real_images=real_images)
+
+
+def choose_features(features: tuple[str, ...], train_set: DiffSet) -> tuple[str, ...]:
+    """The names of the feature extractors; by default the one that suits the dataset.
+
+    Raises ValueError for a classifier of a dataset without labels.
+    """
+    labelled = len(train_set.classes) > 1
+    if not features:
+        return ("classifier" if labelled else "efficientnet-lite0",)
+    if "classifier" in features and not labelled:
         raise ValueError(
             f"{train_set.name} has no labels, and a classifier needs some: "
             "give --features efficientnet-lite0"
         )
-    check_writable(prepared.directory)
+    return features
+
+
+def with_extractors(prepared: Prepared, device: torch.device) -> Prepared:
+    """Load the feature extractors, which may train a classifier. Raises ValueError or OSError."""
+    assert prepared.real_images
+    plan, real = prepared.plan, prepared.real_images
     root, weights = plan.data_root, plan.inception_weights
     extractors = [
-        load_feature_extractor(name, train_set, test_set, root, device, weights)
+        load_feature_extractor(name, real.train_set, real.test_set, root, device, weights)
         for name in (plan.features if plan.num else ())
     ]
-    real_images = RealImages(train_set, test_set, root, plan.references, plan.batch_size)
-    return replace(prepared, plan=plan, real_images=real_images, extractors=tuple(extractors))
+    return replace(prepared, extractors=tuple(extractors))
 
 
 def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
     """The training and the test images: those of --dataset, or those of the training."""
     plan, model = prepared.plan, prepared.model
-    config = read_run_settings(prepared.directory)
+    config = read_run_settings(results_directory(plan.checkpoint))
     name = plan.dataset or config.get("dataset") or model.settings.dataset
     if not name:
         raise ValueError(
@@ -197,6 +217,11 @@ def check_counts(plan: EvaluationPlan, train_set: DiffSet, test_set: DiffSet) ->
             raise ValueError(
                 f"{flag} {count} is more than the {len(test_set)} unseen images of {test_set.name}"
             )
+    check_split_sizes(train_set, test_set)
+
+
+def check_split_sizes(train_set: DiffSet, test_set: DiffSet) -> None:
+    """Raise ValueError if a split has too few images to compare any with."""
     if min(len(train_set), len(test_set)) < MIN_IMAGES:
         raise ValueError(
             f"{train_set.name} has {len(train_set)} images for training and {len(test_set)} "
@@ -207,7 +232,7 @@ def check_counts(plan: EvaluationPlan, train_set: DiffSet, test_set: DiffSet) ->
 def check_writable(directory: Path) -> None:
     """Raise OSError, in one line, if results cannot be written: now, not after the sampling."""
     try:
-        (directory / "evaluation").mkdir(exist_ok=True)
+        (directory / "evaluation").mkdir(parents=True, exist_ok=True)
         for folder in (directory, directory / "evaluation"):
             (folder / ".writable").touch()
             (folder / ".writable").unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
     write_metrics(Path("runs/mnist/metrics.json"), identity, measured)
 
-`measured` has "bits_per_dim", "distances", "memorization" and "sweep", as far as they were
-measured; tables.py shows them.
+`measured` has "bits_per_dim", "distances", "memorization", "neighbours" and "sweep", as far as they
+were measured; tables.py shows them.
 """
 
 import json
@@ -20,10 +20,13 @@ from image_data.grids import enlarge, write_png
 from runtime.atomic_file import complete_file
 
 # measurements with the same values of these belong to one record
-IDENTITY = ("checkpoint_sha256", "weights", "dataset", "size", "train_digest", "test_digest")
+IDENTITY = (
+    *("checkpoint_sha256", "weights", "dataset", "size", "train_digest", "test_digest"),
+    *("samples_digest", "reference_digest"),  # of images from files
+)
 
 # dictionaries that a later measurement of the same model adds to
-MERGED = ("bits_per_dim", "distances", "memorization")
+MERGED = ("bits_per_dim", "distances", "memorization", "neighbours")
 
 SCALE = 3  # by which images are enlarged
 
@@ -36,7 +39,7 @@ def write_metrics(file: Path, identity: dict[str, Any], measured: dict[str, Any]
     """
     identity = finite(identity)  # a tuple as the list that JSON makes of it
     records = read_records(file)
-    same = [record for record in records if all(record.get(k) == identity[k] for k in IDENTITY)]
+    same = [record for record in records if all(record.get(k) == identity.get(k) for k in IDENTITY)]
     known = same[0] if same else {}
     merged = {}
     for name, value in measured.items():
@@ -51,7 +54,7 @@ def write_metrics(file: Path, identity: dict[str, Any], measured: dict[str, Any]
             temporary.write_text(json.dumps(finite(record), allow_nan=False) + "\n")
     except OSError as error:
         raise OSError(
-            f"cannot write {file} ({error.strerror}): make room, or give a --ckpt elsewhere"
+            f"cannot write {file} ({error.strerror}): make room, or choose another folder"
         ) from None
 
 

@@ -2,8 +2,8 @@
 
     print("\\n".join(table(measured)))
 
-`measured` has "bits_per_dim", "distances", "memorization" and "sweep", as far as they were
-measured, as in metrics.json.
+`measured` has "bits_per_dim", "distances", "memorization", "neighbours" and "sweep", as far as they
+were measured, as in metrics.json.
 """
 
 from itertools import pairwise
@@ -63,36 +63,44 @@ def distances_lines(distances: dict[str, Any]) -> list[str]:
             f"{'real images':>11}   {'noise':>10}",
         ]
         lines += [distance_line(title, value, one["sets"]) for title, value in distance_rows(one)]
-        lines.append(
-            "  real images are those of the other split: "
-            f"{one['to_train']['floor_images']} unseen, "
-            f"{one['to_test']['floor_images']} training images"
-        )
+        if "to_train" in one:
+            lines.append(
+                "  real images are those of the other split: "
+                f"{one['to_train']['floor_images']} unseen, "
+                f"{one['to_test']['floor_images']} training images"
+            )
         if "shares" in one:
             lines.append(class_line(one))
     return lines
 
 
 def distances_title(features: str, one: dict[str, Any]) -> str:
-    """How the samples were generated, and the features in which they are compared."""
-    sampling = one["sampling"]
-    guidance = f", guidance {sampling['guidance']:g}" if sampling["guidance"] != 1 else ""
+    """Where the samples come from, and the features in which they are compared."""
     accuracy = ""
     if "accuracy" in one:
         accuracy = f" (right on {100 * one['accuracy']:.1f}% of the unseen images)"
-    return (
-        f"{one['sets']} x {one['images']} samples by {sampling['sampler']}, "
-        f"{sampling['steps']} steps{guidance}; features of {features}{accuracy}"
-    )
+    if "sampling" in one:
+        sampling = one["sampling"]
+        guidance = f", guidance {sampling['guidance']:g}" if sampling["guidance"] != 1 else ""
+        samples = (
+            f"{one['sets']} x {one['images']} samples by {sampling['sampler']}, "
+            f"{sampling['steps']} steps{guidance}"
+        )
+    else:
+        samples = f"{one['images']} images of {one['samples']}"
+    return f"{samples}; features of {features}{accuracy}"
 
 
 def distance_line(title: str, value: dict[str, float], sets: int) -> str:
     """One distance: its mean, its range where there are several sets, its floor and ceiling."""
     between = f"{value['lowest']:.4f} .. {value['highest']:.4f}" if sets > 1 else ""
     line = f"  {title:42} {value['mean']:>10.4f}   {between:>22}"
-    for end, width in (("floor", 11), ("ceiling", 10)):
-        if end in value:
-            line += f"   {value[end]:>{width}.4f}"
+    if "floor" in value:
+        line += f"   {value['floor']:>11.4f}"
+    elif "ceiling" in value:
+        line += 14 * " "
+    if "ceiling" in value:
+        line += f"   {value['ceiling']:>10.4f}"
     return line
 
 
@@ -118,7 +126,13 @@ def distance_rows(one: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
         "recall": "recall",
     }
     rows = []
-    for split, images_of in (("to_train", "training images"), ("to_test", "unseen images")):
+    compared = {
+        "to_train": "training images",
+        "to_test": "unseen images",
+        "to_reference": "reference images",
+    }
+    for split in [split for split in compared if split in one]:
+        images_of = compared[split]
         for name, title in titles.items():
             manifold = name in ("precision", "recall")
             count = one[split]["manifold_images" if manifold else "images"]
@@ -146,6 +160,25 @@ def memorization_lines(memorization: dict[str, Any]) -> list[str]:
             audit_line(f"features of {features}", one["features"]),
             f"  the eight most like a training image, and those it is like: {one['picture']}",
         ]
+    return lines
+
+
+def neighbours_lines(neighbours: dict[str, Any]) -> list[str]:
+    """Lines of "neighbours": of samples in a set without held-out images."""
+    lines = []
+    for features, one in neighbours.items():
+        title = f"nearest neighbours, {one['images']} samples among {one['reference_images']}"
+        lines.append(f"{title} reference images")
+        for name, audit in (
+            ("pixels", one["pixels"]),
+            (f"features of {features}", one["features"]),
+        ):
+            lines.append(
+                f"  in {name:31} distance to the nearest / among reference images "
+                f"{audit['ratio']:.3f}; equal {100 * audit['equal']:.1f}%, "
+                f"near-duplicates {100 * audit['duplicates']:.1f}%"
+            )
+        lines.append(f"  the eight nearest to a reference image, and those: {one['picture']}")
     return lines
 
 
@@ -195,5 +228,6 @@ TABLES = {
     "bits_per_dim": bits_per_dim_lines,
     "distances": distances_lines,
     "memorization": memorization_lines,
+    "neighbours": neighbours_lines,
     "sweep": sweep_lines,
 }

@@ -32,9 +32,11 @@ FITTER = 1  # counts up when the same file gives other pixels
 
 @dataclass(frozen=True)
 class FittedSplit:
-    """The training or the test images of a dataset. padded: whether from 28x28 to 32x32."""
+    """The training or the test images of a dataset. padded: whether from 28x28 to 32x32.
+    original_size: height and width in the file."""
 
     size: Size
+    original_size: tuple[int, int]
     images: Images  # uint8 (N,C,H,W)
     labels: Tensor  # int64 (N,)
     classes: tuple[str, ...]
@@ -52,7 +54,8 @@ def read_fitted(
     they are fitted once, and written to a file in `root`. Raises ValueError as `read_split` does.
     """
     split = read_split(file, train, classes)
-    sides = split.images.shape[1:3]
+    _, height, width, _ = split.images.shape
+    sides = (height, width)
     size = size or default_size(split.images)
     padded = sides == (28, 28) and size == 32
     if sides != height_and_width(size) and (fitted := fit_file(file, root, size)):
@@ -61,7 +64,7 @@ def read_fitted(
         images: Images = MappedImages(split.images, split.rows)
     else:
         images = torch.from_numpy(fit_split(split, size).transpose(0, 3, 1, 2).copy())
-    return FittedSplit(size, images, torch.from_numpy(split.labels), split.classes, padded)
+    return FittedSplit(size, sides, images, torch.from_numpy(split.labels), split.classes, padded)
 
 
 def default_size(images: np.ndarray) -> Size:

@@ -96,12 +96,7 @@ def decode_folder(
     The file's name contains a hash of the names, sizes and times of all images, so that the folder
     is decoded again after a change. Images in a subfolder have its name as their class.
     """
-    extensions = Image.registered_extensions()
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in extensions and not path.name.startswith(".")
-    )
+    paths = image_paths(folder)
     if not paths:
         raise ValueError(f"no image in {folder}: expected class/image.png or image.png")
     fingerprint = fingerprint_of(folder, paths, values)
@@ -177,6 +172,16 @@ class NotGrayError(Exception):
 def is_gray(image: np.ndarray) -> bool:
     """Whether the channels of an image (...,C) are equal."""
     return bool((image == image[..., :1]).all())
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """All image files in a folder and its subfolders, sorted."""
+    extensions = Image.registered_extensions()
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in extensions and not path.name.startswith(".")
+    )
 
 
 def find_folder_range(folder: Path, paths: list[Path]) -> ValueRange | None:

@@ -650,6 +650,27 @@ MUTANTS = [
         "test_what_cannot_be_told_is_refused",
     ),
     Mutant(
+        "the picture of an earlier evaluation is taken for a sample",
+        "evaluation/image_sets.py",
+        "return file.name in pictures and",
+        "return file.name not in pictures and",
+        "test_a_second_run_takes_no_picture_for_a_sample_and_keeps_the_features",
+    ),
+    Mutant(
+        "reference images are their own neighbours",
+        "evaluation/neighbours.py",
+        "nearest(real, reference, exclude_self=True)",
+        "nearest(real, reference)",
+        "test_a_set_is_as_near_to_a_reference_as_the_reference_to_itself",
+    ),
+    Mutant(
+        "samples of 28x28 are padded on one side",
+        "evaluation/image_sets.py",
+        "(2, 2, 2, 2)",
+        "(0, 4, 2, 2)",
+        "test_28x28_is_padded_as_the_dataset_is",
+    ),
+    Mutant(
         "evaluate.py reads images in another range than the run",
         "evaluation/preparation.py",
         'None if plan.dataset else config.get("value_range")',

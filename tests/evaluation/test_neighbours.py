@@ -59,6 +59,22 @@ def test_copies_are_told_from_images_of_the_same_kind():
     assert same["copies"] == same["duplicates"] == 1
 
 
+def test_a_set_is_as_near_to_a_reference_as_the_reference_to_itself():
+    """Where both are of one distribution; copies, and images far from it, are told from that."""
+    reference, fresh = normal(1000, 6), normal(600, 6, seed=1)
+    honest, distances = neighbours.audit_pair(fresh, reference)
+    assert honest["ratio"] == pytest.approx(1, abs=0.03)
+    assert honest["equal"] == 0
+    assert honest["duplicates"] < 0.03
+    assert float(distances[5]) == pytest.approx(
+        min(float((fresh[5] - x).norm()) for x in reference), rel=1e-4
+    )
+    half, _ = neighbours.audit_pair(torch.cat([fresh[:300], reference[:300]]), reference)
+    assert half["equal"] == 0.5
+    assert neighbours.audit_pair(fresh + 3, reference)[0]["ratio"] > 3
+    assert neighbours.audit_pair(fresh[:1].repeat(9, 1), reference)[0]["duplicates"] == 1
+
+
 @pytest.mark.parametrize(
     "worse", [lambda x: blurred(x, 1.2), lambda x: (127.5 + (x.float() - 127.5) / 2).round().byte()]
 )

@@ -89,7 +89,7 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
         ("train.py", 145),
         ("Inference.py", 100),
         ("make_gif.py", 20),
-        ("evaluate.py", 90),
+        ("evaluate.py", 102),
         ("convert.py", 45),
         ("report.py", 15),
     ],

@@ -1,0 +1,228 @@
+"""Score images that any program made, against a dataset or another set of images.
+
+    score(plan, machine)
+
+What is measured is printed as it is known and added to metrics.json, in a folder beside the images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from Dataset import DiffSet
+from evaluation import metrics
+from evaluation.evaluation import (
+    AUDITED,
+    identify,
+    measure_bound,
+    measure_flow,
+    print_model,
+    publish,
+)
+from evaluation.features import FeatureExtractor, load_feature_extractor
+from evaluation.image_sets import (
+    METRICS_FILE,
+    ImageSet,
+    fit_to_dataset,
+    fit_to_each_other,
+    load_image_set,
+    picture_name,
+)
+from evaluation.plan import ScoringPlan
+from evaluation.preparation import (
+    Prepared,
+    check_split_sizes,
+    choose_features,
+    load_checkpoint,
+    with_real_images,
+)
+from evaluation.real_images import RealImages
+from evaluation.results import read_records, write_image
+from evaluation.set_comparison import distances_to_set, neighbours_in_set
+from runtime.image_size import size_of
+from runtime.launcher import Machine
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What images are scored with.
+
+    reference: another set of images; None where `real_images` is what the samples are compared
+    with. real_images: beside a reference, those whose classifier extracts the features. model: one
+    whose bits/dim are measured as well.
+    """
+
+    samples: ImageSet
+    reference: ImageSet | None
+    real_images: RealImages | None
+    extractors: tuple[FeatureExtractor, ...]
+    model: Prepared | None
+    directory: Path
+
+
+def score(plan: ScoringPlan, machine: Machine) -> None:
+    """Measure what the plan says. Exits for bad input; raises ValueError or OSError later on."""
+    scoring = machine.prepare(lambda: prepare(plan, machine.device) if machine.is_first else None)
+    machine.processes.leave()  # the first process measures, and none waits for it
+    if scoring:
+        measure(plan, scoring)
+
+
+# ---- preparing -----------------------------------------------------------------------------------
+
+
+def prepare(plan: ScoringPlan, device: torch.device) -> Scoring:
+    """Load and check everything. Raises ValueError or OSError, in one line."""
+    sets = [load_image_set(path) for path in plan.samples]
+    directory = plan.out or folder_beside(plan.samples[0])
+    check_directory(plan, directory)
+    model, real, features = None, None, plan.features
+    if plan.model:
+        loaded = load_checkpoint(plan.model, plan.model.checkpoint, device)
+        model = with_real_images(loaded)
+        real, features = model.real_images, model.plan.features
+    elif plan.dataset:
+        real = load_dataset(plan, plan.dataset, sets[0])
+        features = choose_features(features, real.train_set)
+    if real:
+        sets = [fit_to_dataset(one, real.train_set) for one in sets]
+    if len(sets) == 2:
+        sets = list(fit_to_each_other(*sets))
+    make_writable(directory)
+    train_set, test_set = (real.train_set, real.test_set) if real else (None, None)
+    root, weights = plan.data_root, plan.inception_weights
+    extractors = [
+        load_feature_extractor(name, train_set, test_set, root, device, weights)
+        for name in features or ("efficientnet-lite0",)
+    ]
+    reference = sets[1] if len(sets) == 2 else None
+    return Scoring(sets[0], reference, real, tuple(extractors), model, directory)
+
+
+def load_dataset(plan: ScoringPlan, name: str, samples: ImageSet) -> RealImages:
+    """The real images, in the size of the samples. Raises ValueError or OSError, in one line.
+
+    Images in a folder are resized to it, as they are for training; other datasets have a size.
+    """
+    train_set = DiffSet(True, name, plan.data_root, size_of(*samples.images.shape[2:]))
+    if train_set.original_size == (28, 28) and not train_set.padded:
+        padded = DiffSet(True, name, plan.data_root, 32)
+        train_set = padded if padded.padded else train_set
+    original = "x".join(map(str, train_set.original_size))
+    if not train_set.padded and samples.size != original:
+        raise ValueError(
+            f"{samples.path} has images of {samples.size}, and {train_set.name} of {original}: "
+            f"write the samples in {original}"
+        )
+    test_set = DiffSet(False, name, plan.data_root, train_set.size)
+    check_split_sizes(train_set, test_set)
+    return RealImages(train_set, test_set, plan.data_root, plan.references, plan.batch_size)
+
+
+def folder_beside(samples: Path) -> Path:
+    """The folder of the results: NAME-evaluation beside the samples, never within them."""
+    if samples.name in ("", ".."):
+        samples = samples.resolve()
+    name = samples.name if samples.is_dir() else samples.stem
+    return samples.parent / f"{name}-evaluation"
+
+
+def check_directory(plan: ScoringPlan, directory: Path) -> None:
+    """Raise ValueError where results would be taken for samples, or for those of a model."""
+    for samples in plan.samples:
+        if samples.is_dir() and directory.resolve().is_relative_to(samples.resolve()):
+            raise ValueError(
+                f"the results in {directory} would lie among the samples of {samples}: "
+                "give another --out"
+            )
+    records = read_records(directory / METRICS_FILE)
+    if any("samples_digest" not in record for record in records):
+        raise ValueError(f"{directory / METRICS_FILE} is that of a model: give another --out")
+
+
+def make_writable(directory: Path) -> None:
+    """Make the folder and write into it. Raises OSError, in one line."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ".writable").touch()
+        (directory / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {directory} ({error.strerror}), where the results go: give an --out "
+            "elsewhere"
+        ) from None
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def measure(plan: ScoringPlan, scoring: Scoring) -> None:
+    """Print what is measured, and of what. Raises OSError or ValueError, in one line."""
+    samples = scoring.samples
+    identity = identify_images(scoring)
+    if scoring.model:
+        identity = identify(scoring.model) | identity
+        print_model(scoring.model, identity)
+    other = scoring.reference.path if scoring.reference else identity["dataset"]
+    print(f"{len(samples)} images of {samples.path} against {other}", flush=True)
+    publish(scoring.directory / METRICS_FILE, identity, measurements(plan, scoring))
+
+
+def identify_images(scoring: Scoring) -> dict[str, Any]:
+    """The images that are compared, as metrics.json has them."""
+    samples, reference, real = scoring.samples, scoring.reference, scoring.real_images
+    identity: dict[str, Any] = {
+        "samples": str(samples.path),
+        "samples_digest": samples.digest(),
+    }
+    if reference:
+        identity["reference"] = str(reference.path)
+        identity["reference_digest"] = reference.digest()
+    if real:
+        identity["dataset"] = real.train_set.name
+        identity["size"] = real.train_set.size
+        identity["train_digest"] = real.train_set.digest()
+        identity["test_digest"] = real.test_set.digest()
+    return identity
+
+
+def measurements(plan: ScoringPlan, scoring: Scoring) -> Iterator[dict[str, Any]]:
+    """Yield what is measured, part by part, as for metrics.json."""
+    if scoring.model:
+        yield from measure_bound(scoring.model)
+    for extractor in scoring.extractors:
+        if scoring.reference:
+            yield from compare_sets(plan, scoring, extractor, scoring.reference)
+        elif scoring.real_images:
+            yield from compare_with_dataset(scoring, extractor, scoring.real_images)
+    if scoring.model:  # last, because it alone can fail
+        yield from measure_flow(scoring.model)
+
+
+def compare_with_dataset(
+    scoring: Scoring, extractor: FeatureExtractor, real: RealImages
+) -> Iterator[dict[str, Any]]:
+    """Yield distances and memorization."""
+    samples = scoring.samples
+    distances = metrics.distances(extractor, [samples.images], real, samples.labels)
+    yield {"distances": {extractor.name: {"samples": str(samples.path)} | distances}}
+    audit, picture = metrics.memorization(extractor, samples.images[:AUDITED], real)
+    file = scoring.directory / picture_name(extractor.name)
+    write_image(file, picture)
+    yield {"memorization": {extractor.name: audit | {"picture": str(file)}}}
+
+
+def compare_sets(
+    plan: ScoringPlan, scoring: Scoring, extractor: FeatureExtractor, reference: ImageSet
+) -> Iterator[dict[str, Any]]:
+    """Yield distances and nearest neighbours."""
+    samples, root, batch_size = scoring.samples, plan.data_root, plan.batch_size
+    distances = distances_to_set(extractor, samples, reference, root, batch_size)
+    yield {"distances": {extractor.name: {"samples": str(samples.path)} | distances}}
+    audit, picture = neighbours_in_set(extractor, samples, reference, root, AUDITED, batch_size)
+    file = scoring.directory / picture_name(extractor.name)
+    write_image(file, picture)
+    yield {"neighbours": {extractor.name: audit | {"picture": str(file)}}}
