@@ -99,15 +99,15 @@ class ForwardProcess(nn.Module):
 class DiffusionModel(pl.LightningModule, ForwardProcess):
     """Section 3: a network that predicts the noise, how it is trained, and one reverse step.
 
-    settings: the fields of `ModelSettings`; `DiffusionModel(**hparams)` rebuilds the model. Raises
-    ValueError if alpha_bar becomes too small, or the image cannot be halved often enough."""
+    settings: the fields of `ModelSettings`; network: one with a `Unet`'s interface, in its place.
+    `DiffusionModel(network, **hparams)` rebuilds the model. ValueError: the settings do not fit."""
 
-    def __init__(self, **settings: Any):
+    def __init__(self, network: Any = None, **settings: Any):
         super().__init__()
         self.settings = chosen = ModelSettings.from_dict(settings)
         self.T, self.seed = chosen.T, chosen.seed
         self.parameterization, self.variance = chosen.parameterization, chosen.variance
-        self.unet = Unet(**chosen.network)
+        self.unet: Unet = network or Unet(**chosen.network)
         self.tabulate(chosen.beta())
         self.save_hyperparameters(asdict(chosen) | chosen.network)
 

@@ -28,11 +28,11 @@ from checkpoints.averaging import average_weights
 from checkpoints.checkpoint_file import DamagedFile, read_checkpoint_file, sha256_of
 from checkpoints.early_average import read_early_average
 from checkpoints.loaded_model import LoadedModel
+from checkpoints.networks import build_model
 from checkpoints.other_formats import is_other_format, read_other_format
 from checkpoints.run_dir import list_checkpoints, run_dir_of
 from checkpoints.validation import check_weights
 from diffusion.settings import ADDED, DERIVED, ModelSettings, check_settings
-from DiffusionModel import DiffusionModel
 
 DICTS = ("hyper_parameters", "state_dict", "ema", "course", "noise")
 # what code raises that meets a structure or a type that it does not expect
@@ -127,14 +127,14 @@ def load_model(
             raise ValueError("it holds one set of weights: leave out --weights raw")
         # shapes without memory: a hostile file cannot make this allocate anything
         with torch.device("meta"):
-            expected = DiffusionModel(**checkpoint["hyper_parameters"]).state_dict()
+            expected = build_model(checkpoint["hyper_parameters"]).state_dict()
         check_weights(model_weights(checkpoint, ema), expected)
         if checkpoint.get("early"):
             check_weights(model_weights(checkpoint, ema=True), expected)
         read_early_average(checkpoint)
 
     checkpoint = first_valid_checkpoint(path, check)
-    model = DiffusionModel(**checkpoint["hyper_parameters"])
+    model = build_model(checkpoint["hyper_parameters"])
     model.load_state_dict(model_weights(checkpoint, ema))
     if length is not None:
         model.unet.load_state_dict(average_weights(checkpoint, length, model))

@@ -3,7 +3,7 @@
     write_pipeline(loaded, Path("pipeline"), "ema")    # DDPMPipeline.from_pretrained("pipeline")
     stored = read_pipeline(Path("ddpm-cifar10-32"))    # as published on the Hugging Face Hub
 
-Nothing of diffusers is imported. Compared with diffusers 0.42.
+Nothing of diffusers is imported here. Compared with diffusers 0.42.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from checkpoints.diffusers_scheduler import scheduler_config, scheduler_settings
 from checkpoints.diffusers_unet import unet_config, unet_settings
-from checkpoints.diffusers_weights import from_diffusers, to_diffusers
+from checkpoints.diffusers_weights import from_diffusers, to_current_name, to_diffusers
 from checkpoints.json_values import parse_object
 from checkpoints.loaded_model import LoadedModel
 from checkpoints.safetensors_format import (
@@ -65,11 +65,16 @@ def read_pipeline(folder: Path) -> StoredModel:
             "out_channels must be twice in_channels where variance_type is learned_range, "
             "and only there"
         )
-    weights = from_diffusers(weights, len(settings["mults"]), settings["blocks"])
-    if settings["classes"] and settings["class_names"] != names and "label.weight" in weights:
+    label = "label.weight"
+    if settings["unet2d"]:
+        label = "net.class_embedding.weight"
+        weights = {f"net.{to_current_name(name)}": value for name, value in weights.items()}
+    else:
+        weights = from_diffusers(weights, len(settings["mults"]), settings["blocks"])
+    if settings["classes"] and settings["class_names"] != names and label in weights:
         # the network was never trained without a class, but our embedding has a row for none
         settings["label_dropout"] = 0.0
-        weights["label.weight"] = F.pad(weights["label.weight"], (0, 0, 0, 1))
+        weights[label] = F.pad(weights[label], (0, 0, 0, 1))
     return StoredModel(settings, weights, about, files)
 
 
@@ -136,8 +141,11 @@ def write_pipeline(loaded: LoadedModel, folder: Path, weights: str) -> None:
     """
     settings = dict(loaded.model.hparams)
     unet, scheduler = unet_config(settings), scheduler_config(settings)
-    network = loaded.model.unet.state_dict()
-    tensors = to_diffusers(network, len(settings["mults"]), settings["blocks"])
+    tensors = loaded.model.unet.state_dict()
+    if settings["unet2d"]:
+        tensors = {name.removeprefix("net."): value for name, value in tensors.items()}
+    else:
+        tensors = to_diffusers(tensors, len(settings["mults"]), settings["blocks"])
     version = {"_diffusers_version": VERSION}
     (folder / INDEX).unlink(missing_ok=True)
     write_tensors(folder / "unet" / WEIGHTS[0], tensors, {"about": describe(loaded, weights)})

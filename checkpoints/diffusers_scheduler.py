@@ -34,6 +34,8 @@ DEFAULTS: Settings = {
 }
 # those with the same numbers; diffusers' sigmoid schedule is another than ours
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+# those that become a table of betas
+TABLES = ("scaled_linear", "sigmoid", "laplace")
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 VARIANCES = {
     "fixed_small": "small",
@@ -45,7 +47,7 @@ VARIANCE_TYPES = {"large": "fixed_large", "small": "fixed_small", "learned": "le
 # values that we can represent
 SUPPORTED = {
     "_class_name": ("DDPMScheduler", "DDIMScheduler"),
-    "beta_schedule": (*SCHEDULES.values(), "scaled_linear"),
+    "beta_schedule": (*SCHEDULES.values(), *TABLES),
     "prediction_type": tuple(PREDICTIONS.values()),
     "variance_type": tuple(VARIANCES),
     "thresholding": (False,),
@@ -100,7 +102,23 @@ def scheduler_settings(config: Settings) -> Settings:
         "variance": VARIANCES[config["variance_type"]],
     }
     check_settings(settings)
-    if config["beta_schedule"] == "scaled_linear" and not settings["betas"]:
-        first, last = settings["beta_small"] ** 0.5, settings["beta_large"] ** 0.5
-        settings["betas"] = tuple((np.linspace(first, last, settings["T"]) ** 2).tolist())
+    if config["beta_schedule"] in TABLES and not settings["betas"]:
+        first, last, T = settings["beta_small"], settings["beta_large"], settings["T"]
+        settings["betas"] = tuple(betas_of(config["beta_schedule"], T, first, last).tolist())
     return settings
+
+
+def betas_of(schedule: str, T: int, first: float, last: float) -> np.ndarray:
+    """beta(1) .. beta(T) of one of diffusers' schedules `TABLES`, float64 (T,).
+
+    "scaled_linear" is linear in sqrt(beta); "sigmoid" is a sigmoid of beta, from -6 to 6; "laplace"
+    has a log SNR with a Laplace distribution, and knows neither beta.
+    """
+    if schedule == "scaled_linear":
+        return np.linspace(first**0.5, last**0.5, T) ** 2
+    if schedule == "sigmoid":
+        return first + (last - first) / (1 + np.exp(-np.linspace(-6, 6, T)))
+    u = np.arange(T + 1) / T  # (T+1,)
+    log_snr = np.where(u > 0.5, 0.5, -0.5) * np.log(1 - 2 * np.abs(0.5 - u) + 1e-6)
+    alpha_bar = 1 / np.sqrt(1 + np.exp(-log_snr))
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], schedules.LARGEST)

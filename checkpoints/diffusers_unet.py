@@ -3,7 +3,8 @@
     config = unet_config(settings)                 # settings: those of a `DiffusionModel`, by name
     settings = unet_settings(config, class_names=())
 
-Each of the two can be networks that the other cannot. These are refused, with the setting's name.
+A configuration that is no `Unet` becomes the setting "unet2d": see `networks`. A `Unet` that is no
+UNet2DModel is refused.
 """
 
 from typing import Any
@@ -12,47 +13,18 @@ import torch
 from torch import nn
 
 from checkpoints.json_values import shorten, to_float
+from checkpoints.unet2d_config import DEFAULTS, check_config, check_levels, from_json, to_json
 from diffusion.settings import DERIVED, NETWORK, check_settings
 from runtime.image_size import Size, size_of, smaller_side
 from Unet import Unet
 
 Settings = dict[str, Any]
 
-# what UNet2DModel takes if its configuration leaves something out
-DEFAULTS: Settings = {
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "mid_block_type": "UNetMidBlock2D",
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
-}
-
 
 def unet_config(settings: Settings) -> Settings:
     """The configuration of the UNet2DModel that is this network; ValueError if there is none."""
+    if settings["unet2d"]:
+        return from_json(settings["unet2d"])
     network = {name: settings[name] for name in (*NETWORK, *DERIVED)}
     groups = number_of_groups(network)
     levels = range(len(network["mults"]))
@@ -103,11 +75,12 @@ def number_of_groups(network: Settings) -> int:
 
 
 def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
-    """The arguments of `Unet` for a configuration of UNet2DModel, and "class_names".
+    """The arguments of `Unet` for a configuration of UNet2DModel, "class_names" and "unet2d".
 
-    The class names are the given ones, if the network has a label for each and one more for none;
-    otherwise numbers, one for each label. Raises ValueError, with the setting's name, for a
-    network that a `Unet` cannot be.
+    For a network that is no `Unet`, "unet2d" is its configuration, and the arguments are those that
+    come nearest. The class names are the given ones, if the network has a label for each and one
+    more for none; otherwise numbers, one for each label. Raises ValueError, with the setting's
+    name, for a configuration that is neither.
     """
     given = {
         name: value
@@ -125,8 +98,12 @@ def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
     if labels and len(class_names) != labels - 1:
         class_names = tuple(map(str, range(labels)))
     settings = network_settings(config, class_names)
+    if not is_same_network(config, settings):
+        check_config(config)
+        if labels:  # a `Unet` has a label for "no class", and so has this network
+            config["num_class_embeds"] = len(class_names) + 1
+        settings["unet2d"] = to_json(config)
     check_settings(settings)
-    check_same_network(config, settings)
     return settings
 
 
@@ -140,17 +117,6 @@ def read_sample_size(value: Any) -> Size:
     return size_of(*sides)
 
 
-def check_levels(channels: Any, kinds: Any) -> None:
-    """Check types and lengths of block_out_channels and down_block_types."""
-    is_tuple = isinstance(channels, tuple) and 1 <= len(channels) <= 8
-    if not is_tuple or any(type(count) is not int or count < 1 for count in channels):
-        raise ValueError(
-            f"block_out_channels must be 1 to 8 whole numbers, not {shorten(channels)}"
-        )
-    if not isinstance(kinds, tuple) or len(kinds) != len(channels):
-        raise ValueError(f"down_block_types must be {len(channels)}, as many as block_out_channels")
-
-
 def network_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
     """The arguments of `Unet` that come nearest to a configuration, and "class_names"."""
     channels = config["block_out_channels"]
@@ -159,7 +125,7 @@ def network_settings(config: Settings, class_names: tuple[str, ...]) -> Settings
     return {
         "depth": config["in_channels"],
         "width": channels[0],
-        "mults": tuple(count // channels[0] for count in channels),
+        "mults": tuple(max(1, count // channels[0]) for count in channels),
         "attention": tuple(side // 2**level for level, attend in enumerate(attends) if attend),
         "blocks": config["layers_per_block"],
         "dropout": to_float(config["dropout"]),
@@ -170,22 +136,18 @@ def network_settings(config: Settings, class_names: tuple[str, ...]) -> Settings
         "outputs": 1 if config["out_channels"] == config["in_channels"] else 2,
         "augmentations": 0,
         "class_names": class_names,
+        "unet2d": "",
     }
 
 
-def check_same_network(config: Settings, settings: Settings) -> None:
-    """Raise ValueError unless the configuration of the network with these settings is `config`."""
-    ours = unet_config(settings)
-    for name, value in with_our_spelling(config, settings, ours).items():
-        if name not in ours:
-            raise ValueError(
-                f"{name} is {shorten(value)}, which the networks of this project do not know"
-            )
-        if value != ours[name]:
-            raise ValueError(
-                f"{name} is {shorten(value)}, "
-                f"where the networks of this project have {shorten(ours[name])}"
-            )
+def is_same_network(config: Settings, settings: Settings) -> bool:
+    """Whether the network of this configuration is the `Unet` with these settings."""
+    try:
+        check_settings(settings)
+        ours = unet_config(settings)
+    except ValueError:
+        return False
+    return with_our_spelling(config, settings, ours) == ours
 
 
 def with_our_spelling(config: Settings, settings: Settings, ours: Settings) -> Settings:

@@ -4,7 +4,7 @@ settings = ExportSettings(Path("runs/cifar10"), "onnx", Path("model.onnx"))
 print(export(settings))
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,12 +12,19 @@ from torch import Tensor
 from checkpoints.checkpoint import load_model
 from checkpoints.diffusers_format import check_output_folder, write_pipeline
 from checkpoints.loaded_model import LoadedModel
+from checkpoints.networks import build_model, refitted
 from checkpoints.onnx_format import write_onnx
 from checkpoints.safetensors_format import write_model
 from DiffusionModel import DiffusionModel
 from runtime.suggestions import unknown
 
 FORMATS = ("diffusers", "safetensors", "onnx")
+# The bias that every image's embedding contains, and the embedding of labels that is added to it:
+# of a `Unet` and of a `UNet2D`.
+LABELS = (
+    ("time.2.bias", "label.weight"),
+    ("net.time_embedding.linear_2.bias", "net.class_embedding.weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,14 +104,14 @@ def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
     name: the class, by name or number, or "none". Raises ValueError for an unknown one.
     """
     model, network = loaded.model, loaded.model.unet.state_dict()
-    if model.unet.label is None:
+    if not model.unet.classes:
         raise ValueError("this model knows no classes: leave out --class")
     label = find_label(model, name)
     early = loaded.early
     if early:
         early = replace(early, weights=fold_label(early.weights, label))
     network = fold_label(network, label)
-    single = DiffusionModel(**{**model.hparams, "classes": 0, "class_names": ()})
+    single = build_model(asdict(refitted(replace(model.settings, classes=0, class_names=()))))
     single.unet.load_state_dict(network)
     return replace(loaded, model=single.eval().requires_grad_(False), early=early)
 
@@ -112,7 +119,9 @@ def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
 def fold_label(weights: dict[str, Tensor], label: int) -> dict[str, Tensor]:
     """The weights of a network without labels that computes what this one does for `label`."""
     folded = dict(weights)
-    folded["time.2.bias"] = weights["time.2.bias"] + folded.pop("label.weight")[label]
+    for bias, embedding in LABELS:
+        if embedding in weights:
+            folded[bias] = weights[bias] + folded.pop(embedding)[label]
     return folded
 
 

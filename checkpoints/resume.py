@@ -71,6 +71,11 @@ def find_resume_checkpoint(
 def check_same_settings(checkpoint: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raise ValueError, in one line, if the checkpoint was trained with other settings."""
     earlier = checkpoint["hyper_parameters"] | checkpoint["course"]
+    if earlier["unet2d"] and not settings["unet2d"]:
+        raise ValueError(
+            "its network is a UNet2DModel of diffusers, which flags cannot make: give the same "
+            "--init-from again, or this checkpoint as --init-from of another --run-dir"
+        )
     for name, value in settings.items():
         if earlier.get(name) != value:
             before, now = shorten(name, earlier.get(name)), shorten(name, value)

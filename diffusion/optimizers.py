@@ -18,7 +18,10 @@ from diffusion.settings import ModelSettings
 
 # The layers at the ends of the network and its embeddings: Adam updates them, as it does biases and
 # normalizations.
-NOT_HIDDEN = {"conv_in", "conv_out", "time", "label", "augmentation", "embed"}
+NOT_HIDDEN = {
+    *("conv_in", "conv_out", "time", "label", "augmentation", "embed"),
+    *("time_proj", "time_embedding", "class_embedding", "time_emb_proj"),  # of a UNet2DModel
+}
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the coefficients of Jordan et al. 2024
 ITERATIONS = 5

@@ -25,7 +25,7 @@ LR_SCHEDULES = ("constant", "linear", "cosine")
 DERIVED = ("outputs", "augmentations")  # of the network; in checkpoints, and never given
 NETWORK = "depth width mults attention blocks dropout size patch film classes".split()
 # Settings that checkpoints of earlier versions lack: there they had their defaults.
-ADDED = ("optimizer", "muon_lr", "lr_schedule", "cooldown", "guidance")
+ADDED = ("optimizer", "muon_lr", "lr_schedule", "cooldown", "guidance", "unet2d")
 LEAST_SIGNAL = 1e-30  # of alpha_bar: with less, float32 has no trace of x_0
 
 
@@ -89,6 +89,10 @@ class ModelSettings:
     patch: int = 1
     film: bool = False
     classes: int = 0
+
+    # The configuration of another network that takes the place of a `Unet`, as JSON; "" for none.
+    # The settings of the network are then those of the `Unet` that comes nearest.
+    unet2d: str = ""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSettings":
@@ -225,6 +229,8 @@ def check_setting(name: str, value: Any) -> tuple[bool, str]:
         return good, "numbers above 0, and at most 1"
     if name == "dataset":
         return type(value) is str, "a name"
+    if name == "unet2d":
+        return type(value) is str and len(value) <= 10_000, "a configuration of a network"
     if name == "class_names":
         good = is_tuple_of(str, value) and all(entry.isprintable() for entry in value)
         return good, "printable names"

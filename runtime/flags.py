@@ -28,7 +28,7 @@ VARIANCES = ("large", "small", "learned")
 def flag_of(setting: str) -> str:
     """The flag that gives a setting of the model, for messages; a setting that follows from the
     data has none."""
-    if setting in ("data", "dataset", "depth", "classes", "class_names"):
+    if setting in ("data", "dataset", "depth", "classes", "class_names", "unet2d"):
         return setting
     flags = {"size": "--image-size", "betas": "--schedule"}
     return flags.get(setting, "--" + setting.replace("_", "-"))

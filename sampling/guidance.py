@@ -18,6 +18,7 @@ from torch import Tensor
 
 from checkpoints.checkpoint import load_model
 from checkpoints.loaded_model import LoadedModel
+from checkpoints.networks import build_model
 from diffusion.denoiser import Prediction
 from DiffusionModel import DiffusionModel
 
@@ -134,7 +135,7 @@ def early_guide(loaded: LoadedModel) -> Guide:
             f"{loaded.path} keeps no early average to guide with: give --guide-with the path of a "
             "worse model, or leave it out"
         )
-    model = DiffusionModel(**loaded.model.hparams)
+    model = build_model(loaded.model.hparams)
     model.unet.load_state_dict(loaded.early.weights)
     model = model.to(loaded.model.device).eval().requires_grad_(False)
     return Guide(model, f"the average of step {loaded.early.step}")

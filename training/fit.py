@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from checkpoints.networks import build_model
 from checkpoints.run_dir import describe_newest
 from DiffusionModel import DiffusionModel
 from runtime.compiling import compile_network
@@ -77,7 +78,7 @@ def fit_with_restarts(
         if start.attempt == MAX_RESTARTS:
             return report_divergence(outcome, run, machine)
         start = restart(run, machine, start.attempt + 1, outcome.when, outcome.seconds)
-        model = DiffusionModel(**run.model.hparams)
+        model = build_model(run.model.hparams)
         model.load_state_dict(initial)
 
 

@@ -1,32 +1,44 @@
 """The weights that a training run begins with: random ones, or those of another model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from checkpoints.checkpoint import load_model
+from checkpoints.networks import build_model, refitted
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from runtime.image_size import Size, smaller_side
 
-# Layers whose shapes depend on the images, the classes, --patch, --variance or --augment.
-MAY_BE_NEW = ("conv_in.", "conv_out.", "label.", "augmentation.")
+# Layers whose shapes depend on the images, the classes, --patch, --variance or --augment: of a
+# `Unet`, and of a `UNet2D`.
+MAY_BE_NEW = (
+    *("conv_in.", "conv_out.", "label.", "augmentation."),
+    *("net.conv_in.", "net.conv_out.", "net.class_embedding."),
+)
+# Settings that a network keeps that no flags can make; "unet2d" is its configuration.
+KEPT = ("width", "mults", "attention", "blocks", "patch", "film", "unet2d")
 
 
 def new_model(settings: ModelSettings) -> DiffusionModel:
     """Return a model with the initial weights that belong to its seed."""
     torch.manual_seed(settings.seed)
-    return DiffusionModel(**asdict(settings))
+    return build_model(asdict(settings))
 
 
 def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str]:
     """Return a model with the averaged weights of another one, and a line about it.
 
-    The layers `MAY_BE_NEW` may have other shapes; they are then new. Raises OSError or ValueError,
-    in one line, if the file cannot be read or holds another network.
+    The layers `MAY_BE_NEW` may have other shapes; they are then new. A UNet2DModel of diffusers
+    stays one, whatever network the settings have. Raises OSError or ValueError, in one line, if the
+    file cannot be read or holds another network.
     """
-    model, loaded = new_model(settings), load_model(path)
+    loaded = load_model(path)
+    if loaded.model.settings.unet2d:
+        kept_settings = {name: getattr(loaded.model.settings, name) for name in KEPT}
+        settings = refitted(replace(settings, **kept_settings))
+    model = new_model(settings)
     theirs, network = loaded.model.unet.state_dict(), model.unet.state_dict()
     kept = {
         name: value
@@ -42,6 +54,11 @@ def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str
         )
     model.unet.load_state_dict(network | kept)
     line = f"training begins with the averaged weights of {path}"
+    if settings.unet2d:
+        line += (
+            "; its network, a UNet2DModel of diffusers, is kept, so --width, --mults, --attention, "
+            "--blocks, --patch and --film change nothing"
+        )
     if new:
         line += f"; newly initialized: {', '.join(new)}"
     for name in ("parameterization", "schedule", "T"):

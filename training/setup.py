@@ -82,7 +82,7 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
         run_dir=run_dir,
         data=data,
         unseen=unseen,
-        model_settings=model_settings,
+        model_settings=model.settings,
         model=model,
         about_weights=about_weights,
         batches=serve(data, seed=settings.seed, flip=flip),

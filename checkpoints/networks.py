@@ -1,0 +1,135 @@
+"""The model that belongs to settings: with a `Unet`, or with a UNet2DModel of diffusers.
+
+    model = build_model(settings)           # settings by name, as a checkpoint has them
+
+The second has the setting "unet2d", the configuration of its network: see `unet2d_config`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints.unet2d_config import fitted, from_json, to_json
+from diffusion.settings import ModelSettings
+from DiffusionModel import DiffusionModel
+from runtime.image_size import as_typed, height_and_width
+
+Settings = dict[str, Any]
+
+
+def build_model(settings: Mapping[Any, Any]) -> DiffusionModel:
+    """A new model with these settings, those of a checkpoint or some of them.
+
+    Raises ValueError, in one line, if they do not fit together, or if diffusers is needed and
+    missing.
+    """
+    chosen = ModelSettings.from_dict(dict(settings))
+    network = build_unet2d(chosen) if chosen.unet2d else None
+    return DiffusionModel(network, **settings)
+
+
+def build_unet2d(settings: ModelSettings) -> "UNet2D":
+    """The network of these settings, whose "unet2d" is checked before anything is built from it."""
+    config = from_json(settings.unet2d)
+    if settings.augment:
+        raise ValueError(
+            "augment tells the network how an image was augmented, and a UNet2DModel of diffusers "
+            "cannot be told: give --augment 0"
+        )
+    if config != fitted(config, settings.network):
+        raise ValueError("unet2d is the network for other images, classes or outputs")
+    known = config["num_train_timesteps"] or 0
+    if config["time_embedding_type"] == "learned" and known < settings.T:
+        raise ValueError(
+            f"num_train_timesteps is {known}: the network, which has an embedding for each time, "
+            f"does not know T = {settings.T} of them"
+        )
+    check_output(config)
+    return UNet2D(config)
+
+
+def refitted(settings: ModelSettings) -> ModelSettings:
+    """These settings with a "unet2d" that fits their images, classes, outputs and dropout."""
+    if not settings.unet2d:
+        return settings
+    config = fitted(from_json(settings.unet2d), settings.network)
+    return replace(settings, unet2d=to_json(config))
+
+
+def check_output(config: Settings) -> None:
+    """Raise ValueError unless the network's output has the size of its input. It needs no memory
+    and no computation, whatever the network."""
+    with torch.device("meta"):
+        network = UNet2D(config)
+        try:
+            shape = tuple(network(*network.example(1)).shape)
+        except Exception as error:  # diffusers raises many kinds
+            raise ValueError(refusal(config, error)) from None
+    expected = (1, config["out_channels"], *network.shape[1:])
+    if shape != expected:
+        raise ValueError(f"the network's output has the shape {shape[1:]}, not {expected[1:]}")
+
+
+def refusal(config: Settings, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:150]
+    return (
+        f"UNet2DModel cannot have images of sample_size {as_typed(config['sample_size'])} and these "
+        f"settings ({type(error).__name__}: {reason})"
+    )
+
+
+class UNet2D(nn.Module):
+    """A UNet2DModel of diffusers with the interface of `Unet`.
+
+    config: complete and checked. Its last class means "no class", as in a `Unet`.
+    """
+
+    def __init__(self, config: Settings):
+        super().__init__()
+        self.depth, self.size = config["in_channels"], config["sample_size"]
+        self.shape = (self.depth, *height_and_width(self.size))  # of an image, (C,H,W)
+        self.classes, self.augmentations = (config["num_class_embeds"] or 1) - 1, 0
+        self.whole_times = config["time_embedding_type"] == "learned"
+        self.net = new_unet2d(config)
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Tensor:
+        """x (B,C,H,W), t (B,) from 0, labels y (B,) or None -> (B,C or 2C,H,W)."""
+        if self.whole_times:  # the probability flow asks for times in between
+            t = t.round().long() if t.is_floating_point() else t
+        if self.classes and y is None:
+            y = torch.full_like(t, self.classes, dtype=torch.long)
+        return self.net(x, t, class_labels=y, return_dict=False)[0]
+
+    def recompute_activations(self, recompute: bool = True) -> None:
+        """See `Unet.recompute_activations`."""
+        if recompute:
+            self.net.enable_gradient_checkpointing()
+        else:
+            self.net.disable_gradient_checkpointing()
+
+    def example(self, B: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Arguments of `forward` for B images, all zero."""
+        device = self.net.conv_in.weight.device
+        x = torch.zeros(B, *self.shape, device=device)
+        t = torch.zeros(B, dtype=torch.long, device=device)
+        return x, t, t.clone() if self.classes else None, None
+
+
+def new_unet2d(config: Settings) -> Any:
+    """A UNet2DModel. Raises ValueError if diffusers is missing or refuses the configuration."""
+    try:
+        from diffusers import UNet2DModel  # type: ignore[reportPrivateImportUsage]
+    except ModuleNotFoundError:
+        raise ValueError(
+            "its network is a UNet2DModel of diffusers, which is not installed: "
+            "pip install diffusers"
+        ) from None
+    try:
+        return UNet2DModel(**config)
+    except Exception as error:  # diffusers raises many kinds
+        raise ValueError(refusal(config, error)) from None
