@@ -76,8 +76,8 @@ def check_output(config: Settings) -> None:
 def refusal(config: Settings, error: Exception) -> str:
     reason = " ".join(str(error).split())[:150]
     return (
-        f"UNet2DModel cannot have images of sample_size {as_typed(config['sample_size'])} and these "
-        f"settings ({type(error).__name__}: {reason})"
+        f"a UNet2DModel for sample_size {as_typed(config['sample_size'])} cannot have these settings "
+        f"({type(error).__name__}: {reason})"
     )
 
 

@@ -128,6 +128,8 @@ def check_config(config: Settings) -> None:
             raise ValueError(f"{name} is missing")
     check_levels(config["block_out_channels"], config["down_block_types"])
     for name, value in config.items():
+        if value is None and name in MAY_BE_NONE:
+            continue
         good, expected = check_value(name, value, len(config["block_out_channels"]))
         if not good:
             raise ValueError(f"{name} is {shorten(value)}, where this project has {expected}")
@@ -145,8 +147,6 @@ def check_config(config: Settings) -> None:
 
 def check_value(name: str, value: Any, levels: int) -> tuple[bool, str]:
     """Whether `value` is a possible one for this setting, and which values are."""
-    if value is None and name in MAY_BE_NONE:
-        return True, ""
     if name in WHOLE:
         low, high = WHOLE[name]
         pair = name == "sample_size" and isinstance(value, tuple) and len(value) == 2
