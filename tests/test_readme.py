@@ -86,7 +86,7 @@ def test_each_is_understood(command):
 
 @pytest.mark.parametrize("command", OF_RUN_SH)
 def test_what_run_sh_hands_on_is_understood(command):
-    words = command.split("run.sh", 1)[1].split()
+    words = command.split("run.sh", 1)[1].replace("--locked", "").split()
     if words[:1] not in (["test"], ["bench"], ["demo"]):
         words = words[1:] if words[:1] == ["setup"] else words
         parsed("train.py", words[1:])
@@ -201,3 +201,13 @@ def test_the_readme_is_short():
 def test_prose_has_at_most_100_columns(page):
     lines = page.read_text().splitlines()
     assert [line for line in lines if len(line) > 100 and not line.startswith("|")] == []
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs/use-from-python.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize("number", range(len(python_blocks())))
+def test_python_in_the_docs_runs(number, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(compile(python_blocks()[number], f"block {number}", "exec"), {"__name__": "docs"})
