@@ -396,6 +396,45 @@ MUTANTS = [
         "x.flip(2)",
         "test_flips_mirror_about_half_of_the_images",
     ),
+    Mutant(
+        "mapped images keep the order of their values in the file",
+        "image_data/mapped_images.py",
+        "images.transpose(0, 3, 1, 2).copy()",
+        "images.transpose(0, 3, 1, 2)",
+        "test_batches_are_those_in_memory",
+        "True-8",
+    ),
+    Mutant(
+        "mapped images are those of both splits",
+        "image_data/fitting.py",
+        "MappedImages(split.images, split.rows)",
+        "MappedImages(split.images)",
+        "test_batches_are_those_in_memory",
+        "True-8",
+    ),
+    Mutant(
+        "the position is that of what was read ahead",
+        "Dataset.py",
+        "self.batch = batch + 1\n",
+        "self.batch = min(batch + 3, len(self))\n",
+        "test_a_position_in_mapped_images_is_that_in_memory",
+        "9",
+    ),
+    Mutant(
+        "a folder is in memory as a whole when it is decoded",
+        "image_data/image_files.py",
+        "Parts(shape, parts)",
+        "np.concatenate([*parts])",
+        "test_decoding_does_not_keep_the_images_in_memory",
+    ),
+    Mutant(
+        "a mapped array may have another size than its file",
+        "image_data/mapped_images.py",
+        "if data - start + math.prod(shape) != member.file_size:",
+        "if False:",
+        "test_a_damaged_file_is_refused",
+        "shape",
+    ),
     # ---- training: averages, resuming, steps that are skipped ----------------------------------
     Mutant(
         "the average is written into the live weights",
@@ -631,8 +670,8 @@ MUTANTS = [
     Mutant(
         "every image has a range of values of its own",
         "image_data/image_files.py",
-        "decode_image(path, image_size, values) for",
-        "decode_image(path, image_size) for",
+        "decode_image(path, self.size, self.values)",
+        "decode_image(path, self.size)",
         "test_a_dark_image_stays_darker_than_another",
     ),
     Mutant(
