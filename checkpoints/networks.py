@@ -74,11 +74,10 @@ def check_output(config: Settings) -> None:
 
 
 def refusal(config: Settings, error: Exception) -> str:
-    size, reason = as_typed(config["sample_size"]), " ".join(str(error).split())[:150]
-    return (
-        f"a UNet2DModel for sample_size {size} cannot have these settings "
-        f"({type(error).__name__}: {reason})"
-    )
+    reason = " ".join(str(error).split())[:150]
+    size = as_typed(config["sample_size"])
+    kind = type(error).__name__
+    return f"a UNet2DModel for sample_size {size} cannot have these settings ({kind}: {reason})"
 
 
 class UNet2D(nn.Module):
