@@ -15,11 +15,10 @@ from runtime.launcher import OUT_OF_MEMORY, Machine
 from runtime.processes import Refused, own_exit_status
 from runtime.signals import Stop, exit_status
 from training.divergence import MAX_RESTARTS, Start, first_start, restart
-from training.loggers import MEASURED, Curves, MetricsCsv
 from training.settings import TrainingSettings
 from training.setup import TrainingRun
+from training.trackers import open_loggers
 from training.trainer import Callbacks, build_callbacks, build_trainer
-from training.validation import bin_names
 
 
 class CannotWrite(Exception):
@@ -141,9 +140,7 @@ def run_trainer(
         machine.processes.print,
     )
     if machine.is_first:
-        columns = ["train_loss", "val_loss", *bin_names(model.T), *MEASURED]
-        csv = MetricsCsv(run.run_dir / "metrics.csv", columns, start.step)
-        trainer.loggers = [csv, Curves(run.run_dir, start.step)]
+        trainer.loggers = open_loggers(run, start.step)
     trainer.fit(
         model,
         callbacks.batches,
