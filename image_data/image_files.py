@@ -102,7 +102,12 @@ def decode_folder(
         names = [class_name(path.relative_to(folder)) for path in paths]
         classes = sorted(set(names))
         labels = np.array([classes.index(name) for name in names], np.int64)
-        write_npz(file, train_images=images, train_labels=labels, classes=classes)
+        try:
+            write_npz(file, train_images=images, train_labels=labels, classes=classes)
+        except OSError as error:
+            raise ValueError(
+                f"cannot write {file} ({error.strerror}): make room, or choose another --data-root"
+            ) from None
     return file
 
 
