@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from evaluation import doctor
     from evaluation.evaluation import evaluate
-    from runtime.launcher import launch
+    from runtime.launcher import launch, memory_errors
 
     if args.doctor:
         try:
@@ -194,7 +194,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     machine = launch(parser.prog, args.device, args.precision, args.devices, args.num_nodes)
     try:
-        evaluate(make_plan(args, machine.device.type, machine.precision), machine)
+        with memory_errors():
+            evaluate(make_plan(args, machine.device.type, machine.precision), machine)
     except torch.OutOfMemoryError:
         return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except MemoryError:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from checkpoints.run_dir import describe_newest
 from DiffusionModel import DiffusionModel
 from runtime.compiling import compile_network
-from runtime.launcher import OUT_OF_MEMORY, Machine
+from runtime.launcher import OUT_OF_MEMORY, Machine, memory_errors
 from runtime.processes import Refused, own_exit_status
 from runtime.signals import Stop, exit_status
 from training.divergence import MAX_RESTARTS, Start, first_start, restart
@@ -91,7 +91,8 @@ def fit(
     callbacks = build_callbacks(run, start, machine, stop)
     trainer = build_trainer(run, start, machine, callbacks)
     try:
-        run_trainer(trainer, run, model, start, machine, callbacks)
+        with memory_errors():
+            run_trainer(trainer, run, model, start, machine, callbacks)
     except OUT_OF_MEMORY:
         raise Refused(
             f"out of memory at batch size {run.settings.batch_size}: "
