@@ -126,7 +126,7 @@ class Wandb(WandbLogger):
     STEP = "trainer/global_step"  # Lightning's name for it
 
     def __init__(self, run: TrainingRun):
-        import wandb
+        import wandb  # type: ignore[import-not-found]
 
         opened = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -165,7 +165,7 @@ class Trackio(Logger):
 
     def __init__(self, run: TrainingRun):
         super().__init__()
-        import trackio
+        import trackio  # type: ignore[import-not-found]
 
         self.trackio = trackio
         with contextlib.redirect_stdout(io.StringIO()):  # several lines of advice

@@ -157,7 +157,7 @@ def test_the_real_package_without_a_network(tiny_data, tmp_path, monkeypatch, ca
     for name, value in {"WANDB_MODE": "offline", "TRACKIO_DIR": tmp_path / "trackio"}.items():
         monkeypatch.setenv(name, str(value))
     words = ["--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--logger", package]
-    for steps in (7, 12):
+    for steps in (6, 12):
         process = Process(tmp_path, *words, "--max-steps", steps, fresh=True)
         assert process.ends() == 0
         assert "failed" not in process.err
