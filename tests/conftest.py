@@ -1,6 +1,7 @@
 """What several tests share: tiny data, tiny trained runs, the real datasets where they exist."""
 
 import shutil
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -38,6 +39,8 @@ def copy_project(folder: Path) -> None:
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", dest="all_tests", help="run slow tests, too")
+    parser.addoption("--kills", type=int, default=12, help="kills in test_strain.py (12)")
+    parser.addoption("--seed", type=int, help="seed of test_strain.py (a random one, printed)")
 
 
 def slow_are_left_out(config) -> bool:
@@ -247,3 +250,25 @@ def refused(capsys):
         return err
 
     return check
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function: a file system of so many KiB, or the test is skipped where none can be
+    mounted."""
+    mounted = []
+
+    def mount(options):
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", place], check=True)

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
@@ -177,28 +176,6 @@ def test_a_second_process_in_the_same_folder_is_refused(start, tmp_path, tiny_da
         train.main, "--dataset", tiny_data, "--run-dir", run_dir, *RUN
     )
     process.kill(signal.SIGTERM).ends()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A function: a file system of so many KiB, or the test is skipped where none can be
-    mounted."""
-    mounted = []
-
-    def mount(options):
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(
