@@ -177,7 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     request = image_request(args, machine.precision)
     job = machine.prepare(lambda: prepare_to_write(request, machine.device, machine.is_first))
     try:
-        images = generate_images(job, machine.processes, args.compile)
+        with launcher.memory_errors():
+            images = generate_images(job, machine.processes, args.compile)
         if images is None:
             return 0
         if isinstance(job, NoisingJob) and job.saved_only:

@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     from evaluation import doctor
     from evaluation.evaluation import evaluate
     from evaluation.scoring import score
-    from runtime.launcher import launch
+    from runtime.launcher import launch, memory_errors
 
     if args.doctor:
         try:
@@ -228,10 +228,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     machine = launch(parser.prog, args.device, args.precision, args.devices, args.num_nodes)
     try:
-        if args.samples:
-            score(make_scoring_plan(args, machine.device.type, machine.precision), machine)
-        else:
-            evaluate(make_plan(args, machine.device.type, machine.precision), machine)
+        with memory_errors():
+            if args.samples:
+                plan = make_scoring_plan(args, machine.device.type, machine.precision)
+                score(plan, machine)
+            else:
+                evaluate(make_plan(args, machine.device.type, machine.precision), machine)
     except torch.OutOfMemoryError:
         return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except MemoryError:

@@ -19,15 +19,28 @@ SIGUSR1 leave a complete checkpoint.
 
 import argparse
 import contextlib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 from runtime import flags
-from runtime.arguments import Parser, duration, image_size, numbers, real, two_numbers, whole
+from runtime.arguments import (
+    Parser,
+    duration,
+    image_size,
+    names,
+    numbers,
+    real,
+    two_numbers,
+    whole,
+)
 from runtime.output import protect_output
 from runtime.pretrained import model_path
 from runtime.signals import Stop
+
+LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
+OPTIONAL = ("wandb", "trackio")  # packages that are not in requirements.txt
 
 # The default of a flag is the paper's (Ho et al. 2020, appendix B, CIFAR-10). A preset is a set of
 # other values.
@@ -393,6 +406,13 @@ def add_run_flags(group: flags.Group) -> None:
         help="steps between logged losses (50)",
     )
     add(
+        "--logger",
+        type=loggers,
+        default=("csv", "tensorboard"),
+        metavar="NAME,..",
+        help="of csv, tensorboard, wandb, trackio; csv is always written (csv,tensorboard)",
+    )
+    add(
         "--eval-every",
         type=whole(0),
         default=0,
@@ -408,6 +428,17 @@ def add_run_flags(group: flags.Group) -> None:
     )
     add("--dry-run", action="store_true", help="print size, speed and time to expect, and stop")
     add("--prepare-data", action="store_true", help="download and decode the dataset, and stop")
+
+
+def loggers(text: str) -> tuple[str, ...]:
+    """Parse names of `LOGGERS` separated by commas; their packages must be installed."""
+    chosen = tuple(names(*LOGGERS)(text))
+    for package in OPTIONAL:
+        if package in chosen and not importlib.util.find_spec(package):
+            raise argparse.ArgumentTypeError(
+                f"{package} is not installed: pip install {package}, or leave it out"
+            )
+    return chosen
 
 
 def as_typed(preset: dict[str, Any]) -> str:

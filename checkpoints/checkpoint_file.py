@@ -108,6 +108,18 @@ class HashingWriter:
         pass
 
 
+def write_torch_file(contents: Any, file: Path) -> str:
+    """Write what torch.save writes, and return its sha256. Raises OSError where that fails."""
+    with open(file, "wb") as opened:
+        writer: Any = HashingWriter(opened)
+        torch.save(contents, writer)
+        if writer.error:
+            raise writer.error
+        opened.flush()
+        os.fsync(opened.fileno())
+    return writer.sha256.hexdigest()
+
+
 class CompleteCheckpointIO(TorchCheckpointIO):
     """Write Lightning's checkpoints to a temporary file that is then renamed, with a `.sha256`.
 
@@ -123,16 +135,10 @@ class CompleteCheckpointIO(TorchCheckpointIO):
     ) -> None:
         path = Path(path)
         with complete_file(path) as temporary:
-            with open(temporary, "wb") as file:
-                writer: Any = HashingWriter(file)
-                torch.save(checkpoint, writer)
-                if writer.error:
-                    raise writer.error
-                file.flush()
-                os.fsync(file.fileno())
+            sha256 = write_torch_file(checkpoint, temporary)
             # the checksum appears first: there is never a checkpoint without one
             with complete_file(checksum_path(path)) as beside:
-                beside.write_text(f"{writer.sha256.hexdigest()}  {path.name}\n")
+                beside.write_text(f"{sha256}  {path.name}\n")
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from checkpoints.checkpoint_file import write_torch_file
 from Dataset import Batches, DiffSet, to_float
 from runtime import devices
 from runtime.atomic_file import complete_file
@@ -123,9 +124,19 @@ def load_or_train(
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception:  # missing, or damaged in one of many ways
         train_classifier(model, train_set, test_set, epochs, device)
-        with complete_file(file) as temporary:
-            torch.save(model.cpu().state_dict(), temporary)
+        save(model.cpu(), file)
     return model.to(device).eval().requires_grad_(False)
+
+
+def save(model: Classifier, file: Path) -> None:
+    """Write the weights. Raises OSError, in one line."""
+    try:
+        with complete_file(file) as temporary:
+            write_torch_file(model.state_dict(), temporary)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {file} ({error.strerror}): make room, or choose another --data-root"
+        ) from None
 
 
 def fingerprint(model: Classifier, epochs: int, train_set: DiffSet, test_set: DiffSet) -> str:

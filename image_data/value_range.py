@@ -38,6 +38,8 @@ class ValueRange:
     def to_8_bits(self, image: Image.Image) -> np.ndarray:
         """Scale the values of an image to uint8 (H,W); those outside the range are cut off."""
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("there are pixels that are not finite numbers")
         scaled = (values - self.low) * (255 / (self.high - self.low))
         return scaled.clip(0, 255).round().astype(np.uint8)
 

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
             import argcomplete
 
             argcomplete.autocomplete(self)
-        words = list(sys.argv[1:] if args is None else args)
+        words = [expand_home(word) for word in (sys.argv[1:] if args is None else args)]
         self.check_flags(words[: words.index("--")] if "--" in words else words)
         if self.main_flag and words and not words[0].startswith("-"):
             meant = f"{self.main_flag} {words[0]}"
@@ -109,6 +109,14 @@ class Help(argparse.RawDescriptionHelpFormatter):
         if isinstance(action, argparse.BooleanOptionalAction):
             return f"--[no-]{action.option_strings[0].removeprefix('--')}"
         return super()._format_action_invocation(action)
+
+
+def expand_home(word: str) -> str:
+    """Replace ~/ at the beginning of a path, which a shell leaves as it is in --out=~/images."""
+    flag, is_joined, value = word.partition("=")
+    if is_joined and flag.startswith("--"):
+        return f"{flag}={expand_home(value)}"
+    return os.path.expanduser(word) if word.startswith("~/") else word
 
 
 def expected(what: str, known: Any, text: str, wrong: str | None = None) -> str:

@@ -3,14 +3,15 @@
     machine = launch("train.py", device="auto", precision="auto", devices=2)
     model = machine.prepare(load)   # first process first; bad input ends all
     ...
-    except OUT_OF_MEMORY:
+    except OUT_OF_MEMORY:        # with `memory_errors`, also what torch has for the host
         return machine.fail("out of memory: choose a smaller --batch-size")
 
 Bad input is one line on standard error, from one process, and the exit status is 2.
 """
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +25,17 @@ from runtime.processes import Processes, Refused, launch_processes, own_exit_sta
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # of the device, of the host
 
 Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise MemoryError where torch raises RuntimeError because the host has no more memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise MemoryError("the host has not enough memory") from error
+        raise
 
 
 @dataclass(frozen=True)

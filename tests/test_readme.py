@@ -50,9 +50,9 @@ INSIDE = (
 
 def commands() -> list[str]:
     """Indented lines and `code`, without comments."""
-    lines = re.findall(r"^    ((?:python|bash|sbatch) .*)$", TEXT.replace("\\\n", ""), re.MULTILINE) + re.findall(
-        r"`((?:python|bash|sbatch) [^`\n]+)`", TEXT
-    )
+    lines = re.findall(
+        r"^    ((?:python|bash|sbatch) .*)$", TEXT.replace("\\\n", ""), re.MULTILINE
+    ) + re.findall(r"`((?:python|bash|sbatch) [^`\n]+)`", TEXT)
     found = [" ".join(shlex.split(line, comments=True)) for line in lines]
     return list(dict.fromkeys(found))
 

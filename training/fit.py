@@ -12,15 +12,14 @@ from checkpoints.networks import build_model
 from checkpoints.run_dir import describe_newest
 from DiffusionModel import DiffusionModel
 from runtime.compiling import compile_network
-from runtime.launcher import OUT_OF_MEMORY, Machine
+from runtime.launcher import OUT_OF_MEMORY, Machine, memory_errors
 from runtime.processes import Refused, own_exit_status
 from runtime.signals import Stop, exit_status
 from training.divergence import MAX_RESTARTS, Start, first_start, restart
-from training.loggers import MEASURED, Curves, MetricsCsv
 from training.settings import TrainingSettings
 from training.setup import TrainingRun
+from training.trackers import open_loggers
 from training.trainer import Callbacks, build_callbacks, build_trainer
-from training.validation import bin_names
 
 
 class CannotWrite(Exception):
@@ -93,7 +92,8 @@ def fit(
     callbacks = build_callbacks(run, start, machine, stop)
     trainer = build_trainer(run, start, machine, callbacks)
     try:
-        run_trainer(trainer, run, model, start, machine, callbacks)
+        with memory_errors():
+            run_trainer(trainer, run, model, start, machine, callbacks)
     except OUT_OF_MEMORY:
         raise Refused(
             f"out of memory at batch size {run.settings.batch_size}: "
@@ -142,9 +142,7 @@ def run_trainer(
         machine.processes.print,
     )
     if machine.is_first:
-        columns = ["train_loss", "val_loss", *bin_names(model.T), *MEASURED]
-        csv = MetricsCsv(run.run_dir / "metrics.csv", columns, start.step)
-        trainer.loggers = [csv, Curves(run.run_dir, start.step)]
+        trainer.loggers = open_loggers(run, start.step)
     trainer.fit(
         model,
         callbacks.batches,

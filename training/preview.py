@@ -11,7 +11,7 @@ from image_data.grids import pixels_of, write_grid
 from runtime.signals import Stop
 from sampling.plan import labels_in_turn, plan_sampling, sample_steps
 from training.ema import Ema
-from training.loggers import Curves
+from training.trackers import Expendable
 
 
 class Preview(pl.Callback):
@@ -19,7 +19,7 @@ class Preview(pl.Callback):
 
     The samples always start from the same noise and take `steps` steps of UniPC: a quick look, not
     a result. With a class-conditional model, image i has class i, modulo the number of classes. A
-    signal ends sampling without an image. TensorBoard shows the previews and `folder/real.png`.
+    signal ends sampling without an image. The loggers show the previews and `folder/real.png`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Preview(pl.Callback):
         return torch.cat(images)
 
     def show(self, trainer: pl.Trainer, tag: str, file: Path) -> None:
-        """Show an image file in TensorBoard."""
+        """Show an image file in the loggers that show images."""
         for logger in trainer.loggers:
-            if isinstance(logger, Curves):
+            if isinstance(logger, Expendable):
                 logger.show(tag, file, trainer.global_step)

@@ -51,8 +51,9 @@ class TrainingSettings:
     eval_every: int
     eval_images: int
 
-    # run_dir: None for runs/DATASET. resume: "auto", "none", a file or a run directory. init_from:
-    # a model whose weights a new run begins with.
+    # logger: the names in --logger. run_dir: None for runs/DATASET. resume: "auto", "none", a file
+    # or a run directory. init_from: a model whose weights a new run begins with.
+    logger: tuple[str, ...]
     run_dir: Path | None
     resume: str
     init_from: Path | None

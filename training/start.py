@@ -74,8 +74,10 @@ def train(
             )
     if run.about_weights:
         say("resumed: --init-from is not used again" if resume else run.about_weights)
-    samples, folder = run.run_dir / "samples", run.run_dir.parent
-    say(f"to watch it: {samples}, and tensorboard --logdir {folder}", flush=True)
+    curves = run.run_dir / "metrics.csv"
+    if "tensorboard" in settings.logger:
+        curves = f"tensorboard --logdir {run.run_dir.parent}"
+    say(f"to watch it: {run.run_dir / 'samples'}, and {curves}", flush=True)
     try:
         return fit_with_restarts(run, resume, machine, stop)
     except Refused as error:

@@ -111,3 +111,9 @@ def test_a_folder_without_a_usual_range_is_one_line(refused, folder, tmp_path):
     line = refused(train.main, *words)
     assert f"{folder}: pixel values from -7 to 4095 are of no usual range" in line
     assert "expected two numbers" in refused(train.main, *words, "--value-range", "9,1")
+
+
+def test_a_given_range_does_not_hide_what_is_not_a_number(tmp_path):
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "nan.tiff")
+    with pytest.raises(ValueError, match=r"nan\.tiff .*not finite numbers"):
+        open_image(tmp_path / "nan.tiff", ValueRange.given((0, 1)))

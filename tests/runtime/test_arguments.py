@@ -80,3 +80,13 @@ def test_a_value_may_look_like_anything_but_a_flag():
     assert arguments.rest == ["--name", "-x"]
     assert parser.parse_args(["--name=-x"]).name == "-x"
     assert parser.parse_args(["--name", "-3"]).name == "-3"
+
+
+def test_the_home_folder_is_found_where_a_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Parser("x")
+    parser.add_argument("--out")
+    assert parser.parse_args(["--out", "~/images"]).out == "/home/me/images"
+    assert parser.parse_args(["--out=~/images"]).out == "/home/me/images"
+    assert parser.parse_args(["--out=a~/images"]).out == "a~/images"
+    assert parser.parse_args(["--out", "~"]).out == "~"

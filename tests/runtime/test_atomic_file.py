@@ -1,5 +1,6 @@
 """A file is complete or not there."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -33,6 +34,13 @@ def test_after_an_error_the_older_file_is_as_it_was(tmp_path, error):
         write()
     assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]
     assert path.read_text() == "older"
+
+
+def test_an_error_without_a_file_gets_the_name(tmp_path):
+    path = tmp_path / "grid.png"
+    with pytest.raises(OSError, match="No space left") as error, complete_file(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error.value.filename == str(path)
 
 
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):

@@ -13,7 +13,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from runtime import processes
 from runtime.cluster import cluster_environment, resolve_layout
-from runtime.launcher import launch
+from runtime.launcher import launch, memory_errors
 from runtime.processes import Refused, own_exit_status
 
 
@@ -143,3 +143,10 @@ def test_a_layout_that_cannot_be_is_refused(monkeypatch, environment, device, ar
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         resolve_layout(device, *arguments)
+
+
+def test_memory_that_the_host_lacks_is_a_memory_error():
+    with pytest.raises(MemoryError), memory_errors():
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="of another kind"), memory_errors():
+        raise RuntimeError("of another kind")
