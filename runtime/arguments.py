@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from runtime.image_size import Size, size_of
 from runtime.suggestions import nearest
+from runtime.version import versions
 
 FLAG = re.compile(r"--?[A-Za-z][^ ]*")
 ADDED_BY_PYTHON_3_10 = " (default: %(default)s)"  # to the help of --[no-]flags
@@ -41,6 +42,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=Help,
         )
         self.main_flag = main_flag
+        self.add_argument("--version", action=PrintVersions, help="show versions and exit")
 
     def parse_args(  # type: ignore[reportIncompatibleMethodOverride]
         self, args: Iterable[str] | None = None, namespace: Any = None
@@ -82,6 +84,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class PrintVersions(argparse.Action):
+    """Print the versions and exit; they are looked up only then."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(versions())
+        parser.exit()
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -1,0 +1,18 @@
+"""The version of this project, and of what its results depend on."""
+
+import platform
+from importlib import metadata
+
+VERSION = "1.0.0"  # also in CITATION.cff and CHANGELOG.md
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy")
+
+
+def versions() -> str:
+    """The versions in one line, as --version prints them. Imports none of the packages."""
+    parts = [f"DDPM {VERSION}", f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            parts.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            parts.append(f"no {package}")
+    return ", ".join(parts)
