@@ -90,7 +90,7 @@ class PrintVersions(argparse.Action):
     """Print the versions and exit; they are looked up only then."""
 
     def __init__(self, option_strings: list[str], dest: str, help: str):
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print(versions())

@@ -21,6 +21,7 @@ import report
 import train
 from diffusion import objective, schedules, settings
 from runtime import arguments, flags
+from runtime.arguments import PrintVersions
 from sampling import samplers, time_grid
 
 SCRIPTS = {
@@ -35,7 +36,7 @@ OPTIONS = [
     (script, action)
     for script, module in SCRIPTS.items()
     for action in module.build_parser()._actions
-    if not isinstance(action, argparse._HelpAction)
+    if not isinstance(action, (argparse._HelpAction, PrintVersions))
 ]
 
 
