@@ -814,6 +814,37 @@ MUTANTS = [
         "",
         "test_the_forward_process_without_a_checkpoint_has_a_length_and_a_schedule",
     ),
+    # ---- networks of diffusers ------------------------------------------------------------------
+    Mutant(
+        "the log SNR of diffusers' laplace schedule rises",
+        "checkpoints/diffusers_scheduler.py",
+        "np.where(u > 0.5, 0.5, -0.5)",
+        "np.where(u > 0.5, -0.5, 0.5)",
+        "test_ddim_draws_the_images_of_diffusers",
+        "laplace",
+    ),
+    Mutant(
+        "a class embedding of others has no row for no class",
+        "checkpoints/diffusers_format.py",
+        'label = "net.class_embedding.weight"',
+        'label = "class_embedding.weight"',
+        "test_every_label_of_a_network_of_diffusers_counts",
+    ),
+    Mutant(
+        "fine-tuning drops the network of diffusers",
+        "training/initial_weights.py",
+        '"film", "unet2d")',
+        '"film")',
+        "test_a_run_that_begins_with_it_keeps_its_network",
+    ),
+    Mutant(
+        "the size of a network's output is not checked",
+        "checkpoints/networks.py",
+        "    check_output(config)\n",
+        "",
+        "test_what_diffusers_cannot_build_or_compute_is_one_line",
+        "sample_size",
+    ),
 ]
 
 
