@@ -18,6 +18,7 @@ import report
 import train
 from checkpoints.checkpoint import load_model
 from diffusion.settings import check_settings
+from training import dry_run
 
 H, W = 8, 12
 AT_8X12 = ["8x12" if before == "--image-size" else flag for before, flag in zip(["", *TINY], TINY)]
@@ -135,6 +136,7 @@ def test_it_is_measured_and_reported(run, photos, quick_classifier, capsys):
     assert (2 * H, W) in shapes  # two real images with noise, one below the other
 
 
+@pytest.mark.slow
 def test_safetensors_and_diffusers_sample_the_same(run, tmp_path):
     infer(run, tmp_path / "own", "--precision", "32")
     for form, out in (("safetensors", "m.safetensors"), ("diffusers", "pipe")):
@@ -157,6 +159,7 @@ def test_onnx_takes_such_images(run, tmp_path, capsys):
     assert session.get_inputs()[0].shape[1:] == [3, H, W]
 
 
+@pytest.mark.slow
 def test_a_new_run_of_another_size_begins_with_its_weights(run, photos, tmp_path, refused):
     flags = ["--max-steps", 1, "--init-from", run]
     # the same levels have attention: at 8, the second of 16x24
@@ -166,7 +169,8 @@ def test_a_new_run_of_another_size_begins_with_its_weights(run, photos, tmp_path
     assert "give --width 6 --mults 1,1 --attention 8" in line
 
 
-def test_an_npz_trains_at_its_own_size(tmp_path, capsys):
+def test_an_npz_trains_at_its_own_size(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dry_run, "SECONDS", 0.1)
     images = np.random.default_rng(0).integers(0, 256, (20, 6, 10, 1), dtype=np.uint8)
     np.savez(tmp_path / "wide.npz", train_images=images)
     place = AT_8X12.index("--image-size")

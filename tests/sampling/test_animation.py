@@ -43,7 +43,7 @@ def test_a_frame_has_every_image_in_its_place(trajectory):
 def test_the_grid_has_the_columns_of_the_trajectory_by_default(trajectory, tmp_path):
     read = read_trajectory(trajectory)
     np.savez(tmp_path / "c.npz", frames=read.frames, times=read.times, columns=3)
-    for file, columns, width in (("t", None, 2), ("c", None, 3), ("c", 1, 1), ("t", 9, 3)):
+    for file, columns, width in (("t", None, 1), ("c", None, 3), ("c", 1, 1), ("t", 9, 3)):
         out = tmp_path / "x.webp"
         settings = AnimationSettings(tmp_path / f"{file}.npz", out, scale=1, columns=columns)
         assert write_animation(settings) == 4
