@@ -6,6 +6,7 @@ Memory: processes that each train a few steps, on 64 images, on all images mappe
 in memory, and then read /proc/self/status. RssAnon is memory of their own; RssFile is files, which
 the operating system takes back when others need the memory. Speed: both ways in one process, by
 turns of a few steps, because a machine's speed changes; the ratio is that of neighbouring turns.
+Time of the CPU includes that of the thread that reads ahead, and depends less on other programs.
 """
 
 import argparse
@@ -53,19 +54,21 @@ class Training:
         self.batches = endless(run.batches)
         self.step = Step(run, machine)
 
-    def seconds(self, steps: int) -> float:
-        """The time of so many steps."""
-        began = time.perf_counter()
+    def run(self, steps: int) -> np.ndarray:
+        """Seconds of so many steps: all, of the CPU, waiting for images."""
+        began, cpu_began, waited = time.perf_counter(), time.process_time(), 0.0
         for _ in range(steps):
+            asked = time.perf_counter()
             self.step.batch = next(self.batches)
+            waited += time.perf_counter() - asked
             self.step()
-        return time.perf_counter() - began
+        return np.array([time.perf_counter() - began, time.process_time() - cpu_began, waited])
 
 
 def print_memory(way: str, words: list[str], steps: int) -> None:
     """Train, and print RssAnon and RssFile in MiB."""
     training = Training(way, words, launch("mapped.py", "cpu"))
-    training.seconds(steps)
+    training.run(steps)
     status = Path("/proc/self/status").read_text().splitlines()
     values = dict(line.split(":", 1) for line in status)
     print(*(int(values[name].split()[0]) // 1024 for name in ("RssAnon", "RssFile")))
@@ -96,22 +99,22 @@ def speed_table(words: list[str], steps: int, rounds: int) -> None:
     here = launch("mapped.py", "cpu")
     ways = {way: Training(way, words, here) for way in LIMITS}
     for way in ways.values():
-        way.seconds(2)
-    seconds: dict[str, list[float]] = {way: [] for way in LIMITS}
+        way.run(2)
+    seconds: dict[str, list[np.ndarray]] = {way: [] for way in LIMITS}
     for turn in range(rounds):
         for way in list(ways) if turn % 2 else reversed(list(ways)):
-            seconds[way].append(ways[way].seconds(steps) / steps)
-    print("| images | ms/step, median |")
-    print("| --- | --- |")
+            seconds[way].append(ways[way].run(steps) / steps)
+    print("| images | ms/step, median | of the CPU | waiting for images |")
+    print("| --- | --- | --- | --- |")
     for way, times in seconds.items():
-        print(f"| {way} | {1000 * statistics.median(times):.1f} |")
-    ratios = [memory / mapped for mapped, memory in zip(*seconds.values())]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"\nspeed of mapped over in memory, {rounds} pairs of {steps} steps: median {middle:.3f}, "
-        f"quartiles {low:.3f} to {high:.3f}; of the sums "
-        f"{sum(seconds['in memory']) / sum(seconds['mapped']):.3f}"
-    )
+        wall, cpu, waiting = 1000 * np.median(times, axis=0)
+        print(f"| {way} | {wall:.1f} | {cpu:.1f} | {waiting:.2f} |")
+    print(f"\nspeed of mapped over in memory, {rounds} pairs of {steps} steps:")
+    for column, name in enumerate(("time", "time of the CPU")):
+        pairs = zip(*seconds.values())
+        ratios = [memory[column] / mapped[column] for mapped, memory in pairs]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"by {name}: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
 
 
 def main() -> None:
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="of a turn (5)")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each way (20)")
     parser.add_argument("--child", choices=LIMITS, help=argparse.SUPPRESS)
+    parser.add_argument("--what", choices=("memory", "speed", "both"), default="both")
     args = parser.parse_args()
     words = ["--dataset", args.dataset, "--data-root", args.data_root]
     words += ["--image-size", args.image_size]
@@ -130,9 +134,11 @@ def main() -> None:
         print_memory(args.child, words, args.steps)
         return
     print(f"{machine('cpu')}\n")
-    memory_table(words, args.image_size, args.steps)
-    print()
-    speed_table(words, args.steps, args.rounds)
+    if args.what != "speed":
+        memory_table(words, args.image_size, args.steps)
+        print()
+    if args.what != "memory":
+        speed_table(words, args.steps, args.rounds)
 
 
 if __name__ == "__main__":
