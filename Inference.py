@@ -58,35 +58,36 @@ def build_parser() -> Parser:
     add(
         "--sampler",
         choices=flags.SAMPLERS,
-        help="ddpm is the paper's; unipc came nearest to the data in 20 evaluations: see the "
-        "README (unipc; ddpm with --mask, ddim to --interpolate)",
+        help="ddpm: the paper's; unipc: the best with few steps; see docs/samplers-and-presets.md "
+        "(unipc; ddpm with --mask, ddim with --interpolate)",
     )
     flags.add_sampling_steps(
         group,
         type=whole(1),
-        help="steps to t = 0, besides those of --save-steps (20; heun and with a worse model "
-        "as guide 10; ddpm all T; --interpolate 50; --mask 100)",
+        help="number of sampling steps, to which --save-steps are added (20; 10 for heun or a "
+        "worse model as guide; T for ddpm; 50 for --interpolate; 100 for --mask)",
     )
     flags.add_grid(group)
-    flags.add_eta(group, help="noise of ddim: 0 none, 1 as much as ddpm's small variance (0)")
-    flags.add_variance(group, help="of ddpm (that of the model; with --mask small)")
+    flags.add_eta(group, help="amount of noise in ddim: 0 for none, 1 for as much as ddpm (0)")
+    flags.add_variance(group, help="variance of ddpm (that of the model; small with --mask)")
     group = parser.add_argument_group("classes and guidance")
     add = group.add_argument
     add(
         "--class",
         dest="label",
         metavar="CLASS",
-        help="numbers or names, as in 3,7; all; none: without a class (image i has class i mod K)",
+        help="classes to sample, by number or name, as in 3,7; all; or none (image i has class i "
+        "mod K)",
     )
     flags.add_guidance(
-        group, help="strength of the guidance; 1 is none (that of the model; 1 for edits and ddpm)"
+        group, help="strength of guidance, 1 for none (that of the model; 1 for edits and ddpm)"
     )
     flags.add_guide(group)
     add(
         "--guidance-interval",
         type=interval,
         metavar="LO,HI",
-        help="the t at which guidance applies (all; with a worse model as guide, from T/5 up)",
+        help="range of t in which guidance applies (all; t > T/5 with a worse model as guide)",
     )
     group = parser.add_argument_group("editing")
     add = group.add_argument
@@ -94,26 +95,26 @@ def build_parser() -> Parser:
         "--input-image",
         type=Path,
         metavar="FILE",
-        help="noise this image, or with --ckpt edit it (none: begin with noise)",
+        help="image to edit, or to add noise to without --ckpt (none)",
     )
     add(
         "--start-step",
         type=whole(1),
         metavar="T",
-        help="noise --input-image to this t and denoise it: SDEdit (none)",
+        help="add noise to --input-image up to this t, then denoise: SDEdit (none)",
     )
     add(
         "--mask",
         type=Path,
         metavar="FILE",
-        help="paint --input-image anew where this image is white: RePaint (none)",
+        help="repaint --input-image where this image is white: RePaint (none)",
     )
     add(
         "--interpolate",
         type=Path,
         nargs=2,
         metavar="FILE",
-        help="the way from one image to another, through their DDIM latents (none)",
+        help="interpolate between two images in the space of DDIM latents (none)",
     )
     group = parser.add_argument_group("without --ckpt")
     flags.add_forward_process(group)
@@ -125,29 +126,31 @@ def build_parser() -> Parser:
         type=Path,
         default=Path("samples"),
         metavar="DIR",
-        help="folder for what is written (samples)",
+        help="output folder (samples)",
     )
     add(
         "--save-steps",
         type=some_numbers(0),
         metavar="T,..",
-        help="the t at which pictures are saved; 0 is the image (0, T/20, T/2, T)",
+        help="values of t at which to save pictures; 0 is the finished image (0, T/20, T/2, T)",
     )
     add(
         "--frames",
         type=whole(0),
         default=50,
         metavar="N",
-        help="most frames of the trajectory besides the saved steps (50)",
+        help="maximum number of frames in trajectory.npz besides the saved steps (50)",
     )
     add(
         "--preview",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="show some images, in a terminal that has colours (yes)",
+        help="show some images in a terminal with colours (yes)",
     )
     group = parser.add_argument_group("machine")
-    flags.add_batch_size(group, default=64, help="images at once; changes no image (64)")
+    flags.add_batch_size(
+        group, default=64, help="images sampled at once; does not change them (64)"
+    )
     flags.add_precision(group)
     flags.add_compile(
         group,

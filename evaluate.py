@@ -88,26 +88,26 @@ def build_parser() -> Parser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="where the results of --samples go (NAME-evaluation beside them)",
+        help="output folder for --samples (NAME-evaluation beside them)",
     )
     add(
         "--dataset",
         metavar="NAME",
-        help="the real images: a name, a folder or an .npz file (that of the training)",
+        help="real images to compare with: a name, a folder or an .npz file (that of the training)",
     )
     flags.add_data_root(
-        group, help="where datasets are kept, and features and classifiers of them (data)"
+        group, help="folder of datasets, their classifiers and cached features (data)"
     )
     add(
         "--doctor",
         action="store_true",
-        help="instead: read the run directory and name likely trouble",
+        help="instead: look for problems in a run and suggest remedies",
     )
     add(
         "--sweep",
         type=names("sampler", "steps"),
         metavar="WHAT",
-        help="instead: the distance for each of several samplers, numbers of steps, or both (none)",
+        help="instead: compare samplers, numbers of steps, or both: sampler,steps (none)",
     )
     group = parser.add_argument_group("bits/dim")
     add = group.add_argument
@@ -115,24 +115,26 @@ def build_parser() -> Parser:
         "--bound",
         type=whole(0),
         metavar="N",
-        help="unseen images for the variational bound (1000, or all)",
+        help="number of test images for the variational bound (1000, or all)",
     )
     add(
         "--terms",
         type=whole(1),
         default=16,
         metavar="K",
-        help="terms of the bound drawn for each image, besides L_0 and L_T (16)",
+        help="number of terms of the bound to draw for each image, besides L_0 and L_T (16)",
     )
     add(
-        "--exact", action="store_true", help="all T terms of the bound for each image, instead of K"
+        "--exact",
+        action="store_true",
+        help="compute all T terms of the bound instead of drawing some",
     )
     add(
         "--flow",
         type=whole(0),
         default=0,
         metavar="N",
-        help="unseen images for the probability flow's likelihood (0)",
+        help="number of test images for the likelihood of the probability flow (0)",
     )
     group = parser.add_argument_group("samples")
     add = group.add_argument
@@ -140,14 +142,14 @@ def build_parser() -> Parser:
         "--num",
         type=whole(0),
         metavar="N",
-        help="samples in each set (50000, as Ho et al.; 1000 on a CPU; 0: none)",
+        help="number of samples in each set (50000, as Ho et al.; 1000 on a CPU; 0 for none)",
     )
     add(
         "--seeds",
         type=some_numbers(0),
         default=(0, 1, 2),
         metavar="N,..",
-        help="one set for each; the first is also bits/dim's (0,1,2)",
+        help="seeds, one for each set of samples (0,1,2)",
     )
     add(
         "--sampler",
@@ -163,10 +165,10 @@ def build_parser() -> Parser:
         "all T; --sweep steps: 5,10,20,50)",
     )
     flags.add_grid(group, default="uniform")
-    flags.add_eta(group, help="noise of ddim (0)")
-    flags.add_variance(group, help="of ddpm (that of the model)")
+    flags.add_eta(group, help="amount of noise in ddim (0)")
+    flags.add_variance(group, help="variance of ddpm (that of the model)")
     flags.add_guidance(
-        group, help="strength of the guidance; sample i is of class i mod K (that of the model)"
+        group, help="strength of guidance; sample i has class i mod K (that of the model)"
     )
     flags.add_guide(group)
     group = parser.add_argument_group("distances")
@@ -182,17 +184,19 @@ def build_parser() -> Parser:
         "--inception-weights",
         type=Path,
         metavar="FILE",
-        help="those of torch-fidelity (downloaded into --data-root)",
+        help="Inception weights as torch-fidelity has them (downloaded into --data-root)",
     )
     add(
         "--references",
         type=whole(4),
         metavar="N",
-        help="real images of each split, drawn once and for all (all)",
+        help="number of real images of each split, always the same ones (all)",
     )
     group = parser.add_argument_group("machine")
-    flags.add_batch_size(group, default=100, help="images at once, of samples 500 at most (100)")
-    flags.add_precision(group, help="of sampling; auto: bf16 where it is fast, else 32 (auto)")
+    flags.add_batch_size(group, default=100, help="images in a batch (100)")
+    flags.add_precision(
+        group, help="precision of sampling; auto: bf16 where it is fast, else 32 (auto)"
+    )
     flags.add_compile(
         group,
         help="mode of torch.compile, for sampling: a minute or more, once, for many samples on "

@@ -114,7 +114,7 @@ def add_data_flags(group: flags.Group) -> None:
         default="shapes",
         help="mnist, fashionmnist, cifar10, shapes, a folder of images or an .npz file (shapes)",
     )
-    flags.add_data_root(group, help="where datasets are kept (data)")
+    flags.add_data_root(group, help="folder of datasets (data)")
     add(
         "--image-size",
         type=image_size,
@@ -126,7 +126,8 @@ def add_data_flags(group: flags.Group) -> None:
         "--value-range",
         type=two_numbers,
         metavar="LO,HI",
-        help="black and white in a folder of images of more than 8 bits (found in all of them)",
+        help="values of black and white in images of more than 8 bits (found by looking at all "
+        "images)",
     )
     add(
         "--flip",
@@ -138,22 +139,26 @@ def add_data_flags(group: flags.Group) -> None:
         type=real(0, 1),
         default=0.0,
         metavar="P",
-        help="turn, stretch and shift images with this probability, and tell the network; "
-        "not in the paper; EDM has 0.12 (0)",
+        help="probability of geometric augmentation, of which the network is told; EDM has 0.12; "
+        "not in the paper (0)",
     )
 
 
 def add_network_flags(group: flags.Group) -> None:
     add = group.add_argument
     add(
-        "--width", type=whole(4), default=128, metavar="N", help="channels of the first level (128)"
+        "--width",
+        type=whole(4),
+        default=128,
+        metavar="N",
+        help="number of channels in the first level (128)",
     )
     add(
         "--mults",
         type=numbers,
         default=(1, 2, 2, 2),
         metavar="N,..",
-        help="width of each level, as multiples (1,2,2,2)",
+        help="channels of each level as multiples of --width (1,2,2,2)",
     )
     add(
         "--attention",
@@ -162,25 +167,27 @@ def add_network_flags(group: flags.Group) -> None:
         metavar="N,..",
         help="resolutions with attention, of the smaller side (16)",
     )
-    add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks a level (2)")
+    add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks in each level (2)")
     add(
         "--dropout",
         type=real(0, 0.999),
         metavar="P",
-        help="share of values set to 0 (0.1 for cifar10 with --preset paper, else 0)",
+        help="dropout probability (0.1 for cifar10 with --preset paper, else 0)",
     )
     add(
         "--patch",
         type=whole(1),
         default=1,
         metavar="N",
-        help="fold NxN pixels into channels; 2 is 4 times cheaper; not in the paper (1)",
+        help="fold NxN pixels into channels: 2 makes a step about 4 times cheaper; not in the "
+        "paper (1)",
     )
     add(
         "--film",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="the time embedding scales and shifts (FiLM), not only shifts; not in the paper (no)",
+        help="let the time embedding also scale, not only shift, the features; not in the paper "
+        "(no)",
     )
 
 
@@ -205,7 +212,7 @@ def add_diffusion_flags(group: flags.Group) -> None:
         "--zero-terminal-snr",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="x_T is noise alone; for x0 and v; not in the paper (no)",
+        help="make x_T pure noise; needs x0 or v; not in the paper (no)",
     )
     add(
         "--parameterization",
@@ -216,41 +223,42 @@ def add_diffusion_flags(group: flags.Group) -> None:
     flags.add_variance(
         group,
         default="large",
-        help="of a reverse step: beta_t, the posterior's, or learned between them (large)",
+        help="variance of the reverse step: beta_t, that of the posterior, or learned between "
+        "them (large)",
     )
     add(
         "--weighting",
         choices=("plain", "min-snr", "p2", "edm"),
         default="plain",
-        help="of the squared error over t (plain: 1 everywhere)",
+        help="weight of the loss over t (plain, which is 1 everywhere)",
     )
     add(
         "--t-sampling",
         choices=("uniform", "stratified", "lognormal"),
         default="uniform",
-        help="at which t: uniform, stratified over the batch, or ln sigma normal as in EDM "
-        "(uniform)",
+        help="how to draw t: uniform, stratified over the batch, or with ln sigma normal as in "
+        "EDM (uniform)",
     )
     add(
         "--class-conditional",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="tell the network the label; not in the paper (no)",
+        help="condition the network on the label; not in the paper (no)",
     )
     add(
         "--guidance",
         type=real(0, 1000),
         default=1.0,
         metavar="W",
-        help="default strength of the guidance of samples, by labels, else by an early average of "
-        "this run; stored in the checkpoint; not in the paper (1: none)",
+        help="default strength of guidance for samples of this model, kept in the checkpoint; not "
+        "in the paper (1, none)",
     )
     add(
         "--label-dropout",
         type=real(0, 1),
         default=0.1,
         metavar="P",
-        help="share of images whose label is hidden, for guidance (0.1)",
+        help="share of images whose label is hidden, which guidance needs (0.1)",
     )
 
 
@@ -260,14 +268,14 @@ def add_training_flags(group: flags.Group) -> None:
         "--preset",
         choices=("auto", *PRESETS),
         default="auto",
-        help="see below; auto: paper on a CUDA GPU, laptop without one (auto)",
+        help="group of settings, see below; auto: paper on a CUDA GPU, else laptop (auto)",
     )
-    flags.add_batch_size(group, default=128, help="images a step, over all devices (128)")
+    flags.add_batch_size(group, default=128, help="images in a step, over all devices (128)")
     add(
         "--optimizer",
         choices=("adam", "muon"),
         default="adam",
-        help="muon: Muon for the hidden weights, Adam for the rest; not in the paper (adam)",
+        help="adam, or Muon for the hidden weights and Adam for the rest; not in the paper (adam)",
     )
     add("--lr", type=real(0, 10), default=2e-4, metavar="R", help="learning rate of Adam (2e-4)")
     add(
@@ -282,55 +290,55 @@ def add_training_flags(group: flags.Group) -> None:
         type=whole(0),
         default=5000,
         metavar="N",
-        help="steps in which the rates rise linearly (5000)",
+        help="steps over which the learning rates rise linearly (5000)",
     )
     add(
         "--lr-schedule",
         choices=("constant", "linear", "cosine"),
         default="constant",
-        help="how the rates fall to 0 at --max-steps; not in the paper (constant: not at all)",
+        help="how the learning rates fall to 0 at --max-steps; not in the paper (constant)",
     )
     add(
         "--cooldown",
         type=real(0, 1),
         default=1.0,
         metavar="X",
-        help="share of --max-steps, at the end, over which the rates fall (1: all of them)",
+        help="share of the steps, at the end, over which the learning rates fall (1)",
     )
     add(
         "--clip",
         type=real(0, 1e9),
         default=1.0,
         metavar="X",
-        help="largest norm of the gradient, 0 for any (1.0)",
+        help="maximum norm of the gradient, 0 for no limit (1.0)",
     )
     add(
         "--ema-decay",
         type=real(0, 1),
         default=0.9999,
         metavar="D",
-        help="of the averaged weights, at most (1+n)/(10+n) (0.9999)",
+        help="decay of the averaged weights; (1+n)/(10+n) at step n if that is less (0.9999)",
     )
     add(
         "--posthoc-ema",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="keep what Inference.py --ema-length needs; not in the paper (no)",
+        help="keep averages from which Inference.py --ema-length chooses; not in the paper (no)",
     )
     add(
         "--max-steps",
         type=whole(1),
         default=800_000,
         metavar="N",
-        help="stop after so many steps (800000)",
+        help="number of training steps (800000)",
     )
     add(
         "--max-time",
         type=duration,
         metavar="TIME",
-        help="stop after 90s, 10m, 8h or HH:MM:SS, resumed parts included (no limit)",
+        help="stop after this time, as 90s, 10m, 8h or HH:MM:SS, over all resumed parts (no limit)",
     )
-    flags.add_seed(group, help="of initialization, noise, order of the images and dropout (0)")
+    flags.add_seed(group, help="seed of weights, noise, order of the images and dropout (0)")
     flags.add_precision(group)
     flags.add_compile(
         group,
@@ -342,17 +350,17 @@ def add_training_flags(group: flags.Group) -> None:
         type=whole(1),
         default=1,
         metavar="N",
-        help="compute each step in N parts, to save memory (1)",
+        help="split each batch into N parts to save memory (1)",
     )
     add(
         "--gradient-checkpointing",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="keep a quarter of the values for the gradient, a fifth slower: for large images (no)",
+        help="keep a quarter of the activations; a fifth slower; for large images (no)",
     )
     flags.add_processes(
         group,
-        help="processes a node, each on a device of its own (those of srun or torchrun, else 1)",
+        help="processes on each node, one for each device (those of srun or torchrun, else 1)",
     )
 
 
@@ -362,19 +370,19 @@ def add_run_flags(group: flags.Group) -> None:
         "--run-dir",
         type=Path,
         metavar="DIR",
-        help="where checkpoints, metrics and samples go (runs/DATASET)",
+        help="folder for checkpoints, metrics and samples (runs/DATASET)",
     )
     add(
         "--resume",
         default="auto",
         metavar="WHAT",
-        help="auto: from the run's newest checkpoint; none: start anew; or a file (auto)",
+        help="auto: the newest checkpoint of the run; none: start again; or a checkpoint (auto)",
     )
     add(
         "--init-from",
         type=model_path,
         metavar="WHAT",
-        help="begin a new run with the weights of this model: a path, or the name of a pretrained "
+        help="start a new run from the weights of this model, a path or the name of a pretrained "
         "one (none)",
     )
     add(
@@ -389,7 +397,7 @@ def add_run_flags(group: flags.Group) -> None:
         type=whole(1),
         default=10_000,
         metavar="N",
-        help="test images in a validation (10000)",
+        help="number of test images in a validation (10000)",
     )
     add(
         "--save-every",
@@ -417,17 +425,17 @@ def add_run_flags(group: flags.Group) -> None:
         type=whole(0),
         default=0,
         metavar="N",
-        help="steps between measurements of bits/dim and the classifier's distance (0: none)",
+        help="steps between measurements of bits/dim and the classifier's distance (0, never)",
     )
     add(
         "--eval-images",
         type=whole(2),
         default=500,
         metavar="N",
-        help="unseen images and samples for --eval-every (500)",
+        help="number of test images and of samples for --eval-every (500)",
     )
-    add("--dry-run", action="store_true", help="print size, speed and time to expect, and stop")
-    add("--prepare-data", action="store_true", help="download and decode the dataset, and stop")
+    add("--dry-run", action="store_true", help="print size, speed and expected time, and exit")
+    add("--prepare-data", action="store_true", help="download and decode the dataset, and exit")
 
 
 def loggers(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from runtime.suggestions import nearest
 from runtime.version import versions
 
 FLAG = re.compile(r"--?[A-Za-z][^ ]*")
+DEFAULT = re.compile(r"\((?!required|default)([^()]*)\)$")  # the end of a help text: (20)
 ADDED_BY_PYTHON_3_10 = " (default: %(default)s)"  # to the help of --[no-]flags
 WIDE_TERMINAL = 110  # columns from which a flag and its help stand on one line
 
@@ -100,7 +101,8 @@ class PrintVersions(argparse.Action):
 class Help(argparse.RawDescriptionHelpFormatter):
     """Help that wraps prose and leaves indented examples as they are.
 
-    --[no-]flag stands for both flags. In a wide terminal a flag and its help share a line.
+    --[no-]flag stands for both flags. The help of a flag ends with its default in brackets, which
+    is shown as "(default: 20)". In a wide terminal a flag and its help share a line.
     """
 
     def __init__(self, prog: str, **options: Any):
@@ -116,7 +118,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return "\n\n".join(paragraphs)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return (action.help or "").removesuffix(ADDED_BY_PYTHON_3_10)
+        text = (action.help or "").removesuffix(ADDED_BY_PYTHON_3_10)
+        return DEFAULT.sub(r"(default: \1)", text)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):

@@ -45,13 +45,13 @@ def add_weights(group: Group) -> None:
         "--weights",
         choices=WEIGHTS,
         default="ema",
-        help="the averaged weights or those of the last step (ema)",
+        help="ema: averaged weights; raw: those of the last step (ema)",
     )
     group.add_argument(
         "--ema-length",
         type=real(0.01, 0.25),
         metavar="X",
-        help="average over this share of the training, after train.py --posthoc-ema "
+        help="average the weights over this share of the training; needs train.py --posthoc-ema "
         "(that of --weights)",
     )
 
@@ -74,7 +74,7 @@ def add_sampling_steps(group: Group, type: Callable[[str], Any], help: str) -> N
 def add_grid(group: Group, default: str | None = None) -> None:
     """--grid"""
     group.add_argument(
-        "--grid", choices=GRIDS, default=default, help="how the steps lie in t (uniform)"
+        "--grid", choices=GRIDS, default=default, help="how the steps are spread over t (uniform)"
     )
 
 
@@ -104,8 +104,9 @@ def add_guide(group: Group) -> None:
         "--guide-with",
         type=guide_source,
         metavar="WHAT",
-        help="labels: the same model without the class; auto: the early average in the "
-        "checkpoint; or a worse model (labels for images with classes, else auto)",
+        help="what to guide away from: labels, the model without the class; auto, an early "
+        "average in the checkpoint; or the path of a worse model (labels if there are classes, "
+        "else auto)",
     )
 
 

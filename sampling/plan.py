@@ -25,7 +25,7 @@ from sampling.noise import Noise
 from sampling.samplers import Step, sample
 from sampling.time_grid import time_grid
 
-# The defaults of --sampler and --steps: see the tables in the README and in benchmarks/RESULTS.md.
+# The defaults of --sampler and --steps: see docs/samplers-and-presets.md and benchmarks/RESULTS.md.
 # heun and autoguidance, which evaluate twice in a step, take half as many steps. Guidance by labels
 # evaluates twice as well, but keeps 20 steps, so that a GIF of them has enough frames.
 DEFAULT_SAMPLER = "unipc"

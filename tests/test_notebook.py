@@ -14,9 +14,7 @@ from conftest import ROOT, SOURCES, copy_project
 from nbclient import NotebookClient
 
 FILE = ROOT / "DDPM_Diffusion.ipynb"
-REMAKE = (
-    "its outputs are of older code: make them again with the command in the README, section Learn"
-)
+REMAKE = "its outputs are of older code: make them again with the command in CONTRIBUTING.md"
 COMMITTED = nbformat.read(FILE, as_version=4)
 
 
