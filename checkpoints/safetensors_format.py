@@ -142,4 +142,18 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], header: dict[str, str]
     plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with complete_file(file) as temporary:
         # save_file would make a file that only its owner can read
-        temporary.write_bytes(save(plain, {"format": "pt", **header}))
+        temporary.write_bytes(sort_metadata(save(plain, {"format": "pt", **header})))
+
+
+def sort_metadata(data: bytes) -> bytes:
+    """Return the same safetensors file with its metadata in the order of their names.
+
+    safetensors writes them in a random order. The header is JSON after its length in 8 bytes,
+    filled with spaces to a multiple of 8: https://github.com/huggingface/safetensors#format
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
