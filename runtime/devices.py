@@ -32,7 +32,7 @@ def pick_device(name: str) -> str:
 
 
 def pick_precision(device: str, name: str) -> Precision:
-    """Return Lightning's name of a precision.
+    """Return Lightning's name for a precision.
 
     "auto" is bf16 autocast where `device` has fast bf16 arithmetic, and float32 elsewhere.
     """
@@ -48,13 +48,13 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def read_cpuinfo() -> str:
-    """Return what Linux knows of the processors, and "" on other systems."""
+    """Return Linux's description of the processors, or "" on other systems."""
     file = Path("/proc/cpuinfo")
     return file.read_text() if file.exists() else ""
 
 
 def hardware(device: str) -> str:
-    """Return the names of processor and GPU, and the number of cores that this process may use.
+    """Return the names of GPU and processor, and the number of cores that this process may use.
 
     For example "NVIDIA H100; AMD EPYC 7763, 2 cores".
     """
@@ -67,9 +67,9 @@ def hardware(device: str) -> str:
 
 
 def peak_memory(device: str, reset: bool = False) -> int:
-    """Return the most bytes in use since the last `reset`: by torch on a GPU, else by this process.
+    """Return the peak memory in bytes since the last `reset`: torch's on a GPU, else the process's.
 
-    Where the system cannot reset the peak, it is that since the process began.
+    If the system cannot reset the peak, it counts from the start of the process.
     """
     if device == "cuda":
         if reset:
