@@ -99,7 +99,7 @@ class ForwardProcess(nn.Module):
 class DiffusionModel(pl.LightningModule, ForwardProcess):
     """Section 3: a network that predicts the noise, its training, and one reverse step.
 
-    settings: the fields of `ModelSettings`. network: has the interface of `Unet`, the default.
+    settings: the fields of `ModelSettings`. network: one with the interface of `Unet`, the default.
     `DiffusionModel(network, **hparams)` rebuilds a model. Raises ValueError on bad settings."""
 
     def __init__(self, network: Any = None, **settings: Any):

@@ -214,7 +214,8 @@ class Unet(nn.Module):
     augmentations: length of the vector that describes how an image was augmented; it is all 0 for
         an image that was not (Karras et al. 2022, appendix F.2).
 
-    Raises ValueError if `size` cannot be folded and halved often enough, or `width` is odd.
+    Raises ValueError if `size` is not divisible by patch * 2^(levels - 1), or `width` is odd or
+    less than 4.
     """
 
     def __init__(
@@ -331,8 +332,8 @@ class Unet(nn.Module):
 
 
 def check_sizes(size: Size, width: int, patch: int, levels: int, title: str = "image size") -> None:
-    """Raise ValueError if the image cannot be halved often enough or the width is odd. title: the
-    name of the size in the message."""
+    """Raise ValueError if the size is not divisible by patch * 2^(levels - 1), or the width is odd
+    or less than 4. title: the name of the size in the message."""
     divisor = patch * 2 ** (levels - 1)
     sides = height_and_width(size)
     if any(side % divisor for side in sides):

@@ -49,7 +49,7 @@ def read_checkpoint_file(path: str | Path) -> Any:
     try:
         refuse_compressed(file)
         with warnings.catch_warnings():
-            # torch's warnings about other files are not needed: the error below is one line
+            # torch warns about files that are not checkpoints, but the error below is enough
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -124,8 +124,8 @@ def write_torch_file(contents: Any, file: Path) -> str:
 class CompleteCheckpointIO(TorchCheckpointIO):
     """Write Lightning's checkpoints to a temporary file, rename it, and add a `.sha256` file.
 
-    So a checkpoint that appears is complete. Loading returns `verified`, contents that have already
-    been read and checked; no path or URL is opened.
+    A checkpoint is therefore complete as soon as it exists. Loading returns `verified`, contents
+    that have already been read and checked; no path or URL is opened.
     """
 
     def __init__(self, verified: dict[str, Any] | None = None):

@@ -55,8 +55,8 @@ def unet_config(settings: Settings) -> Settings:
 
 
 def number_of_groups(network: Settings) -> int:
-    """The number of groups in every normalization. Raises ValueError if they differ, or for patches
-    of more than one pixel, because a UNet2DModel cannot have either."""
+    """The number of groups of all normalizations. Raises ValueError if it is not the same for all,
+    or if patch > 1: UNet2DModel supports neither."""
     with torch.device("meta"):  # allocates no memory
         modules = list(Unet(**network).modules())
     groups = sorted({module.num_groups for module in modules if isinstance(module, nn.GroupNorm)})

@@ -1,9 +1,9 @@
 """Early averages of a run's weights, for autoguidance.
 
 Autoguidance (Karras et al. 2024, "Guiding a diffusion model with a bad version of itself") guides a
-model with a worse version of itself. For it, a checkpoint keeps the averaged weights of one or two
-early steps in half precision, under the key "early": {step: weights}. The steps are powers of two,
-so a resumed run keeps the same steps.
+model with a worse version of itself. A checkpoint therefore keeps the averaged weights of one or
+two early steps in half precision, under the key "early": {step: weights}. The steps are powers of
+two, so a resumed run keeps the same steps.
 """
 
 from dataclasses import dataclass

@@ -100,7 +100,7 @@ def write_network(loaded: LoadedModel, settings: ExportSettings) -> str:
 
 
 def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
-    """Turn a model with classes into a model without, which generates a single class.
+    """Convert a model with classes to a model without classes, which generates one of them.
 
     name: the class, by name or number, or "none". Raises ValueError for an unknown one.
     """
@@ -118,7 +118,7 @@ def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
 
 
 def fold_label(weights: dict[str, Tensor], label: int) -> dict[str, Tensor]:
-    """Weights of a network without labels that is equivalent to this one for `label`."""
+    """The weights of a network without labels whose output is that of this network for `label`."""
     folded = dict(weights)
     for bias, embedding in LABELS:
         if embedding in weights:

@@ -45,7 +45,7 @@ class StoredModel:
 
 
 def read_model(file: Path) -> StoredModel:
-    """Read a file of `write_model`. Raises OSError or ValueError with a one-line message."""
+    """Read a file from `write_model`. Raises OSError or ValueError with a one-line message."""
     weights, header = read_tensors(file)
     if "settings" not in header:
         raise ValueError(

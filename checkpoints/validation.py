@@ -37,7 +37,7 @@ def check_weight(
     is_tensor = isinstance(value, Tensor)
     if not is_tensor or tuple(value.shape) != shape or value.dtype != dtype:
         raise ValueError(f"weight {name} must be {str(dtype).removeprefix('torch.')} {shape}")
-    # otherwise a few bytes could stand for a large tensor
+    # otherwise a large tensor could have a storage of a few bytes
     if value.layout != torch.strided or not value.is_contiguous():
         raise ValueError(f"weight {name} must be a plain, contiguous tensor")
     if not value.isfinite().all():

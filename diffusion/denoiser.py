@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 class Prediction(NamedTuple):
-    """The prediction from x_t: x0_hat (B,C,H,W) and, for a learned variance, `fraction` (B,C,H,W).
-    It interpolates the log variance, from 0 for the small variance to 1 for the large one."""
+    """The prediction from x_t: x0_hat (B,C,H,W) and, for a learned variance, `fraction` (B,C,H,W),
+    which interpolates the log variance, from 0 for the small one to 1 for the large one."""
 
     x0_hat: Tensor
     fraction: Tensor | None = None

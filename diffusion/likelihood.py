@@ -115,7 +115,7 @@ def one_term(model: Any, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None =
 
 def bound(model: Any, x_0: Tensor, noise: Callable[[], Tensor], y: Tensor | None = None) -> Tensor:
     """All terms of the bound in bits/dim, (T+1,B): L_0, L_1, .., L_T, with a new eps from
-    `noise()` for each. T evaluations of the network."""
+    `noise()` for each. It takes T evaluations of the network."""
     terms = []
     for t in range(1, model.T + 1):
         terms.append(

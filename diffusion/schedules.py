@@ -21,8 +21,8 @@ def betas(schedule: str, T: int, beta_small: float = 1e-4, beta_large: float = 0
 
     "linear": from beta_small to beta_large, section 4 of Ho et al. 2020. The other two define
     alpha_bar(t) and ignore beta_small and beta_large. "cosine": cos^2, Eq. 17 of Nichol & Dhariwal
-    2021. "sigmoid": the sigmoid of 3 down to -3, Jabri et al. 2022 ("Scalable adaptive computation
-    for iterative generation"). Raises ValueError for any other name.
+    2021. "sigmoid": a sigmoid whose argument falls from 3 to -3, Jabri et al. 2022 ("Scalable
+    adaptive computation for iterative generation"). Raises ValueError for any other name.
     """
     if schedule == "linear":
         return np.linspace(beta_small, beta_large, T)

@@ -55,7 +55,7 @@ def open_image(path: str | Path, values: ValueRange | None = None) -> Image.Imag
 
 
 def resize_and_crop(picture: Image.Image, size: Size) -> Image.Image:
-    """Resize a picture until it covers the size, and crop it to the centre."""
+    """Resize a picture so that it just covers the size, and crop it to the centre."""
     height, width = height_and_width(size)
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
@@ -126,9 +126,9 @@ class DecodedImages:
     def write(self, file: Path, **arrays: ArrayLike) -> None:
         """Write the images, (N,H,W,1) if all are gray and else (N,H,W,3), and the other `arrays`.
 
-        Only decoding shows whether an image has colours. A few images are checked first. If these
-        are gray and a later one is not, all images are written again. Raises ValueError or OSError
-        with a one-line message.
+        An image must be decoded to find out whether it has colours, so only a few are checked
+        first. If these are gray and a later one is not, all images are written again. Raises
+        ValueError or OSError with a one-line message.
         """
         step = -(-len(self.paths) // LOOKED_AT)
         if all(is_gray(self.decode(path)) for path in self.paths[::step]):

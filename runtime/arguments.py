@@ -23,7 +23,7 @@ from runtime.version import versions
 FLAG = re.compile(r"--?[A-Za-z][^ ]*")
 DEFAULT = re.compile(r"\((?!required|default)([^()]*)\)$")  # the end of a help text: (20)
 ADDED_BY_PYTHON_3_10 = " (default: %(default)s)"  # to the help of --[no-]flags
-WIDE_TERMINAL = 110  # columns; in a terminal as wide, a flag and its help share a line
+WIDE_TERMINAL = 110  # columns; from this width, a flag and its help share a line
 
 
 class Parser(argparse.ArgumentParser):

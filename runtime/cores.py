@@ -41,7 +41,7 @@ def usable_cores() -> set[int]:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Seconds: of wall-clock time, of CPU time on all cores, and of this process's CPU time."""
+    """Seconds of wall-clock time, of CPU time on the usable cores, and of this process's own."""
 
     clock: float
     busy: float
@@ -49,7 +49,7 @@ class CpuTimes:
 
 
 def cpu_times() -> CpuTimes:
-    """Read the times. Raises OSError or ValueError where there is no /proc/stat."""
+    """Read the times. Raises OSError or ValueError if there is no usable /proc/stat."""
     mine = {f"cpu{number}" for number in usable_cores()}
     ticks = 0
     for line in STAT.read_text().splitlines():
@@ -107,7 +107,7 @@ class IdleTeams:
 
 
 def teams_needed(threads: int, cores: int) -> int:
-    """The number of idle teams, of `threads` - 1 more threads each, that exceeds the cores."""
+    """The number of idle teams that makes more threads than cores. Each adds `threads` - 1."""
     return max(1, (cores - threads) // (threads - 1) + 1)
 
 

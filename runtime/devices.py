@@ -17,7 +17,7 @@ Precision = Literal["bf16-mixed", "32-true"]  # Lightning's names
 def pick_device(name: str) -> str:
     """Return "cuda", "mps" or "cpu": the device `name`, or the first available one for "auto".
 
-    Raises ValueError where `name` is not available.
+    Raises ValueError if `name` is not available.
     """
     available = ["cpu"]
     if torch.backends.mps.is_available():
@@ -34,7 +34,7 @@ def pick_device(name: str) -> str:
 def pick_precision(device: str, name: str) -> Precision:
     """Return Lightning's name for a precision.
 
-    "auto" is bf16 autocast where `device` has fast bf16 arithmetic, and float32 elsewhere.
+    "auto" is bf16 autocast if `device` has fast bf16 arithmetic, otherwise float32.
     """
     is_bf16 = has_fast_bf16(device) if name == "auto" else name == "bf16"
     return "bf16-mixed" if is_bf16 else "32-true"

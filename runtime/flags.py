@@ -126,7 +126,7 @@ def add_forward_process(group: Group) -> None:
 
 
 def add_batch_size(group: Group, default: int, help: str) -> None:
-    """Add --batch-size, the global batch size over all processes."""
+    """Add --batch-size."""
     group.add_argument("--batch-size", type=whole(1), default=default, metavar="N", help=help)
 
 

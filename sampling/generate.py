@@ -44,7 +44,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """Images to be sampled from a model. saved, frames: the t of the grids and the trajectory."""
+    """Images to be sampled from a model. saved: t of the grids. frames: t of the trajectory."""
 
     model: DiffusionModel
     plan: SamplingPlan
@@ -75,7 +75,7 @@ class NoisingJob:
 class GeneratedImages:
     """The results: x_t and x0_hat of the images in the grid, and all images.
 
-    frames, predicted: x_t and x0_hat, uint8 (n,H,W,C) by t; a forward process has no x0_hat.
+    frames, predicted: x_t and x0_hat, uint8 (n,H,W,C) for each t. A forward process has no x0_hat.
     images: uint8 (N,H,W,C).
     """
 

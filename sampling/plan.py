@@ -30,7 +30,7 @@ from sampling.time_grid import time_grid
 # guidance also needs two, but keeps 20 steps, so that a GIF of them has enough frames.
 DEFAULT_SAMPLER = "unipc"
 DEFAULT_EVALUATIONS = 20
-# Autoguidance applies from t = T down to this share of T.
+# Autoguidance applies from t = T down to this fraction of T.
 AUTOGUIDANCE_END = 0.2
 
 
@@ -89,9 +89,7 @@ def plan_sampling(
     precision: str = "32-true",
     compile_mode: str = "off",
 ) -> SamplingPlan:
-    """Return the plan for this model. Raises ValueError, in one line, if the model does not allow
-    it.
-
+    """Return the checked plan. Raises ValueError, in one line, if it does not fit the model.
     sampler, steps, variance, guidance_interval: None for the default.
     guide: the worse model of autoguidance, see `guidance.choose_guidance`.
     start: the first t, None for T.

@@ -33,7 +33,7 @@ SHOWN = 64
 SHOWN_OF_EACH_CLASS = 8
 SHOWN_OF_ALL_CLASSES = 1024
 
-# When noising a larger image, only the saved steps are kept: 512 x 512 pixels in RGB.
+# The size of 512 x 512 pixels in RGB. If a larger image is noised, only the saved steps are kept.
 LARGE_IMAGE = 3 * 512**2
 
 

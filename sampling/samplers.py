@@ -1,6 +1,6 @@
 """Samplers, from x_T to x_0. Each one is a generator over times.
 
-    times = time_grid(model, 20)                                         # T, .., 0: 20 steps
+    times = time_grid(model, 20, start=model.T)                          # T, .., 0: 20 steps
     x = noise()                                                          # x_T (N,C,H,W)
     for t, x_t, x0_hat in dpm(model, x, times): ...
 
