@@ -44,8 +44,8 @@ def build_unet2d(settings: ModelSettings) -> "UNet2D":
     known = config["num_train_timesteps"] or 0
     if config["time_embedding_type"] == "learned" and known < settings.T:
         raise ValueError(
-            f"num_train_timesteps is {known}: the network, which has an embedding for each time, "
-            f"does not know T = {settings.T} of them"
+            f"num_train_timesteps is {known}: the network has a learned embedding for each time, "
+            f"and T = {settings.T} needs more of them"
         )
     check_output(config)
     return UNet2D(config)
