@@ -29,7 +29,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Losses:
-    """What metrics.csv holds."""
+    """The losses and measurements in metrics.csv."""
 
     charts: list[Markup]
     rows: list[tuple[str, str]]  # step and loss of some validations
@@ -45,7 +45,7 @@ def describe_schedule(process: DiffusionModel) -> Schedule:
     ratio = Series("log-SNR", times, [log_snr[t] for t in times])
     charts = [
         chart("What remains of the image", "t", "alpha_bar", [signal]),
-        chart("Signal by noise", "t", "log-SNR", [ratio]),
+        chart("Signal-to-noise ratio", "t", "log-SNR", [ratio]),
     ]
     tenths = evenly_spaced_times(process.T, 10)
     return Schedule(charts, [(t, number(alpha_bar[t]), number(log_snr[t])) for t in tenths])
@@ -95,7 +95,7 @@ def has(row: Row, column: str) -> bool:
 
 
 def mean_curve(rows: Sequence[Row], column: str, name: str) -> Series:
-    """A column against the step; of many points, the means of groups."""
+    """A column against the step; many points are averaged in groups."""
     points = [(row["step"], row[column]) for row in rows if has(row, column)]
     if not points:
         return Series(name, [], [])

@@ -5,9 +5,9 @@
 
 Training, sampling, measuring, converting and the GIF are killed again and again. After each kill
 every file that has its final name must load, and the newest checkpoint must not be older than
-before. What a command leaves in the end must be what it leaves when nothing disturbs it, to the
-last bit. The seed decides what is killed and when, as a share of its usual time; the load of the
-machine decides where in the program that is.
+before. The final result of a command must equal that of an undisturbed run, bit for bit. The seed
+decides what is killed and when, as a share of its usual time; where in the program that is depends
+on the load of the machine.
 """
 
 import csv

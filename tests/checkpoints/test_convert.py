@@ -1,4 +1,4 @@
-"""Other formats: a model computes the same there, comes back bitwise equal, or is refused."""
+"""Other formats: the model computes the same, converts back bit for bit, or is refused."""
 
 import inspect
 import json

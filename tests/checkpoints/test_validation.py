@@ -1,4 +1,4 @@
-"""Checkpoints may come from anywhere: what is wrong or hostile in one is refused at once."""
+"""Checkpoints are not trusted: wrong or malicious contents are refused at once."""
 
 import time
 import zipfile

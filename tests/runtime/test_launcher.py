@@ -1,6 +1,6 @@
 """How a script starts its work and ends it: processes, bad input, exit statuses.
 
-Runs of two processes are tested in tests/training/test_survival.py and with each script.
+Runs of two processes are tested in tests/runtime/test_processes.py and with each script.
 """
 
 import os
