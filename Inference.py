@@ -33,7 +33,7 @@ from runtime.output import protect_output
 from runtime.signals import Stop
 from sampling.image_request import ImageRequest
 
-FORWARD_PROCESS = ("T", "schedule")  # flags
+FORWARD_PROCESS = ("T", "schedule")  # flags that only apply without --ckpt
 
 
 def build_parser() -> Parser:

@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     protect_output()
-    # a signal ends the program at once, without half-written files; warnings of a time limit do not
+    # a signal ends the program at once, without half-written files; the warning of a time limit is
+    # ignored
     Stop().arm(brief=True)
     sys.exit(main())

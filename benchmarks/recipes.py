@@ -1,4 +1,4 @@
-"""Compare training recipes: the Frechet distance after the same CPU time.
+"""Compare training recipes by the Frechet distance after the same CPU time.
 
     # all recipes: hours
     python benchmarks/recipes.py --dataset fashionmnist --cpu-seconds 300 --seeds 0,1,2

@@ -8,7 +8,7 @@ from checkpoints.checkpoint import read_checkpoint
 from checkpoints.run_dir import newest_checkpoint
 from evaluation.finding import Finding
 
-MIN_UPDATES = 1000  # of the EMA
+MIN_UPDATES = 1000  # updates of the EMA needed for a reliable average
 
 
 def check_checkpoint(run_dir: Path) -> list[Finding]:

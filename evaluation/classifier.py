@@ -115,7 +115,7 @@ def load_or_train(
     width = NARROW_WIDTH if narrow else WIDE_WIDTH
     mirrored = train_set.flip or train_set.name == "fashionmnist"
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED)  # of the CPU only
+        torch.default_generator.manual_seed(SEED)  # seeds the CPU generator only
         model = Classifier(train_set.depth, len(train_set.classes), width, mirrored)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = fingerprint(model, epochs, train_set, test_set)

@@ -4,7 +4,7 @@
     features, logits = extract_features(extractor, images)    # uint8 (N,C,H,W) -> (N,F), (N,K)
     features = reference_features(extractor, train_set, root="data")    # (N,F), cached in `root`
 
-classifier: a small network trained on the dataset itself, which must have labels: classifier.py.
+classifier: a small network trained on the dataset itself, which needs labels (see classifier.py).
 efficientnet-lite0: an ImageNet network whose weights come with a package (Tan & Le 2019), 224x224.
 inception: the network of FID (Heusel et al. 2017) as converted by torch-fidelity, 299x299, resized
 as in TensorFlow 1.
@@ -115,7 +115,7 @@ class Inception(nn.Module):
             self.net = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
             )
-        except Exception as error:  # a damaged archive raises many kinds
+        except Exception as error:  # damaged archives raise many kinds of errors
             raise ValueError(
                 f"{file} holds no weights of Inception in torch-fidelity's format "
                 f"({one_line(error)}): get {url}"

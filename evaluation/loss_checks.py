@@ -12,7 +12,7 @@ from evaluation.metrics_csv import read_rows
 RECENT = 20  # number of logged losses in the mean of the latest losses
 MAX_GAP = 1.25  # validation loss divided by training loss
 MAX_RISE = 1.1  # validation loss divided by the lowest one
-MARGIN = 0.25  # relative, beyond the lowest and the highest loss of similar runs
+MARGIN = 0.25  # relative margin around the losses of similar runs
 NEAR_STEP = 0.25  # relative difference in steps up to which validation losses are compared
 
 # with other values, the training loss cannot be compared with the validation loss

@@ -22,10 +22,10 @@ QUERY_CHUNK = 1000  # most images whose neighbours are searched for at once
 SEARCH_CHUNK = 10_000  # most images that are searched through at once
 CHUNK_BYTES = 2**28  # of the features of a chunk, in double precision
 REAL_IMAGES = 1000  # held-out images, and samples, that define typical distances
-SHARE = 0.01  # of the real images, the nearest to others: they define what counts as a copy
+SHARE = 0.01  # nearest share of the real images, which defines what counts as a copy
 ROUNDING = 0.001  # relative to the distance from the mean image; smaller distances count as zero
 TINY = 1e-9  # avoids a division by zero
-GRAY = 128  # between the images of `draw_neighbours`
+GRAY = 128  # gray level between the images of `draw_neighbours`
 GROUP_GAP = 6  # pixels between the groups of a row
 
 
@@ -81,7 +81,7 @@ def audit(samples: Tensor, train: Images, test: Images) -> tuple[dict[str, float
     nothing specific to the training images. It follows the three-sample test of Meehan et al. 2020,
     "A non-parametric test to detect data-copying".
 
-    copies: the share of samples whose quotient is as small as the lowest `SHARE` of those of the
+    copies: the share of samples whose quotient is at most the `SHARE` quantile of the quotients of
     held-out images. duplicates: see `duplicate_share`.
     """
     chunks = train.split(min(len(train), len(test)))  # the last one may be smaller

@@ -11,7 +11,7 @@ class EvaluationPlan:
     None or an empty tuple means a default that depends on the model or the data.
 
     checkpoint: a file, or a run directory for its newest checkpoint. weights: "ema" or "raw".
-    ema_length: the length of a post-hoc EMA, which replaces it. dataset: the name of the real
+    ema_length: the length of a post-hoc EMA to use instead, or None. dataset: the name of the real
     images. data_root: where datasets, classifiers and features are stored. sweep: what varies,
     "sampler", "steps" or both.
 

@@ -11,7 +11,7 @@ from training.batches import micro_batches
 from training.fit import prepare_network
 from training.setup import TrainingRun
 
-SECONDS = 5  # duration of the timing
+SECONDS = 5  # time spent on measuring the speed
 
 
 class Step:

@@ -10,7 +10,7 @@ from runtime.image_size import Size
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What is trained, and how. Made once from the flags of train.py.
+    """The settings of a training run, made once from the flags of train.py.
 
     preset: the preset in use, never "auto".
     """
@@ -41,7 +41,7 @@ class TrainingSettings:
     ema_decay: float
     posthoc_ema: bool
 
-    # The run: its length (seconds in max_time), and the steps between its events.
+    # The run: its length (max_time in seconds), and the intervals of its events in steps.
     max_steps: int
     max_time: float | None
     val_every: int

@@ -1,4 +1,4 @@
-"""What a training run works on: data, model, batches and, for --eval-every, a feature extractor."""
+"""Set up a training run: data, model, batches and, for --eval-every, a feature extractor."""
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial

@@ -108,7 +108,7 @@ def tracker_id(run_dir: Path) -> str:
 
 
 def plain_settings(run: TrainingRun) -> dict[str, Any]:
-    """Return the settings of training, of the model and of the data in types that JSON has."""
+    """Return the settings of training, model and data as types that JSON supports."""
     settings = asdict(run.settings) | asdict(run.model_settings)
     del settings["model"]
     return {
