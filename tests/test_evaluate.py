@@ -179,7 +179,7 @@ def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_pat
         train_labels=np.full(9, 2),
     )
     more = tmp_path / "more.npz"
-    assert "the label 2, and the model knows 2 classes" in refused(
+    assert "the label 2, and the model has 2 classes" in refused(
         evaluate.main, "--ckpt", conditional_run, "--dataset", more
     )
     assert "more than the 20 unseen images" in said(*here, "--bound", 21)

@@ -557,7 +557,7 @@ def test_outputs_that_are_in_the_way_are_refused(written, refused, tmp_path):
     )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
-    assert "no DDPMPipeline" in refused(
+    assert "is not a DDPMPipeline" in refused(
         convert.main, "--ckpt", written, "--to", "diffusers", "--out", tmp_path / "other"
     )
     (tmp_path / "x.safetensors").mkdir()
