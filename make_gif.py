@@ -37,7 +37,7 @@ def animation(text: str) -> Path:
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("trajectory", type=Path, help="trajectory.npz: frames uint8 (F,N,H,W,C), times (F,)")
+    add("trajectory", type=Path, help="a trajectory.npz that Inference.py has written")
     add(
         "--out",
         type=animation,

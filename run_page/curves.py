@@ -44,8 +44,8 @@ def describe_schedule(process: DiffusionModel) -> Schedule:
     signal = Series("alpha_bar", times, [alpha_bar[t] for t in times])
     ratio = Series("log-SNR", times, [log_snr[t] for t in times])
     charts = [
-        chart("What remains of the image", "t", "alpha_bar", [signal]),
-        chart("Signal by noise", "t", "log-SNR", [ratio]),
+        chart("Share of the image in x_t", "t", "alpha_bar", [signal]),
+        chart("Signal-to-noise ratio", "t", "log-SNR", [ratio]),
     ]
     tenths = evenly_spaced_times(process.T, 10)
     return Schedule(charts, [(t, number(alpha_bar[t]), number(log_snr[t])) for t in tenths])
