@@ -5,10 +5,10 @@
     for x, y in Batches(data, batch_size=128, seed=0):
         ...                                    # x (128,1,32,32), y (128,)
 
-A dataset is "mnist", "fashionmnist", "cifar10", "shapes", a folder of images or an .npz file. All
-but "shapes" are decoded once into `<root>/<name>.npz` and read from there afterwards; the layout
-of that file is described in image_data/dataset_files.py. More than a GiB of images stays there, and
-every batch is read from the file.
+A dataset is "mnist", "fashionmnist", "cifar10", "shapes", a folder of images or an .npz file.
+Downloads and folders are decoded once into an .npz file in `root` and read from there afterwards;
+its layout is described in image_data/dataset_files.py. If the images take more than a GiB, they
+are not loaded into memory: every batch is read from the file.
 
 Letters in the shape columns: N images, B batch, C channels, H and W height and width.
 """
@@ -47,17 +47,17 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 class DiffSet(torch.utils.data.Dataset):
-    """The training or the test images of a dataset, as uint8: in memory, or mapped if they are
-    many.
+    """The training or the test images of a dataset, as uint8: in memory, or memory-mapped if there
+    are many.
 
     dataset_name: MNIST, FashionMNIST or CIFAR10 (downloaded by torchvision), shapes (generated), a
-        folder of images (`class/image.png` or `image.png`), or an .npz file. Folders and files
-        without test images keep every tenth image, 10,000 at most, for testing.
-    image_size: height and width, one number if they are equal; by default 32, and for an .npz file
-        of images that are not square their own size. 28x28 is padded with black to 32x32; other
+        folder of images (`class/image.png` or `image.png`), or an .npz file. Without test images,
+        every tenth image, but at most 10,000, is held out for testing.
+    image_size: (height, width), or one number for a square; by default 32, but the images' own size
+        for an .npz file of images that are not square. 28x28 is padded with black to 32x32; other
         sizes are resized and cropped to the centre.
-    value_range: the values of black and white in a folder of images of more than 8 bits; by
-        default found in all of them.
+    value_range: the pixel values of black and white, for a folder of images of more than 8 bits;
+        by default found in all images.
 
     Raises ValueError or OSError with a one-line message.
     """
@@ -69,7 +69,7 @@ class DiffSet(torch.utils.data.Dataset):
     size: Size
     original_size: tuple[int, int]  # height and width before they were fitted to `size`
     depth: int  # channels, 1 or 3
-    flip: bool  # whether a mirrored image could be in the dataset as well
+    flip: bool  # whether mirroring an image gives a plausible image of the dataset
     padded: bool  # whether the images were padded from 28x28 to 32x32
 
     def __init__(
@@ -119,17 +119,17 @@ class DiffSet(torch.utils.data.Dataset):
         return to_float(self.images[index])  # (C,H,W)
 
     def digest(self) -> str:
-        """A fingerprint of the images: a resumed run must have the same ones."""
+        """A hash of the images. A resumed run must have the same images."""
         digest = hashlib.sha256()
         for chunk in chunks(self.images):
             digest.update(chunk.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def subset(self, count: int | None = None) -> Tensor:
-        """Indices (count,) of a random subset of the images, always the same one; None for all.
+        """Indices (count,) of a fixed random subset of the images; of all images if count is None.
 
-        Random, because the first images of a folder are all of one class. A smaller subset is the
-        beginning of a larger one.
+        It is random because the first images of a folder all have the same class. A smaller subset
+        is the beginning of a larger one.
         """
         random = np.random.default_rng((0, Purpose.SUBSET))
         return torch.from_numpy(random.permutation(len(self))[:count])
@@ -138,18 +138,18 @@ class DiffSet(torch.utils.data.Dataset):
 class Batches:
     """Batches of a `DiffSet` on `device`: x float32 (B,C,H,W) in [-1, 1] and labels y (B,).
 
-    For training (`shuffle`), epoch e is a permutation of the images seeded by (seed, e), without
-    the images that do not fill a batch. `flip` mirrors each image with probability 1/2. Without
-    `shuffle`, the first `limit` images are served in their order, and the last batch is smaller.
-    The images are kept on the device as uint8, so a step copies nothing from memory to the device.
-    Mapped images are read by a thread, batches ahead.
+    For training (`shuffle`), epoch e is a permutation of the images seeded by (seed, e); the last,
+    incomplete batch is dropped. `flip` mirrors each image with probability 1/2. Without `shuffle`,
+    the first `limit` images are served in order, and the last batch may be smaller. The images are
+    kept on the device as uint8, so a step copies nothing from the host. Memory-mapped images are
+    prefetched by a thread instead.
 
-    Of several processes (`rank` of `world_size`), each gets its equal share of every training
-    batch. Without `shuffle` the processes take batches in turn; all get the same number, some
-    empty.
+    With several processes (`rank` of `world_size`), each gets an equal share of every training
+    batch. Without `shuffle` the processes take turns; all get the same number of batches, of which
+    some may be empty.
 
-    `state_dict` is the position (epoch, batch) after the last batch served, the same in every
-    process; after `load_state_dict`, iteration continues there.
+    `state_dict` is the position (epoch, batch) after the last batch served. It is the same in every
+    process. After `load_state_dict`, iteration continues there.
 
     Raises ValueError if a training batch is larger than the dataset or cannot be divided by the
     number of processes.
@@ -202,7 +202,7 @@ class Batches:
         return self.training_batches() if self.shuffle else self.ordered_batches()
 
     def training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rest of the current epoch, in random order; this process's share of every batch."""
+        """This process's share of every remaining batch of the current epoch, in random order."""
         random = np.random.default_rng((self.seed, Purpose.ORDER, self.epoch))
         order = torch.from_numpy(random.permutation(self.count))  # (N,)
         mirrored = torch.from_numpy(random.random(self.count) < 0.5).to(self.device)  # (N,)
@@ -219,14 +219,15 @@ class Batches:
             yield x, self.labels[chosen]
 
     def ordered_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in their order, every `world_size`-th batch."""
+        """Every `world_size`-th batch of the images in order."""
         batches = [batch * self.world_size + self.rank for batch in range(len(self))]
         starts = [batch * self.batch_size for batch in batches]
         for chosen, images in self.read(torch.arange(self.count), starts, self.batch_size):
             yield to_float(images), self.labels[chosen]
 
     def read(self, order: Tensor, starts: list[int], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The part of order (N,) at each start, (B,), and its images, uint8 (B,C,H,W)."""
+        """Yield `count` indices of order (N,) from each start, (B,), and their images, uint8
+        (B,C,H,W)."""
         if isinstance(self.images, Tensor):
             order = order.to(self.device)
             for start in starts:
@@ -242,7 +243,7 @@ class Batches:
                 )
 
     def fetch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Read mapped images from the file, ready to be copied to the device."""
+        """Read memory-mapped images from the file, in pinned memory if the device is a GPU."""
         images = self.images[chosen]
         if self.device.type == "cuda":  # copies of pinned memory overlap with computation
             return chosen.pin_memory(), images.pin_memory()

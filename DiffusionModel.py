@@ -33,10 +33,10 @@ from Unet import Unet
 
 
 class ForwardProcess(nn.Module):
-    """Section 2: from x_0 to x_t, and back one step where x_0 is known.
+    """Section 2: from x_0 to x_t, and one step back if x_0 is known.
 
-    Tables have T + 1 entries, computed in float64 and stored as float32 buffers, which are in no
-    checkpoint. `beta`, `alpha`, `alpha_bar`: an int t gives a float, t (B,) gives float32 (B,)."""
+    Tables have T + 1 entries, computed in float64 and stored as non-persistent float32 buffers.
+    `beta`, `alpha` and `alpha_bar` return a float for an int t, and float32 (B,) for t (B,)."""
 
     _beta: Tensor
     _alpha_bar: Tensor
@@ -76,7 +76,7 @@ class ForwardProcess(nn.Module):
         return self._signal[t][:, None, None, None], self._sigma[t][:, None, None, None]
 
     def step_beta(self, t: Tensor, s: Tensor) -> Tensor:
-        """The variance added from s to t > s, both (B,), -> (B,1,1,1): beta(t) where s = t - 1."""
+        """The variance (B,1,1,1) added from s to t > s, both (B,). It is beta(t) if s = t - 1."""
         signal_t, sigma_t = self.signal_and_sigma(t)
         signal_s, sigma_s = self.signal_and_sigma(s)
         one_step = (t - s == 1)[:, None, None, None]
@@ -97,10 +97,10 @@ class ForwardProcess(nn.Module):
 
 
 class DiffusionModel(pl.LightningModule, ForwardProcess):
-    """Section 3: a network that predicts the noise, how it is trained, and one reverse step.
+    """Section 3: a network that predicts the noise, its training, and one reverse step.
 
-    settings: the fields of `ModelSettings`; network: one with a `Unet`'s interface, in its place.
-    `DiffusionModel(network, **hparams)` rebuilds the model. ValueError: the settings do not fit."""
+    settings: the fields of `ModelSettings`. network: one with the interface of `Unet`, the default.
+    `DiffusionModel(network, **hparams)` rebuilds a model. Raises ValueError on bad settings."""
 
     def __init__(self, network: Any = None, **settings: Any):
         super().__init__()
@@ -127,8 +127,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return signal * eps - sigma * x_0
 
     def predictions(self, output: Tensor, x: Tensor, signal: Any, sigma: Any) -> Prediction:
-        """x0_hat, Eq. 15, Ho et al. 2020, from the output for x = signal x_0 + sigma eps; and the
-        variance's fraction if it is learned."""
+        """x0_hat, Eq. 15, Ho et al. 2020, and the fraction of a learned variance, from the
+        network's output for x = signal x_0 + sigma eps."""
         output, *rest = output.float().split(x.shape[1], dim=1)
         fraction = (rest[0] + 1) / 2 if rest else None
         if self.parameterization == "eps":
@@ -204,7 +204,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return self.get_loss(batch, self.trainer.global_step)  # batch_idx restarts every epoch
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """t (B,) and the squared error (B,) at it; every validation draws the same t and eps."""
+        """t (B,) and its squared error (B,). Every validation draws the same t and eps."""
         x_0, y, share = split_batch(batch, self.unet.classes)
         draws = Draws(x_0, (self.seed, Purpose.VALIDATE, batch_idx * share.parts + share.part))
         t, eps = draws.times("uniform", self._ratio[1:]), draws.normal()
@@ -212,8 +212,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return {"t": t, "error": self.squared_error(output, x_0, eps, t)}
 
     def configure_optimizers(self, max_steps: int | None = None) -> Any:
-        """Adam with a linear warm-up, appendix B of Ho et al. 2020, by default. max_steps: the
-        length of the training; by default that of the Trainer."""
+        """By default Adam with a linear warm-up, appendix B of Ho et al. 2020. max_steps: the
+        length of the training, by default the Trainer's."""
         optimizer = build_optimizer(self.settings, self.unet)
         factor = partial(learning_rate_factor, self.settings, max_steps or self.trainer.max_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

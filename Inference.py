@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Sample images from a checkpoint, step by step; edit an image; or noise one.
+"""Sample images from a checkpoint, edit an image, or add noise to one.
 
     # noise -> images
     python Inference.py --ckpt runs/cifar10 --save-steps 0,50,500,1000
@@ -9,17 +9,17 @@
     python Inference.py --ckpt runs/mnist --class 7 --guidance 2
     # image -> half noise -> image
     python Inference.py --ckpt runs/cifar10 --input-image a.png --start-step 500
-    # paint anew where the mask is white
+    # repaint where the mask is white
     python Inference.py --ckpt runs/cifar10 --input-image a.png --mask mask.png
     # from one image to another
     python Inference.py --ckpt runs/cifar10 --interpolate a.png b.png
     # image -> noise, no checkpoint needed
     python Inference.py --input-image a.png --T 1500 --save-steps 0,500,1500
 
-Writes into --out, for every saved step t: t0500.png (a grid of x_t) and x0_t0500.png (of the
-prediction of x_0 made from it); trajectory.npz (`frames` uint8 (F,N,H,W,C), x_t; `predicted`, x_0
-as predicted from each, the same shape; `times` (F,)) for make_gif.py and report.py; samples.npz
-(`arr_0` uint8 (N,H,W,C), and with --class `arr_1`, the labels (N,)).
+For every saved step t, writes t0500.png (a grid of x_t) and x0_t0500.png (the x_0 predicted from
+it) into --out. Also writes trajectory.npz for make_gif.py and report.py (`frames`, x_t, uint8
+(F,N,H,W,C); `predicted`, the predicted x_0, same shape; `times` (F,)) and samples.npz (`arr_0`
+uint8 (N,H,W,C); with --class also `arr_1`, the labels (N,)).
 """
 
 import argparse
@@ -165,7 +165,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
+    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
     if wrong := contradiction(args):
         parser.error(wrong)
 
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     from sampling.output_files import summary, write_images
     from sampling.prepare import prepare_to_write
 
-    # interpolation also walks from images to noise, which takes float32
+    # interpolation also encodes images into latents, which needs float32
     precision = "32" if args.interpolate else args.precision
     machine = launcher.launch(parser.prog, args.device, precision, args.devices, args.num_nodes)
     request = image_request(args, machine.precision)
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         if images is None:
             return 0
         if isinstance(job, NoisingJob) and job.saved_only:
-            print("the image is large: the trajectory has the saved steps only", end="")
+            print("the image is large: the trajectory has the saved steps only")
         write_images(args.out, job, images)
     except launcher.OUT_OF_MEMORY:
         return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def image_request(args: argparse.Namespace, precision: str) -> ImageRequest:
-    """The images that these flags ask for, in the precision of this machine."""
+    """Make the request from the flags, with the precision of this machine."""
     forward_process = {name: getattr(args, name) for name in FORWARD_PROCESS}
     return ImageRequest(
         **{name: value for name, value in forward_process.items() if value is not None},
@@ -243,7 +243,7 @@ def contradiction(args: argparse.Namespace) -> str:
 
 
 def edits(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that are ways to edit an image, with their values."""
+    """The flags that edit an image, with their values."""
     return {
         "--start-step": args.start_step,
         "--mask": args.mask,
@@ -301,7 +301,7 @@ def of_editing(args: argparse.Namespace) -> str:
     if args.input_image and not takes_input_image:
         return (
             "--input-image goes with --start-step (noise the image to that step, then denoise it) "
-            "or --mask (paint it anew in part)"
+            "or --mask (repaint part of it)"
         )
     if takes_input_image and args.input_image is None:
         return f"{given[0]} needs the image: add --input-image"
@@ -328,7 +328,7 @@ def of_sampler(args: argparse.Namespace) -> str:
 def of_interpolation(args: argparse.Namespace) -> str:
     if args.interpolate and args.precision == "bf16":
         return (
-            "--interpolate goes from the images to their latents and back, which takes float32: "
+            "--interpolate goes from the images to their latents and back, which needs float32: "
             "leave out --precision bf16"
         )
     if args.interpolate and (args.label or "").lower() == "all":
@@ -347,6 +347,6 @@ def of_guidance(args: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     protect_output()
-    # a signal ends it at once and leaves no half-written file; run again, it writes the same bytes
+    # a signal ends the program at once, without half-written files; a rerun writes the same bytes
     Stop().arm()
     sys.exit(main())

@@ -2,12 +2,12 @@
 
     x (B,C,H,W), t (B,), y (B,) or None  ->  (B,C,H,W)
 
-It knows nothing about noise: t is a number to embed, counted from 0 so that published weights
-load. The paper's CIFAR-10 network is `Unet(depth=3, width=128, mults=(1, 2, 2, 2),
-attention=(16,), blocks=2, dropout=0.1)`: 35,746,307 parameters.
+It is independent of the noise schedule: t is only a number to embed, counted from 0 so that
+published weights load. The paper's CIFAR-10 network is `Unet(depth=3, width=128,
+mults=(1, 2, 2, 2), attention=(16,), blocks=2, dropout=0.1)`: 35,746,307 parameters.
 
-Letters in the shape columns: B batch, C channels here, H and W height and width here, E = 4 *
-width the embedding.
+Letters in the shape columns: B batch; C channels, H and W height and width, all three at the given
+layer; E = 4 * width, the size of the embedding.
 """
 
 import math
@@ -26,8 +26,7 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding (Vaswani et al. 2017, section 3.5, as Ho et al. use it): t (B,) ->
     float32 (B, dim).
 
-    First the dim/2 sines, then the dim/2 cosines, of frequencies from 1 down to 1/10000, both
-    included.
+    The dim/2 sines come first, then the dim/2 cosines; the frequencies fall from 1 to 1/10000.
     """
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
@@ -36,16 +35,16 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in the paper, but at least 4 channels in each, as in its narrowest layer: with
-    one channel in a group, the normalization would remove what the time embedding adds."""
+    """GroupNorm of 32 groups as in the paper, but with at least 4 channels a group, as in the
+    paper's narrowest layer: with one channel a group, it would remove the time embedding."""
     return nn.GroupNorm(
         math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels, eps=1e-6
     )
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm-SiLU-conv twice, the embedding added in between, and a shortcut. The last
-    convolution starts at zero.
+    """GroupNorm-SiLU-conv twice, with the embedding added in between, and a shortcut. The weights
+    of the last convolution are initialized to zero.
 
     With `film` the embedding scales and shifts the second normalization instead of being added
     (Nichol & Dhariwal 2021, "Improved DDPM", section 3: "scale-shift norm").
@@ -76,16 +75,16 @@ class ResidualBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v with one head: q, k, v (B,N,C) -> (B,N,C). Written out for few
-    positions on a CPU, where torch's fused kernel takes twice as long in bf16."""
+    """softmax(q k^T / sqrt(C)) v with one head: q, k, v (B,N,C) -> (B,N,C). For few positions on a
+    CPU it is written out, because torch's fused kernel takes twice as long there in bf16."""
     if q.device.type != "cpu" or q.shape[1] > 1024:
         return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
     return torch.bmm((torch.bmm(q, k.transpose(1, 2)) * q.shape[-1] ** -0.5).softmax(dim=-1), v)
 
 
 class Attention(nn.Module):
-    """Self-attention over all H*W positions, one head as in the paper; its last projection starts
-    at zero."""
+    """Self-attention over all H*W positions with one head, as in the paper. The weights of the last
+    projection are initialized to zero."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -101,8 +100,8 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution, padded on the right and below only, as by TensorFlow's "SAME" in the
-    paper's code."""
+    """Stride-2 convolution, padded only at the right and the bottom, like TensorFlow's "SAME" in
+    the paper's code."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -116,8 +115,8 @@ class Upsample(nn.Module):
     """Nearest neighbour, then a convolution.
 
     On a CPU the two are fused into one transposed convolution, which is faster. Several of the
-    nine pixels under the 3x3 kernel are copies of the same pixel, so their weights can be added:
-    that leaves a 4x4 kernel and 16 products in place of 36.
+    nine pixels under the 3x3 kernel are copies of the same pixel, so their weights can be added.
+    The result is a 4x4 kernel, with 16 products instead of 36 for each input pixel.
     """
 
     def __init__(self, channels: int):
@@ -158,7 +157,7 @@ class Stage(nn.Module):
 
 
 class Level(NamedTuple):
-    """A resolution of the network: its channels, and whether it has attention."""
+    """One resolution of the network: its channels, and whether it has attention."""
 
     channels: int
     attend: bool
@@ -167,8 +166,8 @@ class Level(NamedTuple):
 def down_path(
     channels: int, levels: list[Level], blocks: int, stage: Callable[[int, int, bool], Stage]
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The layers from the highest resolution to the lowest, and the channel counts of the skip
-    connections: of the first layer's input and of every layer's output."""
+    """The layers from the highest resolution to the lowest, and the channels of the skip
+    connections, which come from the first layer's input and from every layer's output."""
     layers, skips = nn.ModuleList(), [channels]
     for level in levels:
         for _ in range(blocks):
@@ -200,17 +199,23 @@ class Unet(nn.Module):
     """U-Net of Ho et al. 2020. The defaults are the paper's CIFAR-10 network, without its dropout
     of 0.1.
 
-    depth: channels of the image. size: its height and width, one number if they are equal. width:
-    channels of the first level; level i has `width * mults[i]`. attention: resolutions (the smaller
-    side of the feature map) with self-attention; the middle always has it. blocks: residual blocks
-    a level on the way down (one more on the way up). dropout: probability, before each block's
-    second convolution. film: see `ResidualBlock`. patch: side of the squares folded into channels
-    at the input and unfolded at the output (space-to-depth); 1 is the paper's, 2 makes everything
-    about 4 times cheaper. classes: number of labels, 0 for none. outputs: output images for each
-    input image, 2 with a learned variance. augmentations: length of the vector that describes how
-    an image was augmented, all 0 if it was not (Karras et al. 2022, appendix F.2).
+    depth: channels of the image.
+    size: (height, width) of the image, or one number for a square.
+    width: base channels; level i has `width * mults[i]`.
+    attention: resolutions with self-attention, as the smaller side of the feature map; the middle
+        always has it.
+    blocks: residual blocks per level on the way down; there is one more on the way up.
+    dropout: its probability, before the second convolution of each block.
+    film: see `ResidualBlock`.
+    patch: side of the squares that are folded into channels at the input and unfolded at the output
+        (space-to-depth); 1 is the paper's, 2 makes everything about 4 times cheaper.
+    classes: number of labels, 0 for none.
+    outputs: output images for each input image, 2 with a learned variance.
+    augmentations: length of the vector that describes how an image was augmented; it is all 0 for
+        an image that was not (Karras et al. 2022, appendix F.2).
 
-    Raises ValueError where the sizes do not divide.
+    Raises ValueError if `size` is not divisible by patch * 2^(levels - 1), or `width` is odd or
+    less than 4.
     """
 
     def __init__(
@@ -259,9 +264,9 @@ class Unet(nn.Module):
     def initialize(self) -> None:
         """Initialize all weights: Glorot's uniform and zero biases, as in the paper's code.
 
-        The last layer of every residual branch and of the network is zero, so that each block
-        starts as its shortcut and the output as zero. Label embeddings start as normal noise, so
-        that the network learns to use them early.
+        The last layer of every residual branch and of the network is initialized to zero, so each
+        block initially equals its shortcut and the output is zero. Label embeddings are initialized
+        with normal noise, so that the network learns to use them early.
         """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -303,20 +308,20 @@ class Unet(nn.Module):
         return F.pixel_shuffle(h, self.patch)  # (B, outputs * depth, H, W)
 
     def run(self, stage: Stage, h: Tensor, e: Tensor) -> Tensor:
-        """`stage(h, e)`, recomputed for the gradient after `recompute_activations`."""
+        """`stage(h, e)`, with gradient checkpointing after `recompute_activations`."""
         if self.recompute and self.training:
             return checkpoint(stage, h, e, use_reentrant=False)
         return stage(h, e)
 
     def recompute_activations(self, recompute: bool = True) -> None:
-        """In training, keep only the input of each stage and compute the rest again for the
-        gradient ("gradient checkpointing", Chen et al. 2016): a quarter of the memory for
-        activations, a fifth more time, the same numbers."""
+        """Turn on gradient checkpointing (Chen et al. 2016): in training, only the input of each
+        stage is kept, and the rest is computed again in the backward pass. This takes a quarter of
+        the memory for activations and a fifth more time, and gives the same numbers."""
         self.recompute = recompute
 
     def example(self, B: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Arguments of `forward` for B images, all zero; with an augmentation in training mode
-        only."""
+        """Arguments of `forward` for B images, all zero. The augmentation vector is None outside of
+        training mode."""
         device = self.conv_in.weight.device
         x = torch.zeros(B, *self.shape, device=device)
         t = torch.zeros(B, dtype=torch.long, device=device)
@@ -327,8 +332,8 @@ class Unet(nn.Module):
 
 
 def check_sizes(size: Size, width: int, patch: int, levels: int, title: str = "image size") -> None:
-    """Raise ValueError where the image cannot be halved often enough, or the width is odd. title:
-    what the message calls the size."""
+    """Raise ValueError if the size is not divisible by patch * 2^(levels - 1), or the width is odd
+    or less than 4. title: the name of the size in the message."""
     divisor = patch * 2 ** (levels - 1)
     sides = height_and_width(size)
     if any(side % divisor for side in sides):

@@ -1,22 +1,22 @@
 # PYTHON_ARGCOMPLETE_OK
-"""A checkpoint in other people's formats.
+"""Convert a checkpoint to diffusers, safetensors or ONNX.
 
     # DDPMPipeline.from_pretrained("pipeline")
     python convert.py --ckpt runs/cifar10 --to diffusers --out pipeline
-    # weights, and all that rebuilds the model
+    # weights, and the settings that rebuild the model
     python convert.py --ckpt runs/cifar10 --to safetensors --out model.safetensors
     # the network, for any number of images
     python convert.py --ckpt runs/cifar10 --to onnx --out model.onnx
-    # a model with classes, as one of a single class
+    # one class of a class-conditional model
     python convert.py --ckpt runs/mnist --to diffusers --class 7 --out sevens
 
-And back: --ckpt, here as in Inference.py and evaluate.py, is also such a .safetensors file, or the
-folder of a DDPMPipeline, as google/ddpm-cifar10-32 and its like are published.
+Here and in Inference.py and evaluate.py, --ckpt may also be such a .safetensors file, or the folder
+of a DDPMPipeline, such as a copy of google/ddpm-cifar10-32.
 
-t in the ONNX file counts as everywhere in this project: from 1, hardly noised, to T, noise.
-diffusers counts from 0, and so does the unet of a pipeline. Not every network is one of diffusers':
-all normalizations must have as many groups, which they have where each level's channels are a
-multiple of 128, and no patches may be folded; the others go to the other two formats.
+In the ONNX file, as everywhere in this project, t counts from 1 (almost clean) to T (pure noise).
+In diffusers, and so in the unet of a pipeline, it counts from 0. Some networks cannot be converted
+to diffusers: all normalizations must have the same number of groups, as they do if the channels of
+each level are a multiple of 128, and --patch must be 1. The other formats have no such limit.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
+    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
     if wrong := contradiction(args):
         parser.error(wrong)
 
@@ -116,6 +116,6 @@ def contradiction(args: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     protect_output()
-    # A signal ends it at once and leaves no half-written file; run again, it writes the same bytes.
+    # A signal ends the program at once, without half-written files; a rerun writes the same bytes.
     Stop().arm()
     sys.exit(main())

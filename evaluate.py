@@ -1,27 +1,27 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Measure a trained model: bits/dim of unseen images, distances of its samples from real ones, and
-whether they are copies. Or score images that any program made.
+"""Evaluate a model: bits/dim of unseen images, distances between its samples and real images, and
+memorization. Or score images made by any program.
 
-    # all of it, with what suits the machine
+    # everything, with defaults for this machine
     python evaluate.py --ckpt runs/mnist
-    # 10,000 samples instead of three sets
+    # one set of 10,000 samples instead of three sets
     python evaluate.py --ckpt runs/mnist --num 10000 --seeds 0
     # FID, KID, IS, precision and recall
     python evaluate.py --ckpt runs/cifar10 --features inception --num 50000
-    # bits/dim alone, and the probability flow's
+    # only bits/dim, also from the probability flow
     python evaluate.py --ckpt runs/mnist --num 0 --flow 50
-    # a table and a plot
+    # compare samplers and steps: a table and a plot
     python evaluate.py --ckpt runs/mnist --sweep sampler,steps
-    # what looks wrong in a run
+    # look for problems in a run
     python evaluate.py --ckpt runs/mnist --doctor
     # images in a folder or a file, against a dataset
     python evaluate.py --samples generated/ --dataset cifar10
-    # and against other images
+    # or against other images
     python evaluate.py --samples generated.npz photos/ --features inception
 
-Prints a table and one line of JSON, and adds that to metrics.json in the run directory, or beside
-the file that was given. The samples are kept there, in evaluation/: stopped and run again, it goes
-on. What is measured of --samples NAME is in NAME-evaluation/.
+Prints a table and one line of JSON, and adds the results to metrics.json in the run directory or
+beside the checkpoint. Samples are kept there in evaluation/, so that a stopped evaluation resumes
+when it is run again. The results of --samples NAME are in NAME-evaluation/.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from runtime.arguments import Parser, names, some_numbers, whole
 from runtime.output import protect_output
 from runtime.signals import Stop
 
-# flags that change nothing without samples
+# flags that have no effect if nothing is sampled
 SAMPLING_FLAGS = {
     "sampler",
     "steps",
@@ -50,7 +50,7 @@ SAMPLING_FLAGS = {
     "compile",
 }
 
-# flags that change something beside --samples, and those that do beside --ckpt as well
+# flags that may be given with --samples, and more that may be given with --ckpt too
 SCORING_FLAGS = {
     "samples",
     "dataset",
@@ -211,7 +211,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
+    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if conflict := find_conflict(args, given):
         parser.error(conflict)
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_plan(args: argparse.Namespace, device_type: str, precision: str) -> EvaluationPlan:
-    """The settings that the flags stand for, on this kind of device."""
+    """Make the settings from the flags, with defaults for this kind of device."""
     default_num = 50_000 if device_type == "cuda" else 1000
     return EvaluationPlan(
         checkpoint=args.ckpt,
@@ -279,7 +279,7 @@ def make_plan(args: argparse.Namespace, device_type: str, precision: str) -> Eva
 
 
 def make_scoring_plan(args: argparse.Namespace, device_type: str, precision: str) -> ScoringPlan:
-    """The settings that the flags stand for beside --samples."""
+    """Make the settings for --samples from the flags."""
     plan = make_plan(args, device_type, precision)
     return ScoringPlan(
         samples=tuple(args.samples),
@@ -298,7 +298,7 @@ def make_scoring_plan(args: argparse.Namespace, device_type: str, precision: str
 
 
 def find_conflict(args: argparse.Namespace, given: set[str]) -> str:
-    """What is wrong with the flags, in one line; "" if nothing is.
+    """Return what is wrong with the flags, in one line, or an empty string.
 
     given: the flags whose values are not the defaults.
     """
@@ -315,16 +315,16 @@ def find_conflict(args: argparse.Namespace, given: set[str]) -> str:
 
 
 def missing_input(args: argparse.Namespace) -> str:
-    """What is missing for there to be anything to measure."""
+    """Report that no model or images are given, or nothing to compare them with."""
     if not args.ckpt and (args.doctor or args.sweep or not args.samples):
         return "give a model by --ckpt" + ("" if args.samples else ", or images by --samples")
     if args.samples and len(args.samples) == 1 and not args.dataset and not args.ckpt:
-        return "--samples needs what to compare with: give --dataset, or a second --samples"
+        return "--samples needs something to compare with: give --dataset, or a second --samples"
     return ""
 
 
 def unused_flag(args: argparse.Namespace, given: set[str]) -> str:
-    """A flag that changes nothing beside the others."""
+    """Report a flag that has no effect with the others."""
     unused, mode = set(), "here"
     if args.doctor:
         unused, mode = given - {"ckpt", "dataset", "data_root", "doctor"}, "with --doctor"
@@ -348,7 +348,7 @@ def unused_flag(args: argparse.Namespace, given: set[str]) -> str:
 
 
 def conflicting_samples(args: argparse.Namespace, given: set[str]) -> str:
-    """A conflict between --samples and other flags."""
+    """Report a conflict between --samples and other flags."""
     count = len(args.samples or ())
     if count > 2:
         return f"--samples takes one or two folders or .npz files, not {count}"
@@ -367,7 +367,7 @@ def conflicting_samples(args: argparse.Namespace, given: set[str]) -> str:
 
 
 def conflicting_weights(args: argparse.Namespace, given: set[str]) -> str:
-    """A conflict among the flags of bits/dim and of the weights."""
+    """Report a conflict among the flags of bits/dim and of the weights."""
     if args.exact and "terms" in given:
         return "--exact takes all terms: leave out --terms"
     if args.ema_length is not None and args.weights == "raw":
@@ -376,7 +376,7 @@ def conflicting_weights(args: argparse.Namespace, given: set[str]) -> str:
 
 
 def conflicting_counts(args: argparse.Namespace) -> str:
-    """A conflict among the numbers of images, samplers and steps."""
+    """Report a conflict among the numbers of images, samplers and steps."""
     sweep = args.sweep or []
     for name, values in (("sampler", args.sampler), ("steps", args.steps)):
         if values and len(values) > 1 and name not in sweep:
@@ -394,7 +394,7 @@ def conflicting_counts(args: argparse.Namespace) -> str:
 
 
 def conflicting_samplers(args: argparse.Namespace) -> str:
-    """A flag of one sampler beside other samplers alone, or of guidance without any."""
+    """Report a flag of a sampler that is not used, or a guide without guidance."""
     if args.guidance == 1 and args.guide_with:
         return "--guidance 1 is no guidance: choose another strength, or leave out --guide-with"
     samplers = args.sampler or ()
@@ -408,7 +408,7 @@ def conflicting_samplers(args: argparse.Namespace) -> str:
 
 
 def conflicting_features(args: argparse.Namespace) -> str:
-    """A conflict among the flags of feature extractors."""
+    """Report a conflict among the flags of feature extractors."""
     features = args.features or ()
     if args.inception_weights and "inception" not in features:
         return "--inception-weights are for --features inception"
@@ -419,5 +419,5 @@ def conflicting_features(args: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     protect_output()
-    Stop().arm()  # a signal ends it at once; run again, it goes on
+    Stop().arm()  # a signal ends the program at once; run again, it resumes
     sys.exit(main())

@@ -1,9 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK
-"""A trajectory of Inference.py as a GIF, an MP4 or a WebP animation.
+"""Make a GIF, MP4 or WebP animation from a trajectory of Inference.py.
 
     python make_gif.py samples/trajectory.npz --out denoise.gif --fps 15 --columns 4
     python make_gif.py samples/trajectory.npz --out denoise.mp4   # smaller, for players and slides
-    python make_gif.py samples/trajectory.npz --out denoise.webp  # every colour as it is
+    python make_gif.py samples/trajectory.npz --out denoise.webp  # keeps every colour exactly
 """  # fmt: skip
 
 import argparse
@@ -37,7 +37,7 @@ def animation(text: str) -> Path:
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("trajectory", type=Path, help="a trajectory.npz that Inference.py has written")
+    add("trajectory", type=Path, help="trajectory.npz, as Inference.py writes it")
     add(
         "--out",
         type=animation,
@@ -87,6 +87,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     protect_output()
-    # a signal, but for a warning of a time limit, ends it at once; no half-written file is left
+    # a signal ends the program at once, without half-written files; warnings of a time limit do not
     Stop().arm(brief=True)
     sys.exit(main())

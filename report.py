@@ -1,11 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
-"""A run as one page to look at: a single HTML file, with all that it shows inside.
+"""Make a report of a run: one self-contained HTML page.
 
     python report.py runs/cifar10                  # writes runs/cifar10/report.html
 
-It shows samples, the way from noise to them, losses, schedule, what evaluate.py measured, and how
-it was trained; of what is not there yet it says how to make it. It needs no network, and a browser
-only.
+It shows samples, how they emerge from noise, losses, the noise schedule, the results of evaluate.py
+and how the model was trained. If a part is missing, the page names the command that makes it. It
+needs only a browser, no network connection.
 """
 
 import sys
@@ -26,7 +26,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
+    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
     out = args.out or args.run_dir / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--out {out} must end in .html")
@@ -59,6 +59,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     protect_output()
-    # a signal, but for a warning of a time limit, ends it at once; no half-written file is left
+    # a signal ends the program at once, without half-written files; warnings of a time limit do not
     Stop().arm(brief=True)
     sys.exit(main())

@@ -1,7 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Train a DDPM.
 
-    # paper's settings on a GPU, small ones without
+    # the paper's settings on a GPU, a small model on a CPU
     python train.py --dataset cifar10
 
     # two CPU cores, under ten minutes
@@ -13,8 +13,8 @@
     # size, speed and time, without training
     python train.py --dataset cifar10 --preset paper --dry-run
 
-Everything goes into runs/DATASET. Run again, it goes on where it stopped. Ctrl-C, SIGTERM and
-SIGUSR1 leave a complete checkpoint.
+Everything is written to runs/DATASET. Run the same command again to resume. Ctrl-C, SIGTERM and
+SIGUSR1 save a checkpoint and stop.
 """
 
 import argparse
@@ -42,8 +42,8 @@ from runtime.signals import Stop
 LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
 OPTIONAL = ("wandb", "trackio")  # packages that are not in requirements.txt
 
-# The default of a flag is the paper's (Ho et al. 2020, appendix B, CIFAR-10). A preset is a set of
-# other values.
+# The defaults are those of the paper (Ho et al. 2020, appendix B, CIFAR-10). A preset replaces some
+# of them.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "laptop": dict(
@@ -95,8 +95,8 @@ def build_parser() -> Parser:
         f"--preset {name} is {as_typed(preset)}" for name, preset in PRESETS.items() if preset
     )
     introduction = (
-        "The defaults are those of Ho et al. 2020. Presets depart from them, and a flag that you "
-        "give departs from its preset."
+        "The defaults are those of Ho et al. 2020. A preset changes some of them, and a flag that "
+        "you give overrides the preset."
     )
     parser = Parser(__doc__, "\n\n".join([introduction, *presets]), main_flag="--dataset")
     add_data_flags(parser.add_argument_group("data"))
@@ -467,7 +467,7 @@ def as_typed(preset: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before torch is imported: a typing error costs no seconds
+    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
 
     from runtime.launcher import launch
     from training.settings import Invocation, TrainingSettings

@@ -4,15 +4,15 @@
 
 It answers each of these lines with a line of JSON:
 
-    train 10      {"seconds": ..}: ten steps of its training loop, all that it does included
-    bare 10       ten times forward, backward and optimizer of the same network, and nothing else
-    sample 20     one batch in 20 steps of its sampler
+    train 10      {"seconds": ..}: ten steps of its whole training loop
+    bare 10       {"seconds": ..}: ten times forward, backward and optimizer step, and nothing else
+    sample 20     {"seconds": ..}: one batch in 20 steps of its sampler
     about 0       {"parameters", "flops" of a training step, "memory" (peak, bytes), "version"}
 
 All train on the same images (3x32x32, in memory) without dropout. `ours` is train.py itself, with
-Lightning, the average of the weights and progress; the others are the loops of their training
-scripts, without file loading. `convolutions` and `matmul` show the limits of the machine: the
-convolutions of our network alone, and one large matrix product.
+Lightning, EMA and the progress line; the others are the loops of their training scripts, without
+file loading. `convolutions` and `matmul` show the limits of the machine: they run only the
+convolutions of our network, and one large matrix product.
 """
 
 import argparse
@@ -45,9 +45,9 @@ from Unet import Unet
 T, NEVER = 1000, 10**9
 
 
-# the flags of train.py: it never stops, saves or validates by itself
+# flags of train.py with which it never stops, saves or validates by itself
 FLAGS = [
-    # the network and the optimizer that the others have
+    # the same network and optimizer as the others
     *("--dataset", "shapes", "--dropout", "0", "--no-class-conditional", "--optimizer", "adam"),
     *("--max-steps", str(NEVER), "--val-every", str(NEVER), "--save-every", str(NEVER)),
     *("--max-time", "1000h"),
@@ -55,7 +55,7 @@ FLAGS = [
 
 
 def unet(network: str) -> dict[str, Any]:
-    """The arguments of this project's network, as in the preset."""
+    """The arguments of this project's network in the preset."""
     names = ("width", "mults", "attention", "blocks", "patch")
     return {name: value for name, value in train.PRESETS[network].items() if name in names}
 
@@ -63,8 +63,8 @@ def unet(network: str) -> dict[str, Any]:
 def sampler_of(
     trained: DiffusionModel, ema: Ema, args: argparse.Namespace, sampler: str, precision: Precision
 ) -> Callable[[int], None]:
-    """A function that samples one batch from the averaged weights in so many steps."""
-    # a model of its own, because it is compiled in another mode
+    """Return a function that samples one batch with the averaged weights in n steps."""
+    # a separate model, because it is compiled in another mode
     model = DiffusionModel(**trained.hparams).to(trained.device).eval()
     if args.device == "cuda":
         compile_network(model, "reduce-overhead", args.batch, precision)
@@ -129,7 +129,7 @@ def plain(args: argparse.Namespace) -> None:
 
 
 def convolution_inputs(net: Unet, args: argparse.Namespace) -> list[tuple[Any, torch.Size]]:
-    """Every convolution of a network with the shape of its input, in the order of the forward."""
+    """Every convolution of a network with its input shape, in the order of the forward pass."""
     inputs: list[tuple[Any, torch.Size]] = []
     for layer in net.modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -143,7 +143,7 @@ def convolution_inputs(net: Unet, args: argparse.Namespace) -> list[tuple[Any, t
 
 
 def convolutions(args: argparse.Namespace) -> None:
-    """The convolutions of our network alone, forward and backward, in the fast precision."""
+    """Only the convolutions of our network, forward and backward, in the fast precision."""
     net = Unet(**unet(args.network)).to(args.device)
     dtype = fast_dtype(args.device)
     work, flops = [], 0.0
@@ -169,7 +169,7 @@ def convolutions(args: argparse.Namespace) -> None:
 
 
 def fast_dtype(device: str) -> torch.dtype:
-    """bf16 where the hardware computes in it, else float32."""
+    """bf16 if the hardware supports it, else float32."""
     return torch.bfloat16 if has_bf16(device) else torch.float32
 
 

@@ -1,12 +1,12 @@
-"""What it costs to train on images that stay in their file: memory and speed, as Markdown.
+"""Measure memory and speed of training on memory-mapped images; print Markdown tables.
 
     python benchmarks/mapped.py --dataset photos --image-size 64
 
-Memory: processes that each train a few steps, on 64 images, on all images mapped, and on all images
-in memory, and then read /proc/self/status. RssAnon is memory of their own; RssFile is files, which
-the operating system takes back when others need the memory. Speed: both ways in one process, by
-turns of a few steps, because a machine's speed changes; the ratio is that of neighbouring turns.
-Time of the CPU includes that of the thread that reads ahead, and depends less on other programs.
+Memory: separate processes each train a few steps (on 64 images, on all images mapped, and on all
+images in memory) and then read /proc/self/status. RssAnon is memory of the process itself; RssFile
+is file pages, which the operating system can reclaim. Speed: both ways take turns of a few steps in
+one process, because the speed of a machine varies; the ratio compares neighbouring turns. CPU time
+includes the thread that reads ahead, and is less affected by other programs.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from training.dry_run import Step
 from training.settings import TrainingSettings
 from training.setup import set_up
 
-LIMITS = {"mapped": 0, "in memory": 2**60}  # of what is kept in memory
-FEW = 64  # images of the process whose memory is torch's own
+LIMITS = {"mapped": 0, "in memory": 2**60}  # most bytes of images that are kept in memory
+FEW = 64  # images in the run whose memory counts as torch's own
 
 
 def endless(batches: Any) -> Iterator[Any]:
@@ -55,7 +55,7 @@ class Training:
         self.step = Step(run, machine)
 
     def run(self, steps: int) -> np.ndarray:
-        """Seconds of so many steps: all, of the CPU, waiting for images."""
+        """Run this many steps; return the wall time, the CPU time and the wait for images."""
         began, cpu_began, waited = time.perf_counter(), time.process_time(), 0.0
         for _ in range(steps):
             asked = time.perf_counter()
@@ -75,7 +75,7 @@ def print_memory(way: str, words: list[str], steps: int) -> None:
 
 
 def memory_of(way: str, words: list[str], steps: int) -> tuple[int, int]:
-    """RssAnon and RssFile, in MiB, of a process that trains."""
+    """Return RssAnon and RssFile, in MiB, of a process that trains."""
     command = [sys.executable, __file__, "--child", way, "--steps", str(steps), *words]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     anonymous, of_files = printed.split()[-2:]

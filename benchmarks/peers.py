@@ -19,10 +19,10 @@ T = 1000
 
 
 def diffusers(args: argparse.Namespace, best: bool = False) -> None:
-    """Train as its examples/unconditional_image_generation/train_unconditional.py by default, and
-    sample with its DDPMPipeline.
+    """Train as examples/unconditional_image_generation/train_unconditional.py does by default, and
+    sample with DDPMPipeline.
 
-    best: channels_last and, where the hardware computes in it, mixed_precision bf16.
+    best: with channels_last and, if the hardware supports it, mixed_precision bf16.
     """
     from accelerate import Accelerator
     from diffusers import (  # type: ignore[reportPrivateImportUsage]
@@ -105,7 +105,7 @@ class Output(torch.nn.Module):
 
 
 def lucidrains(args: argparse.Namespace) -> None:
-    """Train as its Trainer by default, and sample with its DDIM."""
+    """Train as its Trainer does by default, and sample with its DDIM."""
     from accelerate import Accelerator
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA

@@ -5,11 +5,11 @@
     # 20 minutes
     python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120
 
-Every trial trains in one thread for about the same CPU time, which other programs on the machine
-hardly change; 300 s are about 150 s on two cores. The number of steps is measured first, because
-the falling learning rate depends on it. Then it samples 1000 images with UniPC and the recipe's
-guidance. The distance is Frechet's to all training images, in the features of the dataset's
-classifier. Prints a line for each trial, and the table with mean and range over the seeds.
+Every trial trains in one thread for about the same CPU time, which other programs hardly affect;
+300 s are about 150 s on two cores. The number of steps is measured first, because the learning rate
+schedule depends on it. Then the trial samples 1000 images with UniPC and the recipe's guidance, and
+measures their Frechet distance to all training images in the features of the dataset's classifier.
+It prints a line for each trial, and a table with mean and range over the seeds.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def prepare(name: str, dataset: str, root: str, seed: int) -> TrainingRun:
 
 
 class Training:
-    """A training loop without a Trainer: `total` steps of a run, its averages beside them."""
+    """A training loop without a Trainer, with the average of the weights: `total` steps."""
 
     def __init__(self, run: TrainingRun, total: int):
         self.run, self.total, self.model = run, total, run.model
@@ -123,7 +123,7 @@ class Training:
 
 
 def steps_within(name: str, dataset: str, root: str, seconds: float) -> int:
-    """How many steps of this recipe take so many CPU seconds."""
+    """Return how many steps of this recipe fit into this many CPU seconds."""
     training = Training(prepare(name, dataset, root, seed=0), TIMED)
     training.steps(3)
     start = time.process_time()

@@ -1,13 +1,13 @@
-"""What a second process costs, and what memory depends on: tables, as Markdown.
+"""Measure the cost of a second process, and what memory depends on; print Markdown tables.
 
-    python benchmarks/scaling.py                     # all, some ten minutes on two cores
+    python benchmarks/scaling.py                     # all, about ten minutes on two cores
     python benchmarks/scaling.py --what processes    # 1 and 2 processes over gloo, a thread each
     python benchmarks/scaling.py --what memory       # width, image size, batch size, memory savers
     python benchmarks/scaling.py --what kept         # activations of an image, a few seconds
 
-processes: `train.py --devices 2` beside two runs of their own at the same time, each with half of
-the batch: the same work on the same cores, but for what the two tell each other. memory: what
-`train.py --dry-run` prints (on a CPU the whole process, torch included).
+processes: compare `train.py --devices 2` with two independent runs at the same time, each with half
+of the batch. The work and the cores are the same; only the communication is added. memory: as
+`train.py --dry-run` prints it (on a CPU that of the whole process, torch included).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-MEMORY = {  # what each changes in Ho et al.'s network at batch 16
+MEMORY = {  # flags that change Ho et al.'s network at batch 16
     "3x32x32, width 128, batch 16": [],
     "width 64": ["--width", "64"],
     "width 192": ["--width", "192"],
@@ -70,7 +70,7 @@ def ended(process: "subprocess.Popen[str]") -> str:
 
 
 def seconds(said: str) -> float:
-    """Of training, without the start, of what a run printed last."""
+    """Return the training time, without startup, from the output of a run."""
     found = re.search(r"trained, at step \d+ after (\d+) s", said)
     assert found, said
     return float(found[1])
@@ -136,7 +136,7 @@ def memory() -> None:
 
 
 def kept(size: int, recompute: bool) -> float:
-    """MiB for each further image that Ho et al.'s network keeps for the gradient, in bf16."""
+    """MiB of activations that Ho et al.'s network keeps for each image in the batch, in bf16."""
     import torch
 
     from Unet import Unet

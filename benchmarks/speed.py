@@ -1,19 +1,19 @@
-"""Compare training and sampling with other projects, in one run: a table for each network.
+"""Compare the speed of training and sampling with other projects: a table for each network.
 
     bash run.sh bench                                              # both networks, all contenders
     python benchmarks/speed.py --network laptop --rounds 10        # one network
     python benchmarks/speed.py --contenders ours,plain             # needs no other package
     python benchmarks/speed.py --contenders ours,plain --neighbours 2    # beside two busy programs
 
-Every contender is a process of its own (contender.py) that waits for its turn. They take turns for
-several rounds, and a number is the median of its rounds, so that other programs on the machine
-affect all of them alike. The table goes to standard output as Markdown.
+Every contender runs in its own process (contender.py). They take turns for several rounds, and each
+number is the median over the rounds, so that other programs on the machine affect all contenders
+alike. The table is printed as Markdown.
 
-    training        images a second of the whole loop
-    loop            share of its time that is not forward, backward and optimizer of the network
-    sampling        images a second at 20 steps, one batch
-    convolutions    FLOPs of the training a second, relative to convolutions of these sizes alone
-    matmul          the same, relative to one large matrix product
+    training        images/s of the whole training loop
+    loop            share of the loop's time outside forward, backward and optimizer step
+    sampling        images/s of one batch in 20 steps
+    convolutions    FLOP/s of training relative to running only convolutions of these sizes
+    matmul          FLOP/s of training relative to one large matrix product
 """
 
 import argparse
@@ -85,9 +85,7 @@ class Worker:
         self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
             status = self.process.wait()
-            sys.exit(
-                f"speed.py: {self.name} ended with status {status}; its last words stand above"
-            )
+            sys.exit(f"speed.py: {self.name} ended with status {status}; its output is above")
         return json.loads(line)
 
     def warm_up(self, seconds: float) -> None:
@@ -107,7 +105,7 @@ class Worker:
         return statistics.median(self.found[what])
 
     def loop(self) -> float:
-        """The share of the training's time that is not the network's, from pairs of turns."""
+        """The share of training time outside the network, from pairs of turns."""
         return 1 - statistics.median(
             bare / whole for whole, bare in zip(self.found["train"], self.found["bare"])
         )
@@ -115,7 +113,7 @@ class Worker:
 
 @contextlib.contextmanager
 def busy_neighbours(count: int) -> Iterator[None]:
-    """Run so many programs that each keep a core busy, inside the block."""
+    """Inside the block, run this many programs that each keep a core busy."""
     command = [sys.executable, "-c", "while True: pass"]
     neighbours = [subprocess.Popen(command) for _ in range(count)]
     try:
@@ -180,7 +178,7 @@ def measure(network: str, batch: int, args: argparse.Namespace) -> None:
 
 
 def machine(device: str) -> str:
-    """The hardware, the versions and the date, in a line."""
+    """The hardware, the versions and the date, in one line."""
     import torch
 
     from runtime import devices

@@ -1,10 +1,10 @@
-"""Where the time of a training step goes, in train.py as it is: a table, on a CPU.
+"""Measure where the time of a training step in train.py goes, on a CPU; print a table.
 
     python benchmarks/step.py                                # the laptop preset
     python benchmarks/step.py --flags='--preset paper --batch-size 16' --steps 20
 
-The parts are timed where train.py calls them, in one run; "the rest" is Lightning, progress,
-callbacks and what calls all this.
+The parts are timed in one run of the unchanged train.py; "the rest" is Lightning, the progress line
+and other callbacks.
 """
 
 import argparse
@@ -36,8 +36,10 @@ spent: Counter[str] = Counter()
 
 
 def timed(owner: Any, method: str, name: str, inner: tuple[str, ...] = ()) -> None:
-    """Replace `owner.method` by one that adds its time to `spent[name]`, without the time that was
-    added to `inner` meanwhile."""
+    """Wrap `owner.method` to add its time to `spent[name]`.
+
+    The time that is added to `inner` during a call is subtracted.
+    """
     original = getattr(owner, method)
 
     def replaced(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +64,7 @@ def counted(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterato
 
 
 def time_steps_of(optimizer: type[torch.optim.Optimizer]) -> None:
-    """Count the time of its steps, without forward and backward, which Lightning has in them."""
+    """Time the steps of an optimizer, without forward and backward: Lightning runs them inside."""
     original: Any = optimizer.step
 
     def step(self: Any, closure: Any = None) -> Any:

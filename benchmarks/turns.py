@@ -1,8 +1,8 @@
-"""A contender of the comparison: it trains and samples on command, and waits in between.
+"""A contender in the speed comparison: it trains and samples on command.
 
     Contender(args, net, optimizer, draw, step).run()
 
-It reads its commands from standard input, a line at a time: see contender.py.
+It reads commands from standard input, one on each line: see contender.py.
 """
 
 import argparse
@@ -22,13 +22,16 @@ from Dataset import DiffSet, to_float
 from runtime import devices
 from runtime.compiling import eager
 
-ANSWERS = sys.stdout  # train.py has words of its own
+ANSWERS = sys.stdout  # kept here: what train.py prints is redirected
 
 
 class Contender:
-    """net(x, t) -> Tensor; optimizer: of its weights. draw(n): sample a batch in n steps. step: a
-    training step, or None where another loop calls `before_step`. package: whose version is
-    reported. flops: of a step, where there is no network to count them in."""
+    """A way to train and to sample.
+
+    net: the network, net(x, t) -> Tensor. optimizer: that of its weights. draw(n): sample a batch
+    in n steps. step: a training step, or None if another loop calls `before_step`. package: the
+    package whose version is reported. flops: FLOPs of a step, if there is no network to count.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class Contender:
         self.left, self.began = 0, 0.0
 
     def before_step(self) -> None:
-        """Answer what is typed, and return when another training step is wanted."""
+        """Answer commands, and return when another training step is due."""
         while self.left == 0:
             if self.began:
                 say(seconds=seconds_since(self.began, self.args.device))
@@ -74,7 +77,7 @@ class Contender:
             self.step()
 
     def bare(self, count: int) -> None:
-        if self.flops is not None and self.step:  # the machine's: it has no loop
+        if self.flops is not None and self.step:  # convolutions or matmul: no training loop
             for _ in range(count):
                 self.step()
             return
@@ -92,7 +95,7 @@ class Contender:
 
     def about(self) -> dict[str, Any]:
         if self.flops is None:
-            # compiled code cannot be counted
+            # FLOPs cannot be counted in compiled code
             with eager(), FlopCounterMode(display=False) as counter:
                 self.bare(1)
             self.flops = counter.get_total_flops()
@@ -115,13 +118,15 @@ def seconds_since(began: float, device: str) -> float:
 
 
 def still(net: Any) -> torch.optim.Optimizer:
-    """An optimizer that does all its work and moves nothing, so that a network that is being
-    trained can be timed."""
+    """Return an optimizer that does its full work but leaves the weights as they are.
+
+    With it, a network can be timed while it is being trained.
+    """
     return torch.optim.Adam(net.parameters(), lr=0.0, fused=True)
 
 
 def has_bf16(device: str) -> bool:
-    """Whether `device` computes in it, so that it is the fast precision there."""
+    """Whether bf16 is the fast precision on this device."""
     return devices.pick_precision(device, "auto") != "32-true"
 
 

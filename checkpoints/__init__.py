@@ -1,1 +1,1 @@
-"""What a checkpoint is, and the formats of other projects."""
+"""Checkpoints, run directories, and the file formats of other projects."""

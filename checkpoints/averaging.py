@@ -1,4 +1,4 @@
-"""Weights averaged over a chosen length, from the averages in a checkpoint and earlier snapshots.
+"""Post-hoc EMA: weights averaged over a length that is chosen after training.
 
     weights = average_weights(read_checkpoint("runs/cifar10/..."), 0.08, model)
 
@@ -18,7 +18,7 @@ from checkpoints.run_dir import step_of
 from checkpoints.validation import check_weights
 from DiffusionModel import DiffusionModel
 
-LARGEST_ERROR = 0.3  # of a profile, relative to the norm of the one that was chosen
+LARGEST_ERROR = 0.3  # of a combined profile, relative to the norm of the target profile
 
 
 def average_weights(
@@ -27,8 +27,8 @@ def average_weights(
     """The network's weights averaged over `length` of the training up to this checkpoint.
 
     They are combined from the two averages in the checkpoint and the snapshots in averages/ of its
-    run directory. Prints the error of the combination on standard error; raises ValueError if it
-    is too large.
+    run directory. Prints the approximation error on standard error, and raises ValueError if it is
+    too large.
     """
     path, step = checkpoint["path"], checkpoint["global_step"]
     if not checkpoint["course"].get("posthoc_ema"):
@@ -59,7 +59,7 @@ def snapshot_files(folder: Path, step: int) -> list[Path]:
 
 
 def combination_factors(steps: list[int], length: float) -> list[float]:
-    """The factor of each average at each of these steps; the last is the checkpoint's step."""
+    """The factor of each average at each of these steps, of which the last is the checkpoint's."""
     exponents = [posthoc_ema.gamma(kept) for kept in posthoc_ema.LENGTHS]
     snapshots = [(step, exponent) for step in steps for exponent in exponents]
     target = (steps[-1], posthoc_ema.gamma(length))

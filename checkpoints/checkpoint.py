@@ -3,15 +3,15 @@
     model = load_model("runs/cifar10").model    # the newest in a run directory; EMA weights
 
 A checkpoint is data, never code: it is read with `weights_only=True`, and its settings, names,
-shapes and values are checked before a network is built from it. Beside the keys of Lightning
+shapes and values are checked before a network is built from it. In addition to Lightning's keys
 ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step") it has
 
     hyper_parameters    the settings of the model
-    ema                 "weights", their moving average, and "n", the number of updates
-    early               averages of early steps, which guide the model
+    ema                 "weights", the moving average, and "n", the number of updates
+    early               averages of early steps, for autoguidance
     power               the averages for post-hoc EMA, if the run keeps them
     course              settings that must match on resume, `FixedSettings`: batch size, data, ..
-    noise               "stream", the restarts after divergence, and "skipped", bad steps in a row
+    noise               "stream": restarts after divergence; "skipped": consecutive skipped steps
     elapsed             seconds of training
 """
 
@@ -35,12 +35,12 @@ from checkpoints.validation import check_weights
 from diffusion.settings import ADDED, DERIVED, ModelSettings, check_settings
 
 DICTS = ("hyper_parameters", "state_dict", "ema", "course", "noise")
-# what code raises that meets a structure or a type that it does not expect
+# errors that unexpected structures or types cause
 MALFORMED = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, and its "path"; sha256 and settings checked, weights not.
+    """The contents of a checkpoint file and its "path". Only sha256 and settings are checked.
 
     A file or folder of another format is read as a checkpoint without training state. Raises
     FileNotFoundError or ValueError with a one-line message.
@@ -78,10 +78,10 @@ def first_valid_checkpoint(
 ) -> dict[str, Any]:
     """The contents of a checkpoint file, or of the newest valid one in a run directory.
 
-    A checkpoint is valid if it can be read and `check` raises nothing; of a run directory, only
-    those at multiples of `every` steps are tried. Checkpoints that are skipped are named on
-    standard error. Raises FileNotFoundError or ValueError if none is valid, with the reason of the
-    newest.
+    A checkpoint is valid if it can be read and `check` raises nothing. In a run directory, only
+    checkpoints at multiples of `every` steps are tried. Skipped checkpoints are reported on
+    standard error. Raises FileNotFoundError or ValueError if none is valid, with the reason for the
+    newest one.
     """
     is_run_dir = Path(path).is_dir() and not is_other_format(path)
     files = list_checkpoints(run_dir_of(Path(path)), every) if is_run_dir else [Path(path)]
@@ -117,15 +117,16 @@ def load_model(
 ) -> LoadedModel:
     """Load a model, ready to sample: on `device`, in eval mode.
 
-    path: a checkpoint, a run directory for its newest, or a file or folder of another format. The
-    model has the EMA weights, the raw ones (`ema=False`), or an average over `length` of the
-    training (see `averaging`). Raises OSError or ValueError with a one-line message.
+    path: a checkpoint, a run directory (its newest valid checkpoint), or a file or folder of
+    another format. The model has the EMA weights, the raw ones (`ema=False`), or an average over
+    `length` of the training (see `averaging`). Raises OSError or ValueError with a one-line
+    message.
     """
 
     def check(checkpoint: dict[str, Any]) -> None:
         if not ema and is_other_format(path):
             raise ValueError("it holds one set of weights: leave out --weights raw")
-        # shapes without memory: a hostile file cannot make this allocate anything
+        # the meta device allocates no memory, whatever sizes an untrusted file asks for
         with torch.device("meta"):
             expected = build_model(checkpoint["hyper_parameters"]).state_dict()
         check_weights(model_weights(checkpoint, ema), expected)
@@ -149,7 +150,7 @@ def load_model(
 
 
 def model_weights(checkpoint: dict[str, Any], ema: bool) -> dict[str, Tensor]:
-    """The EMA or the raw weights in a checkpoint, by the names that the model has for them."""
+    """The EMA or the raw weights in a checkpoint, by their names in the model."""
     if not ema:
         return checkpoint["state_dict"]
     return {f"unet.{name}": value for name, value in checkpoint["ema"]["weights"].items()}

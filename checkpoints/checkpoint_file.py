@@ -1,4 +1,4 @@
-"""One checkpoint file: written whole, with its sha256 beside it; read without running any code.
+"""Checkpoint files: written completely, with a sha256 file, and read without running any code.
 
 step_00005000.ckpt    step_00005000.ckpt.sha256
 """
@@ -17,11 +17,11 @@ from runtime.atomic_file import complete_file
 
 
 class DamagedFile(ValueError):
-    """A file that does not hold what it should; the message gives the reason in one line."""
+    """A file is damaged or not a checkpoint; the message gives the reason in one line."""
 
 
 def checksum_path(path: Path) -> Path:
-    """The file beside a checkpoint that holds its sha256, as `sha256sum --check` reads it."""
+    """The file beside a checkpoint with its sha256, in the format of `sha256sum --check`."""
     return path.with_name(path.name + ".sha256")
 
 
@@ -37,7 +37,8 @@ def read_checkpoint_file(path: str | Path) -> Any:
     """Read a file that torch.save wrote, without running any code in it.
 
     The sha256 is verified if there is a checksum file. Raises FileNotFoundError or DamagedFile
-    with a one-line message, and OSError if the file cannot be read: that is not damage.
+    with a one-line message. Raises OSError if the file cannot be opened or read, which does not
+    mean that it is damaged.
     """
     file = Path(path)
     if not file.is_file():
@@ -48,7 +49,7 @@ def read_checkpoint_file(path: str | Path) -> Any:
     try:
         refuse_compressed(file)
         with warnings.catch_warnings():
-            # torch warns about foreign files; the error below says it in one line
+            # torch warns about files that are not checkpoints, but the error below is enough
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -72,9 +73,9 @@ def check_sha256(file: Path) -> None:
 
 
 def refuse_compressed(file: Path) -> None:
-    """Raise ValueError unless `file` is an uncompressed archive that is not larger unpacked.
+    """Raise ValueError unless `file` is an uncompressed zip archive, no larger when unpacked.
 
-    A compressed archive could unpack to any size. torch's older format is no archive at all.
+    A compressed archive could unpack to any size. torch's older format is not a zip archive.
     """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -84,10 +85,10 @@ def refuse_compressed(file: Path) -> None:
 
 
 class HashingWriter:
-    """A writer to a file that computes the sha256 of all data on the way.
+    """A file writer that also computes the sha256 of the data.
 
     torch.save hides why a write failed. So the first error is kept in `error`, and later data are
-    ignored.
+    discarded.
     """
 
     def __init__(self, file: Any):
@@ -109,7 +110,7 @@ class HashingWriter:
 
 
 def write_torch_file(contents: Any, file: Path) -> str:
-    """Write what torch.save writes, and return its sha256. Raises OSError where that fails."""
+    """Write a file with torch.save and return its sha256. Raises OSError if writing fails."""
     with open(file, "wb") as opened:
         writer: Any = HashingWriter(opened)
         torch.save(contents, writer)
@@ -121,10 +122,10 @@ def write_torch_file(contents: Any, file: Path) -> str:
 
 
 class CompleteCheckpointIO(TorchCheckpointIO):
-    """Write Lightning's checkpoints to a temporary file that is then renamed, with a `.sha256`.
+    """Write Lightning's checkpoints to a temporary file, rename it, and add a `.sha256` file.
 
-    A file that appears is therefore complete. Loading returns `verified`, the contents that were
-    already read and checked; no path or URL is opened.
+    A checkpoint is therefore complete as soon as it exists. Loading returns `verified`, contents
+    that have already been read and checked; no path or URL is opened.
     """
 
     def __init__(self, verified: dict[str, Any] | None = None):
@@ -136,7 +137,7 @@ class CompleteCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         with complete_file(path) as temporary:
             sha256 = write_torch_file(checkpoint, temporary)
-            # the checksum appears first: there is never a checkpoint without one
+            # the checksum is written first, so that no checkpoint is ever without one
             with complete_file(checksum_path(path)) as beside:
                 beside.write_text(f"{sha256}  {path.name}\n")
 

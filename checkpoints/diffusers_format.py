@@ -1,9 +1,9 @@
-"""Models as folders of diffusers, as DDPMPipeline saves and loads them.
+"""Models as diffusers folders, in the format of DDPMPipeline.
 
     write_pipeline(loaded, Path("pipeline"), "ema")    # DDPMPipeline.from_pretrained("pipeline")
     stored = read_pipeline(Path("ddpm-cifar10-32"))    # as published on the Hugging Face Hub
 
-Nothing of diffusers is imported here. Compared with diffusers 0.42.
+diffusers is not imported here. The results were compared with diffusers 0.42.
 """
 
 import json
@@ -29,7 +29,7 @@ from runtime.atomic_file import complete_file
 
 Settings = dict[str, Any]
 
-VERSION = "0.42.0"  # of diffusers, as written to the configurations
+VERSION = "0.42.0"  # of diffusers, written to the configurations
 INDEX = "model_index.json"
 UNET_CONFIG = "unet/config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
@@ -37,7 +37,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def is_pipeline(folder: Path) -> bool:
-    """Whether this is a folder of diffusers, perhaps an incomplete one."""
+    """Whether this is a diffusers folder, complete or not."""
     marks = (INDEX, UNET_CONFIG, "scheduler_config.json", *WEIGHTS)
     return any((folder / mark).is_file() for mark in marks)
 
@@ -48,7 +48,7 @@ def is_pipeline(folder: Path) -> bool:
 def read_pipeline(folder: Path) -> StoredModel:
     """Read a folder with unet/ and scheduler/, or one with all files at its root.
 
-    google/ddpm-cifar10-32 was published as the latter. Raises OSError or ValueError with a
+    google/ddpm-cifar10-32 is published in the second form. Raises OSError or ValueError with a
     one-line message.
     """
     files = pipeline_files(folder)
@@ -72,14 +72,17 @@ def read_pipeline(folder: Path) -> StoredModel:
     else:
         weights = from_diffusers(weights, len(settings["mults"]), settings["blocks"])
     if settings["classes"] and settings["class_names"] != names and label in weights:
-        # the network was never trained without a class, but our embedding has a row for none
+        # it was not trained without a class, but our embedding needs a row for "no class"
         settings["label_dropout"] = 0.0
         weights[label] = F.pad(weights[label], (0, 0, 0, 1))
     return StoredModel(settings, weights, about, files)
 
 
 def pipeline_files(folder: Path) -> list[Path]:
-    """The network's configuration, the scheduler's, and the weights; FileNotFoundError if not."""
+    """The files of the network's and the scheduler's configurations and of the weights.
+
+    Raises FileNotFoundError if one is missing.
+    """
     nested = (folder / "unet").is_dir()
     unet, scheduler = (folder / "unet", folder / "scheduler") if nested else (folder, folder)
     weights = [unet / name for name in WEIGHTS if (unet / name).is_file()]
@@ -88,7 +91,7 @@ def pipeline_files(folder: Path) -> list[Path]:
         scheduler / "scheduler_config.json",
         weights[0] if weights else unet / WEIGHTS[0],
     ]
-    # the index is written last: without it, writing the folder was interrupted
+    # the index is written last, so a folder without it is incomplete
     required = [*files, folder / INDEX] if nested else files
     for file in required:
         if not file.is_file():
@@ -100,7 +103,7 @@ def pipeline_files(folder: Path) -> list[Path]:
 
 
 def read_config(file: Path, folder: Path, convert: Callable[[Settings], Settings]) -> Settings:
-    """Read a configuration and convert it to our settings; errors begin with the file's name."""
+    """Read a configuration and convert it to our settings. Errors begin with the file's name."""
     try:
         return convert(parse_object(file.read_bytes(), "it"))
     except ValueError as error:
@@ -111,7 +114,7 @@ def read_config(file: Path, folder: Path, convert: Callable[[Settings], Settings
 
 
 def check_output_folder(folder: Path) -> None:
-    """Raise ValueError, in one line, if something else than a pipeline would be overwritten."""
+    """Raise ValueError if anything other than a pipeline would be overwritten."""
     if not folder.exists():
         return
     index = folder / INDEX
@@ -119,7 +122,7 @@ def check_output_folder(folder: Path) -> None:
         return
     if not (folder.is_dir() and is_interrupted_pipeline(folder)):
         raise ValueError(
-            f"{folder} is there, and no DDPMPipeline: remove it, or choose another --out"
+            f"{folder} exists and is not a DDPMPipeline: remove it, or choose another --out"
         )
 
 
@@ -133,11 +136,11 @@ def is_interrupted_pipeline(folder: Path) -> bool:
 
 
 def write_pipeline(loaded: LoadedModel, folder: Path, weights: str) -> None:
-    """Write a DDPMPipeline of diffusers; weights: which of a checkpoint's they are, in words.
+    """Write a DDPMPipeline of diffusers. weights: a description such as "ema".
 
-    The index of an older pipeline is removed first and the new one written last, so that an
-    incomplete folder is never taken for a pipeline. Raises ValueError if the network is no
-    UNet2DModel.
+    The index of an older pipeline is removed first and the new one is written last, so that an
+    incomplete folder is never mistaken for a pipeline. Raises ValueError if the network cannot be
+    expressed as a UNet2DModel.
     """
     settings = dict(loaded.model.hparams)
     unet, scheduler = unet_config(settings), scheduler_config(settings)

@@ -1,4 +1,4 @@
-"""A model's schedule, parameterization and variance as a configuration of DDPMScheduler, and back.
+"""Convert a model's schedule, parameterization and variance to a DDPMScheduler, and back.
 
 config = scheduler_config(settings)            # settings: those of a `DiffusionModel`, by name
 settings = scheduler_settings(config)
@@ -14,7 +14,7 @@ from diffusion.settings import check_settings
 
 Settings = dict[str, Any]
 
-# what DDPMScheduler takes if its configuration leaves something out
+# the defaults of DDPMScheduler
 DEFAULTS: Settings = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -32,9 +32,9 @@ DEFAULTS: Settings = {
     "steps_offset": 0,
     "rescale_betas_zero_snr": False,
 }
-# those with the same numbers; diffusers' sigmoid schedule is another than ours
+# schedules with the same betas in both projects; diffusers' sigmoid schedule differs from ours
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-# those that become a table of betas
+# schedules of diffusers that become a table of betas
 TABLES = ("scaled_linear", "sigmoid", "laplace")
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 VARIANCES = {
@@ -44,7 +44,7 @@ VARIANCES = {
     "learned_range": "learned",
 }
 VARIANCE_TYPES = {"large": "fixed_large", "small": "fixed_small", "learned": "learned_range"}
-# values that we can represent
+# the values that this project supports
 SUPPORTED = {
     "_class_name": ("DDPMScheduler", "DDIMScheduler"),
     "beta_schedule": (*SCHEDULES.values(), *TABLES),
@@ -59,8 +59,8 @@ SUPPORTED = {
 def scheduler_config(settings: Settings) -> Settings:
     """The configuration of the DDPMScheduler with these settings.
 
-    Fewer steps than T are spread evenly from T to 1, and one more goes to 0 ("linspace").
-    Otherwise the last step would be longer, and DDPMScheduler would add noise in it.
+    "linspace" spreads fewer steps than T evenly over T .. 1, with one last step from 1 to 0. With
+    other spacings the last step would be longer, and DDPMScheduler would add noise in it.
     """
     T, betas = settings["T"], settings["betas"]
     if not betas and settings["schedule"] not in SCHEDULES:
@@ -81,8 +81,8 @@ def scheduler_config(settings: Settings) -> Settings:
 def scheduler_settings(config: Settings) -> Settings:
     """The settings of a `DiffusionModel` for a configuration of DDPMScheduler or DDIMScheduler.
 
-    A DDIMScheduler has the small variance. How many steps are taken, and which, is not part of a
-    model. Raises ValueError with the name of a setting that we cannot represent.
+    A DDIMScheduler has the small variance. The number and the spacing of sampling steps are not
+    part of a model and are ignored. Raises ValueError with the name of an unsupported setting.
     """
     config = {"_class_name": None} | DEFAULTS | config
     for name, supported in SUPPORTED.items():
@@ -109,10 +109,11 @@ def scheduler_settings(config: Settings) -> Settings:
 
 
 def betas_of(schedule: str, T: int, first: float, last: float) -> np.ndarray:
-    """beta(1) .. beta(T) of one of diffusers' schedules `TABLES`, float64 (T,).
+    """beta(1) .. beta(T) of diffusers' schedule, one of `TABLES`: float64 (T,).
 
-    "scaled_linear" is linear in sqrt(beta); "sigmoid" is a sigmoid of beta, from -6 to 6; "laplace"
-    has a log SNR with a Laplace distribution, and knows neither beta.
+    "scaled_linear" is linear in sqrt(beta). In "sigmoid", beta is a sigmoid from -6 to 6, scaled to
+    `first` .. `last`. In "laplace", the log SNR has a Laplace distribution; `first` and `last` are
+    ignored.
     """
     if schedule == "scaled_linear":
         return np.linspace(first**0.5, last**0.5, T) ** 2

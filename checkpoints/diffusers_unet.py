@@ -1,10 +1,10 @@
-"""A network as a configuration of diffusers' UNet2DModel, and back.
+"""Convert a network to a configuration of diffusers' UNet2DModel, and back.
 
     config = unet_config(settings)                 # settings: those of a `DiffusionModel`, by name
     settings = unet_settings(config, class_names=())
 
-A configuration that is no `Unet` becomes the setting "unet2d": see `networks`. A `Unet` that is no
-UNet2DModel is refused.
+A configuration that no `Unet` can have becomes the setting "unet2d": see `networks`. A `Unet` that
+cannot be expressed as a UNet2DModel is an error.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ Settings = dict[str, Any]
 
 
 def unet_config(settings: Settings) -> Settings:
-    """The configuration of the UNet2DModel that is this network; ValueError if there is none."""
+    """The configuration of the equivalent UNet2DModel. Raises ValueError if there is none."""
     if settings["unet2d"]:
         return from_json(settings["unet2d"])
     network = {name: settings[name] for name in (*NETWORK, *DERIVED)}
@@ -48,15 +48,16 @@ def unet_config(settings: Settings) -> Settings:
         "norm_num_groups": groups,
         "norm_eps": 1e-6,
         "resnet_time_scale_shift": "scale_shift" if network["film"] else "default",
-        # with None and scale_shift, the middle's attention would have no normalization
+        # with None and scale_shift, the middle attention would have no normalization
         "attn_norm_num_groups": groups if network["film"] else None,
         "num_class_embeds": network["classes"] + 1 if network["classes"] else None,
     }
 
 
 def number_of_groups(network: Settings) -> int:
-    """The number of groups of all normalizations; ValueError if a UNet2DModel cannot have them."""
-    with torch.device("meta"):  # shapes without memory
+    """The number of groups of all normalizations. Raises ValueError if it is not the same for all,
+    or if patch > 1: UNet2DModel supports neither."""
+    with torch.device("meta"):  # allocates no memory
         modules = list(Unet(**network).modules())
     groups = sorted({module.num_groups for module in modules if isinstance(module, nn.GroupNorm)})
     patch = network["patch"]
@@ -77,10 +78,10 @@ def number_of_groups(network: Settings) -> int:
 def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
     """The arguments of `Unet` for a configuration of UNet2DModel, "class_names" and "unet2d".
 
-    For a network that is no `Unet`, "unet2d" is its configuration, and the arguments are those that
-    come nearest. The class names are the given ones, if the network has a label for each and one
-    more for none; otherwise numbers, one for each label. Raises ValueError, with the setting's
-    name, for a configuration that is neither.
+    If no `Unet` is equivalent, "unet2d" is the configuration, and the arguments are those of the
+    most similar `Unet`. The given class names are used if the network has a label for each of them
+    and one more for "no class". Otherwise there is a numbered class for each label. Raises
+    ValueError with the name of an unsupported setting.
     """
     given = {
         name: value
@@ -100,7 +101,7 @@ def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
     settings = network_settings(config, class_names)
     if not is_same_network(config, settings):
         check_config(config)
-        if labels:  # a `Unet` has a label for "no class", and so has this network
+        if labels:  # one more label for "no class", as in a `Unet`
             config["num_class_embeds"] = len(class_names) + 1
         settings["unet2d"] = to_json(config)
     check_settings(settings)
@@ -108,7 +109,7 @@ def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
 
 
 def read_sample_size(value: Any) -> Size:
-    """The size of the images, given as one number or as height and width."""
+    """Convert sample_size, one number or height and width, to a size."""
     sides = value if isinstance(value, tuple) else (value, value)
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
         raise ValueError(
@@ -118,7 +119,7 @@ def read_sample_size(value: Any) -> Size:
 
 
 def network_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
-    """The arguments of `Unet` that come nearest to a configuration, and "class_names"."""
+    """The arguments of the `Unet` most similar to a configuration, and "class_names"."""
     channels = config["block_out_channels"]
     side = smaller_side(config["sample_size"])
     attends = [kind == "AttnDownBlock2D" for kind in config["down_block_types"]]
@@ -151,7 +152,7 @@ def is_same_network(config: Settings, settings: Settings) -> bool:
 
 
 def with_our_spelling(config: Settings, settings: Settings, ours: Settings) -> Settings:
-    """`config` with values replaced by others that mean the same and stand in `ours`."""
+    """`config` with values replaced by equivalent ones that `ours` uses."""
     channels, kinds = config["block_out_channels"], config["down_block_types"]
     config = config | {
         "dropout": settings["dropout"],

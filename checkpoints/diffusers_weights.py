@@ -1,4 +1,4 @@
-"""The names of a network's weights in diffusers' UNet2DModel, and back.
+"""Rename a network's weights to their names in diffusers' UNet2DModel, and back.
 
 weights = to_diffusers(model.unet.state_dict(), levels=4, blocks=2)
 weights = from_diffusers(weights, levels=4, blocks=2)
@@ -25,7 +25,7 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 
 def layer_names(levels: int, blocks: int) -> dict[str, str]:
-    """Our name of each layer -> that in UNet2DModel; also of layers that a network may lack."""
+    """Map our name of each layer to that in UNet2DModel, including layers that may be missing."""
     names = {
         "time.0": "time_embedding.linear_1",
         "time.2": "time_embedding.linear_2",
@@ -70,7 +70,7 @@ def to_diffusers(weights: dict[str, Tensor], levels: int, blocks: int) -> dict[s
 def from_diffusers(weights: dict[str, Tensor], levels: int, blocks: int) -> dict[str, Tensor]:
     """The weights of a UNet2DModel by their names in a `Unet`.
 
-    Names from before diffusers 0.15 are known, too. An unknown name stays as it is.
+    Names from before diffusers 0.15 are accepted as well. Unknown names are not changed.
     """
     names = {theirs: ours for ours, theirs in layer_names(levels, blocks).items()}
     weights = {to_current_name(name): value for name, value in weights.items()}
@@ -87,7 +87,7 @@ def from_diffusers(weights: dict[str, Tensor], levels: int, blocks: int) -> dict
 
 
 def to_current_name(name: str) -> str:
-    """The name of a weight of UNet2DModel since diffusers 0.15."""
+    """The name that a weight of UNet2DModel has since diffusers 0.15."""
     return re.sub(
         r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.",
         lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.",

@@ -1,9 +1,9 @@
-"""An early average of the weights of a run: the worse model that guides the final one.
+"""Early averages of a run's weights, for autoguidance.
 
-Autoguidance (Karras et al. 2024, "Guiding a diffusion model with a bad version of itself") takes a
-worse model of the same run. A checkpoint keeps the averages of one or two early steps for it, in
-half precision, under the key "early": {step: weights}. The steps are powers of two, so a resumed
-run keeps the same ones.
+Autoguidance (Karras et al. 2024, "Guiding a diffusion model with a bad version of itself") guides a
+model with a worse version of itself. A checkpoint therefore keeps the averaged weights of one or
+two early steps in half precision, under the key "early": {step: weights}. The steps are powers of
+two, so a resumed run keeps the same steps.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ class EarlyAverage:
 
 
 def is_early_step(step: int) -> bool:
-    """Whether the average of this step is kept: it is a power of two, and at least 16."""
+    """Whether the average of this step is kept: it must be a power of two, and at least 16."""
     return step >= FIRST_STEP and step & (step - 1) == 0
 
 
 def guiding_step(step: int) -> int:
     """The step whose average guides a model of `step` steps: the largest power of two that is at
-    most half of it; 1 below 2."""
+    most `step` / 2, and at least 1."""
     return 1 << max(0, (step // 2).bit_length() - 1)
 
 
@@ -40,7 +40,7 @@ def half_precision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_early_average(checkpoint: dict[str, Any]) -> EarlyAverage | None:
-    """The average in a checkpoint that guides its model; None if it has none.
+    """The average that guides the model of a checkpoint, or None if the checkpoint has none.
 
     Raises ValueError, in one line, if it does not fit the network.
     """

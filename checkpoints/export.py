@@ -19,8 +19,8 @@ from DiffusionModel import DiffusionModel
 from runtime.suggestions import unknown
 
 FORMATS = ("diffusers", "safetensors", "onnx")
-# The bias that every image's embedding contains, and the embedding of labels that is added to it:
-# of a `Unet` and of a `UNet2D`.
+# The bias of the time embedding and the label embedding that is added to it, in a `Unet` and in a
+# `UNet2D`.
 LABELS = (
     ("time.2.bias", "label.weight"),
     ("net.time_embedding.linear_2.bias", "net.class_embedding.weight"),
@@ -29,10 +29,10 @@ LABELS = (
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Which model is written to which file, or folder for "diffusers", in which of `FORMATS`.
+    """The model to convert, the format, one of `FORMATS`, and the file (or folder for "diffusers").
 
-    ema, ema_length: the weights, as in `load_model`; class_name: of a model with classes, the name
-    or number of the only one to export, or "none"; half: in half precision, for "safetensors".
+    ema, ema_length: the weights, as in `load_model`. class_name: the name or number of the only
+    class to export, or "none"; None exports all. half: write half precision, for "safetensors".
     """
 
     checkpoint: Path
@@ -45,16 +45,17 @@ class ExportSettings:
 
     @property
     def weights(self) -> str:
-        """Which of the checkpoint's weights are exported, in words."""
+        """A description of the exported weights."""
         if self.ema_length is not None:
             return f"ema of length {self.ema_length:g}"
         return "ema" if self.ema else "raw"
 
 
 def export(settings: ExportSettings) -> str:
-    """Convert a checkpoint; returns a description of what was written, in one line.
+    """Convert a checkpoint and return a one-line description of the result.
 
-    Raises OSError if the checkpoint cannot be read, otherwise ValueError with a one-line message.
+    Raises OSError if the checkpoint cannot be read, and ValueError for all other errors, with a
+    one-line message.
     """
     if settings.format == "diffusers":
         check_output_folder(settings.out)
@@ -99,7 +100,7 @@ def write_network(loaded: LoadedModel, settings: ExportSettings) -> str:
 
 
 def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
-    """A model with classes as a model without, whose images all have one class.
+    """Convert a model with classes to a model without classes, which generates one of them.
 
     name: the class, by name or number, or "none". Raises ValueError for an unknown one.
     """
@@ -117,7 +118,7 @@ def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
 
 
 def fold_label(weights: dict[str, Tensor], label: int) -> dict[str, Tensor]:
-    """The weights of a network without labels that computes what this one does for `label`."""
+    """The weights of a network without labels whose output is that of this network for `label`."""
     folded = dict(weights)
     for bias, embedding in LABELS:
         if embedding in weights:
@@ -126,7 +127,7 @@ def fold_label(weights: dict[str, Tensor], label: int) -> dict[str, Tensor]:
 
 
 def find_label(model: DiffusionModel, name: str) -> int:
-    """The label of a class, given by name or number; the number of classes for "none"."""
+    """The label of a class given by name or number. For "none" it is the number of classes."""
     names, classes = [*model.settings.class_names], model.unet.classes
     if model.settings.label_dropout:
         names.append("none")

@@ -1,4 +1,4 @@
-"""Values in JSON files and headers that may come from anywhere."""
+"""Read values from JSON files and headers that are not trusted."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 def parse_object(text: str | bytes, name: str) -> dict[str, Any]:
     """Parse a JSON object; lists become tuples, as in settings.
 
-    name: what it is, for the message of the ValueError that is raised if it is no object.
+    name: describes it in the message of the ValueError that is raised if it is not an object.
     """
     try:
         contents = json.loads(text)

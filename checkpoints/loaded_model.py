@@ -1,4 +1,4 @@
-"""A model that was read from a file, and what is known about that file."""
+"""A model read from a file, and information about that file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,9 @@ from DiffusionModel import DiffusionModel
 class LoadedModel:
     """A model ready to sample.
 
-    path: the file or folder that it was read from; sha256: of what was read; step: training steps
-    taken, 0 if unknown; trained_on: the `DiffSet.digest` of the training images, "" if unknown;
-    early: what guides the model, if the file holds it.
+    path: the file or folder that was read. sha256: of that file, or of all files in the folder.
+    step: the number of training steps, 0 if unknown. trained_on: the `DiffSet.digest` of the
+    training images, "" if unknown. early: the early average for autoguidance, if the file has one.
     """
 
     model: DiffusionModel

@@ -1,8 +1,8 @@
-"""The model that belongs to settings: with a `Unet`, or with a UNet2DModel of diffusers.
+"""Build a model from its settings, with a `Unet` or with a UNet2DModel of diffusers.
 
-    model = build_model(settings)           # settings by name, as a checkpoint has them
+    model = build_model(settings)           # settings by name, as in a checkpoint
 
-The second has the setting "unet2d", the configuration of its network: see `unet2d_config`.
+A UNet2DModel is built if the setting "unet2d" holds its configuration: see `unet2d_config`.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ Settings = dict[str, Any]
 
 
 def build_model(settings: Mapping[Any, Any]) -> DiffusionModel:
-    """A new model with these settings, those of a checkpoint or some of them.
+    """A new model with these settings; missing ones have their defaults.
 
-    Raises ValueError, in one line, if they do not fit together, or if diffusers is needed and
-    missing.
+    Raises ValueError, in one line, if they do not fit together, or if diffusers is needed but not
+    installed.
     """
     chosen = ModelSettings.from_dict(dict(settings))
     network = build_unet2d(chosen) if chosen.unet2d else None
@@ -32,7 +32,7 @@ def build_model(settings: Mapping[Any, Any]) -> DiffusionModel:
 
 
 def build_unet2d(settings: ModelSettings) -> "UNet2D":
-    """The network of these settings, whose "unet2d" is checked before anything is built from it."""
+    """Check the configuration "unet2d" of these settings, then build its network."""
     config = from_json(settings.unet2d)
     if settings.augment:
         raise ValueError(
@@ -44,15 +44,15 @@ def build_unet2d(settings: ModelSettings) -> "UNet2D":
     known = config["num_train_timesteps"] or 0
     if config["time_embedding_type"] == "learned" and known < settings.T:
         raise ValueError(
-            f"num_train_timesteps is {known}: the network, which has an embedding for each time, "
-            f"does not know T = {settings.T} of them"
+            f"num_train_timesteps is {known}: the network has a learned embedding for each time, "
+            f"and T = {settings.T} needs more of them"
         )
     check_output(config)
     return UNet2D(config)
 
 
 def refitted(settings: ModelSettings) -> ModelSettings:
-    """These settings with a "unet2d" that fits their images, classes, outputs and dropout."""
+    """These settings with "unet2d" adapted to their images, classes, outputs and dropout."""
     if not settings.unet2d:
         return settings
     config = fitted(from_json(settings.unet2d), settings.network)
@@ -60,13 +60,13 @@ def refitted(settings: ModelSettings) -> ModelSettings:
 
 
 def check_output(config: Settings) -> None:
-    """Raise ValueError unless the network's output has the size of its input. It needs no memory
-    and no computation, whatever the network."""
+    """Raise ValueError unless the network's output has the size of its input. It runs on the meta
+    device, without memory or computation."""
     with torch.device("meta"):
         network = UNet2D(config)
         try:
             shape = tuple(network(*network.example(1)).shape)
-        except Exception as error:  # diffusers raises many kinds
+        except Exception as error:  # diffusers raises many types
             raise ValueError(refusal(config, error)) from None
     expected = (1, config["out_channels"], *network.shape[1:])
     if shape != expected:
@@ -83,7 +83,8 @@ def refusal(config: Settings, error: Exception) -> str:
 class UNet2D(nn.Module):
     """A UNet2DModel of diffusers with the interface of `Unet`.
 
-    config: complete and checked. Its last class means "no class", as in a `Unet`.
+    config: a complete configuration that has been checked. Its last class means "no class", as in
+    a `Unet`.
     """
 
     def __init__(self, config: Settings):
@@ -98,7 +99,7 @@ class UNet2D(nn.Module):
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
         """x (B,C,H,W), t (B,) from 0, labels y (B,) or None -> (B,C or 2C,H,W)."""
-        if self.whole_times:  # the probability flow asks for times in between
+        if self.whole_times:  # the probability flow also evaluates at fractional times
             t = t.round().long() if t.is_floating_point() else t
         if self.classes and y is None:
             y = torch.full_like(t, self.classes, dtype=torch.long)
@@ -120,7 +121,7 @@ class UNet2D(nn.Module):
 
 
 def new_unet2d(config: Settings) -> Any:
-    """A UNet2DModel. Raises ValueError if diffusers is missing or refuses the configuration."""
+    """A UNet2DModel. Raises ValueError if diffusers is missing or rejects the configuration."""
     try:
         from diffusers import UNet2DModel  # type: ignore[reportPrivateImportUsage]
     except ModuleNotFoundError:

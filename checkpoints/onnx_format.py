@@ -1,9 +1,9 @@
-"""A network as an ONNX file, for any number of images.
+"""Export a network to an ONNX file, for any batch size.
 
     error = write_onnx(loaded, Path("model.onnx"), "ema")
 
-Its inputs are x, t in 1..T and, for a model with classes, y, where the number of classes stands for
-none. The metadata of the file says so, too.
+Its inputs are x, t in 1..T and, for a model with classes, y, which equals the number of classes for
+"no class". The metadata of the file describe the inputs.
 """
 
 import contextlib
@@ -21,15 +21,16 @@ from checkpoints.safetensors_format import describe
 from DiffusionModel import DiffusionModel
 from runtime.atomic_file import complete_file
 
-TOLERANCE = 1e-4  # of onnxruntime's output, relative to the largest number (or to 1)
+TOLERANCE = 1e-4  # of onnxruntime's output, relative to its largest value, or to 1 if that is less
 
 
 def write_onnx(loaded: LoadedModel, file: Path, weights: str) -> float | None:
-    """Export `DiffusionModel.forward`; weights: which of a checkpoint's they are, in words.
+    """Export `DiffusionModel.forward`. weights: a description such as "ema".
 
-    If onnxruntime is installed, the file only appears if its output equals that of torch within
-    `TOLERANCE`; the difference is returned, otherwise None. Raises ValueError if the outputs
-    differ or the network cannot be exported, OSError if the file cannot be written.
+    If onnxruntime is installed, its output is compared with torch's, and the difference is
+    returned; otherwise None is returned. Raises ValueError, without writing a file, if they differ
+    by more than `TOLERANCE` or the network cannot be exported, and OSError if the file cannot be
+    written.
     """
     model = loaded.model.cpu()
     try:
@@ -39,11 +40,11 @@ def write_onnx(loaded: LoadedModel, file: Path, weights: str) -> float | None:
                 return None
             error = compare_with_onnxruntime(model, temporary)
             if not error <= TOLERANCE:
-                raise ArithmeticError(f"what onnxruntime computes is off by {error:.1e}")
+                raise ArithmeticError(f"onnxruntime's output is off by {error:.1e}")
             return error
     except OSError:
         raise
-    except Exception as error:  # exporters raise many kinds, with messages of many lines
+    except Exception as error:  # exporters raise many types, with messages of many lines
         reason = " ".join(str(error).split())[:100]
         raise ValueError(
             f"this network cannot be exported ({type(error).__name__}: {reason}): other "
@@ -57,7 +58,7 @@ def save_onnx(model: DiffusionModel, properties: dict[str, str], file: Path) -> 
 
     batch, inputs = torch.export.Dim("B", min=1), example_inputs(model, 2)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # messages for developers of torch
+        warnings.simplefilter("ignore")  # they are meant for developers of torch
         program = torch.onnx.export(
             model,
             tuple(inputs.values()),
@@ -88,7 +89,7 @@ def example_inputs(model: DiffusionModel, count: int) -> dict[str, Tensor]:
 
 
 def metadata(loaded: LoadedModel, weights: str) -> dict[str, str]:
-    """What a user of the file needs to know, for its metadata."""
+    """The metadata of the file: its inputs, its output, the schedule and the settings."""
     model = loaded.model
     inputs = (
         "x: x_t, pixels in [-1, 1] at t = 0; "
@@ -109,7 +110,7 @@ def metadata(loaded: LoadedModel, weights: str) -> dict[str, str]:
 
 
 def compare_with_onnxruntime(model: DiffusionModel, file: Path) -> float:
-    """The largest difference from torch's output, relative to the largest number (or to 1)."""
+    """The largest difference from torch's output, relative to its largest value, or to 1."""
     import onnxruntime
 
     inputs = example_inputs(model, 3)

@@ -1,4 +1,4 @@
-"""Models in other formats than this project's, read as checkpoints without training state."""
+"""Read models in other formats as checkpoints without training state."""
 
 import hashlib
 from dataclasses import asdict
@@ -11,15 +11,15 @@ from diffusion.settings import NETWORK, ModelSettings
 
 
 def is_other_format(path: str | Path) -> bool:
-    """Whether this is a .safetensors file or a folder of diffusers."""
+    """Whether this is a .safetensors file or a diffusers folder."""
     return Path(path).suffix == ".safetensors" or diffusers_format.is_pipeline(Path(path))
 
 
 def read_other_format(path: str | Path) -> dict[str, Any]:
-    """The contents as a checkpoint has them, with the weights under "ema" and nothing to resume.
+    """The contents in the layout of a checkpoint, with the weights under "ema".
 
-    Whether the weights fit the settings is not checked. "sha256" is of all files that were read.
-    Raises OSError or ValueError with a one-line message.
+    It cannot be resumed from. It is not checked here that the weights fit the settings. "sha256"
+    covers all files that were read. Raises OSError or ValueError with a one-line message.
     """
     path = Path(path)
     if path.is_dir():
@@ -40,13 +40,13 @@ def read_other_format(path: str | Path) -> dict[str, Any]:
 
 
 def default_settings() -> dict[str, Any]:
-    """The defaults of all settings except those of the network, which a file must have."""
+    """The defaults of all settings except those of the network, which the file must contain."""
     defaults = asdict(ModelSettings())
     return {name: value for name, value in defaults.items() if name not in NETWORK}
 
 
 def combined_sha256(files: list[Path]) -> str:
-    """The sha256 of a file, or of the digests of several files one after another."""
+    """The sha256 of a file, or of the concatenated digests of several files."""
     digests = [sha256_of(file) for file in files]
     if len(digests) == 1:
         return digests[0]

@@ -1,12 +1,13 @@
-"""The mathematics of averages of the weights whose length is chosen after training.
+"""The mathematics of post-hoc EMA: the length of an average is chosen after training.
 
     exponent = gamma(0.05)                 # of an average over 5% of the training
     snapshots = [(1000, exponent), (2000, exponent)]
     factors, error = combination(snapshots, (2000, gamma(0.1)))
 
-During training, `training.posthoc_averages` keeps two averages with power-function profiles: a
-step's weights count in proportion to (step ** exponent). It saves snapshots of both. An average of
-any other length is a linear combination of the snapshots, found by least squares.
+During training, `training.posthoc_averages` keeps two averages with power-function profiles: the
+weights of a step contribute in proportion to step ** exponent. It saves snapshots of both. An
+average of any other length is approximated by a linear combination of the snapshots, found by least
+squares.
 
 Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models" (EDM2),
 section 3.1 and appendix C.
@@ -14,16 +15,16 @@ section 3.1 and appendix C.
 
 import numpy as np
 
-# of the two averages kept during training: their relative standard deviation, section 3.1
+# The relative standard deviations of the two averages kept during training, section 3.1.
 LENGTHS = (0.05, 0.10)
-SHORTEST, LONGEST = 0.01, 0.25  # lengths that can be chosen
+SHORTEST, LONGEST = 0.01, 0.25  # limits of the lengths that can be chosen
 
 
 def gamma(length: float) -> float:
-    """The exponent of the profile whose standard deviation is `length` of the training so far.
+    """The exponent of the profile with standard deviation `length`, relative to the training time.
 
     Eq. 3 of appendix C: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). Raises ValueError
-    for a length outside of 0.01 to 0.25.
+    unless the length is between 0.01 and 0.25.
     """
     if not SHORTEST <= length <= LONGEST:
         raise ValueError(
@@ -35,9 +36,9 @@ def gamma(length: float) -> float:
 
 
 def decay(step: int, exponent: float) -> float:
-    """The weight of the old average when the weights after step 1, 2, ... are added to it.
+    """The decay of the average when the network's weights after this step are added to it.
 
-    It is 0 at step 1.
+    Steps count from 1, where the decay is 0.
     """
     return (1 - 1 / step) ** (exponent + 1)
 
@@ -54,9 +55,9 @@ def overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
 def combination(
     snapshots: list[tuple[int, float]], target: tuple[int, float]
 ) -> tuple[np.ndarray, float]:
-    """The factors of the snapshots whose combined profile is nearest to the target's.
+    """The factors of the snapshots that best approximate the target's profile, and the error.
 
-    snapshots, target: (step, exponent) each. The factors sum to 1. Also returned is the distance
+    snapshots, target: (step, exponent) each. The factors sum to 1. The error is the distance
     between both profiles, relative to the norm of the target.
     """
     A = np.array([[overlap(a, b) for b in snapshots] for a in snapshots])

@@ -1,16 +1,16 @@
-"""Choose the checkpoint that a training run resumes from.
+"""Choose the checkpoint from which a training run resumes.
 
-What a resumed run restores, and where:
+What is restored on resume, and where:
 
-    weights, optimizer, learning rate, global step    Lightning, with `check_training_state` before
+    weights, optimizer, learning rate, global step    Lightning, after `check_training_state`
     position in the data                              `TrainingBatches`, in Lightning's "loops"
     averages of the weights                           `Ema`, `EarlyAverages`, `PowerEmas`
-    skipped steps in a row, restarts after divergence `GradientGuard`, `divergence.first_start`
+    consecutive skipped steps, restarts               `GradientGuard`, `divergence.first_start`
     seconds of training                               `Checkpointing`
-    metrics.csv and TensorBoard, cut at the step      `loggers`
+    metrics.csv and TensorBoard, truncated            `loggers`
 
-No state of a random generator is stored: all noise is a function of (seed, purpose, step). The
-settings of the model and `FixedSettings` must match; all other flags may change.
+The state of random generators is not stored, because all noise is a function of (seed, purpose,
+step). The settings of the model and `FixedSettings` must match; all other flags may change.
 """
 
 import reprlib
@@ -29,14 +29,17 @@ from runtime.image_size import as_typed
 def find_resume_checkpoint(
     resume: str, run_dir: Path, model: DiffusionModel, run_settings: dict[str, Any], every: int = 1
 ) -> dict[str, Any] | None:
-    """The contents of the checkpoint to resume from, None to start anew.
+    """The contents of the checkpoint to resume from, or None to start from scratch.
 
-    resume: "auto" for the newest valid checkpoint in the run directory, of those at multiples of
-    `every` steps, where skipped ones are renamed to `.skipped`; "none" to start anew, where an
-    earlier run is moved aside; or a file or another run directory. run_settings: what a resumed
-    run must share beside the settings of the model (batch size, data, ...). Raises ValueError or
-    FileNotFoundError if there is no valid checkpoint with the same settings, or if the run
-    directory has a later one than the chosen file.
+    resume: one of
+    - "auto": the newest valid checkpoint in the run directory, among those at multiples of `every`
+      steps; later ones are renamed to `.skipped`;
+    - "none": start from scratch, and rename the directory of an earlier run;
+    - a checkpoint or another run directory.
+
+    run_settings: what must match in addition to the settings of the model (batch size, data, ...).
+    Raises ValueError or FileNotFoundError if there is no valid checkpoint with the same settings,
+    or if the run directory has a later checkpoint than the chosen one.
     """
     if resume == "none":
         move_run_aside(run_dir)
@@ -44,10 +47,10 @@ def find_resume_checkpoint(
     if resume == "auto" and not list_checkpoints(run_dir, every):
         existing = list_checkpoints(run_dir)
         if not existing or step_of(existing[0]) < every:
-            # the run was not yet at the first step that would be saved
+            # the run ended before the first step at which a checkpoint is due
             set_aside(existing)
             return None
-        every = 1  # they were saved with another interval than now
+        every = 1  # they were saved at another interval
 
     def check(checkpoint: dict[str, Any]) -> None:
         if is_other_format(resume):

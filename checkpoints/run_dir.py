@@ -16,7 +16,7 @@ from runtime.atomic_file import remove_temporaries
 
 
 def list_checkpoints(run_dir: str | Path, every: int = 1) -> list[Path]:
-    """The checkpoints in a run directory, newest first; only those at multiples of `every` steps.
+    """The checkpoints at multiples of `every` steps in a run directory, newest first.
 
     Any of them may be damaged.
     """
@@ -35,7 +35,7 @@ def run_dir_of(path: Path) -> Path:
 
 
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The checkpoint with the most steps, None if there is none. It may be damaged."""
+    """The checkpoint with the most steps, or None. It may be damaged."""
     return next(iter(list_checkpoints(run_dir)), None)
 
 
@@ -45,13 +45,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def describe_newest(run_dir: Path) -> str:
-    """Say which checkpoint a run can resume from, for a script's last line."""
+    """A sentence with the checkpoint from which a run can resume, for a script's last line."""
     file = newest_checkpoint(run_dir)
     return f"the last checkpoint is {file}" if file else "there is no checkpoint yet"
 
 
 def read_run_settings(run_dir: Path) -> dict[str, Any]:
-    """The "settings" and the "preset" in config.json; empty if it cannot be read."""
+    """The "settings" and the "preset" in config.json, or {} if it cannot be read."""
     try:
         config = json.loads((run_dir / "config.json").read_text())
         return {**config["settings"], "preset": config["preset"]}
@@ -60,10 +60,11 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
 
 
 def lock_run_dir(run_dir: Path) -> Any:
-    """Lock a run directory, so that no other process trains in it while the file stays open.
+    """Lock a run directory, so that no other process can train in it.
 
-    Returns the open lock file, or None if there is no such folder. Raises ValueError if another
-    process holds the lock, OSError if the folder cannot be written to.
+    Returns the open lock file, which holds the lock until it is closed, or None if the directory
+    does not exist. Raises ValueError if another process holds the lock, and OSError if the
+    directory is not writable.
     """
     if not run_dir.is_dir():
         return None
@@ -82,10 +83,10 @@ def lock_run_dir(run_dir: Path) -> Any:
 
 
 def remove_old_checkpoints(run_dir: Path, keep: int, every: int) -> None:
-    """Remove all checkpoints but the newest `keep`, and checksums without a checkpoint.
+    """Remove all checkpoints except the newest `keep`, and checksums without a checkpoint.
 
-    The newest of those at multiples of `every` steps is kept as well: a run that diverges goes
-    back to it, no matter where it was interrupted in between.
+    The newest checkpoint at a multiple of `every` steps is also kept. A run that diverges restarts
+    from it, so the result does not depend on where the run was interrupted.
     """
     regular = list_checkpoints(run_dir, every)[:1]
     for old in set(list_checkpoints(run_dir)[keep:]) - set(regular):

@@ -1,9 +1,9 @@
-"""Models as one .safetensors file: weights, and in its header everything that rebuilds the model.
+"""Models as one .safetensors file, whose header contains all that is needed to rebuild the model.
 
     write_model(loaded, Path("model.safetensors"), "ema")
     stored = read_model(Path("model.safetensors"))
 
-The header has "settings", those of the model, and "about", what else is known: both are JSON.
+The header has two entries in JSON: "settings", those of the model, and "about", other information.
 """
 
 import json
@@ -25,15 +25,16 @@ from runtime.atomic_file import complete_file
 # settings of a model that do not describe its network or its schedule
 DESCRIPTIVE = ("dataset", "class_names", "label_dropout")
 HALF = (torch.float16, torch.bfloat16)
-EARLY = "early."  # before the names of the early average's weights
+EARLY = "early."  # prefix of the names of the early average's weights
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What a file or folder of another format holds; nothing of it is checked yet.
+    """The unchecked contents of a file or folder of another format.
 
-    settings: of the model, by name; weights: of the network, by our names; about: what else is
-    known; files: all that were read; early: weights of an early average, in half precision.
+    settings: of the model, by name. weights: of the network, by our names. about: other
+    information. files: all files that were read. early: weights of an early average, in half
+    precision.
     """
 
     settings: dict[str, Any]
@@ -44,7 +45,7 @@ class StoredModel:
 
 
 def read_model(file: Path) -> StoredModel:
-    """Read what `write_model` wrote. Raises OSError or ValueError with a one-line message."""
+    """Read a file from `write_model`. Raises OSError or ValueError with a one-line message."""
     weights, header = read_tensors(file)
     if "settings" not in header:
         raise ValueError(
@@ -68,8 +69,8 @@ def read_about(header: dict[str, str]) -> dict[str, Any]:
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a .safetensors or .bin file and its header, which is empty for a .bin file.
 
-    Tensors of half precision become float32. Each is plain and contiguous, so it takes no more
-    memory than its part of the file.
+    Tensors of half precision are converted to float32. All tensors must be plain and contiguous, so
+    that none takes more memory than its part of the file.
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}")
@@ -111,10 +112,10 @@ def is_plain_tensor(value: Any) -> bool:
 
 
 def write_model(loaded: LoadedModel, file: Path, weights: str, half: bool = False) -> None:
-    """Write the network's weights, the early average if there is one, and in the header all that
-    rebuilds the model.
+    """Write the network's weights, the early average if there is one, and a header with all that is
+    needed to rebuild the model.
 
-    weights: which of a checkpoint's weights they are, in words. half: write them in half precision.
+    weights: a description such as "ema". half: write the weights in half precision.
     """
     header = {
         "settings": json.dumps(dict(loaded.model.hparams)),
@@ -130,7 +131,7 @@ def write_model(loaded: LoadedModel, file: Path, weights: str, half: bool = Fals
 
 
 def describe(loaded: LoadedModel, weights: str) -> str:
-    """What is known of a model besides its network and schedule, as JSON for a file's "about"."""
+    """Information about a model other than its network and schedule, as JSON for "about"."""
     descriptive = {name: getattr(loaded.model.settings, name) for name in DESCRIPTIVE}
     known = {"step": loaded.step, "trained_on": loaded.trained_on, "weights": weights}
     if loaded.early:
@@ -142,4 +143,18 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], header: dict[str, str]
     plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with complete_file(file) as temporary:
         # save_file would make a file that only its owner can read
-        temporary.write_bytes(save(plain, {"format": "pt", **header}))
+        temporary.write_bytes(sort_metadata(save(plain, {"format": "pt", **header})))
+
+
+def sort_metadata(data: bytes) -> bytes:
+    """Return the same safetensors file with its metadata in the order of their names.
+
+    safetensors writes them in a random order. The header is JSON after its length in 8 bytes,
+    filled with spaces to a multiple of 8: https://github.com/huggingface/safetensors#format
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]

@@ -1,11 +1,11 @@
-"""The configuration of diffusers' UNet2DModel, as a setting of a model: JSON, and data only.
+"""The configuration of diffusers' UNet2DModel, as a setting of a model in JSON.
 
     text = to_json(config)                  # the setting "unet2d"
     config = from_json(text)                # checked
     config = fitted(config, network)        # for other images, classes or outputs
 
-A configuration may come from anywhere. Types and ranges are checked here; whether a network can be
-built from it is up to diffusers.
+A configuration is not trusted. Types and ranges are checked here; diffusers decides whether a
+network can be built from it.
 """
 
 import json
@@ -15,7 +15,7 @@ from checkpoints.json_values import parse_object, shorten
 
 Settings = dict[str, Any]
 
-# what UNet2DModel takes if its configuration leaves something out
+# the defaults of UNet2DModel
 DEFAULTS: Settings = {
     "sample_size": None,
     "in_channels": 3,
@@ -74,8 +74,8 @@ MAY_BE_NONE = (
     "num_class_embeds",
     "num_train_timesteps",
 )
-# Left out: the Fourier embedding takes a noise level and not a time, and is not finite at t = 0;
-# class embeddings of other types take something else than the number of a class.
+# Two options of diffusers are not supported: the Fourier time embedding, which takes a noise level
+# instead of t and is not finite at t = 0, and class embeddings that do not take a class index.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False, True),
     "time_embedding_type": ("positional", "learned"),
@@ -112,15 +112,15 @@ def to_json(config: Settings) -> str:
 
 
 def from_json(text: str) -> Settings:
-    """The configuration in this text. Raises ValueError if it is none, or one of `check_config`."""
+    """Parse and check a configuration. Raises ValueError if it is not a valid one."""
     config = parse_object(text, "unet2d")
     check_config(config)
     return config
 
 
 def check_config(config: Settings) -> None:
-    """Check names, types and ranges of a complete configuration. Raises ValueError, in one line,
-    at the first that is wrong."""
+    """Check names, types and ranges of a complete configuration. Raises ValueError with a one-line
+    message about the first wrong setting."""
     for name in [*config, *DEFAULTS]:
         if name not in DEFAULTS:
             raise ValueError(f"{name} is {shorten(config[name])}, which UNet2DModel does not know")
@@ -146,7 +146,7 @@ def check_config(config: Settings) -> None:
 
 
 def check_value(name: str, value: Any, levels: int) -> tuple[bool, str]:
-    """Whether `value` is a possible one for this setting, and which values are."""
+    """Whether this setting may have this value, and a description of the valid values."""
     if name in WHOLE:
         low, high = WHOLE[name]
         pair = name == "sample_size" and isinstance(value, tuple) and len(value) == 2
@@ -181,8 +181,8 @@ def check_levels(channels: Any, kinds: Any) -> None:
 
 
 def fitted(config: Settings, network: Settings) -> Settings:
-    """The configuration with the images, the classes, the outputs and the dropout of these
-    arguments of `Unet`; the last class means "no class"."""
+    """The configuration with image size, channels, classes and dropout taken from these arguments
+    of `Unet`. The last class means "no class"."""
     return config | {
         "sample_size": network["size"],
         "in_channels": network["depth"],

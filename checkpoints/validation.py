@@ -1,6 +1,6 @@
-"""Checks of what a checkpoint holds. A checkpoint may come from anywhere, so nothing is trusted.
+"""Check the contents of a checkpoint, which is never trusted.
 
-Every check raises ValueError, in one line, at the first thing that is wrong.
+Every check raises ValueError with a one-line message about the first error.
 """
 
 import reprlib
@@ -12,9 +12,9 @@ from torch import Tensor
 from checkpoints import posthoc_ema
 from DiffusionModel import DiffusionModel
 
-MOST_ITEMS = 10_000  # numbers and containers in the counters of a checkpoint
-MOST_RESTARTS = 1000  # of the noise, after a run diverged
-MOST_EARLY = 2  # early averages in a checkpoint
+MOST_ITEMS = 10_000  # limit of numbers and containers in the counters of a checkpoint
+MOST_RESTARTS = 1000  # limit of restarts with new noise after divergence
+MOST_EARLY = 2  # limit of early averages in a checkpoint
 
 
 def check_weights(
@@ -37,7 +37,7 @@ def check_weight(
     is_tensor = isinstance(value, Tensor)
     if not is_tensor or tuple(value.shape) != shape or value.dtype != dtype:
         raise ValueError(f"weight {name} must be {str(dtype).removeprefix('torch.')} {shape}")
-    # otherwise a few bytes could stand for a large tensor
+    # otherwise a large tensor could have a storage of a few bytes
     if value.layout != torch.strided or not value.is_contiguous():
         raise ValueError(f"weight {name} must be a plain, contiguous tensor")
     if not value.isfinite().all():
@@ -45,7 +45,7 @@ def check_weight(
 
 
 def check_training_state(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
-    """Check everything that a run of `model` resumes from: weights, averages, optimizer, counters.
+    """Check all state that a run of `model` restores: weights, averages, optimizer, counters.
 
     The optimizer and its schedule must be at the checkpoint's "global_step".
     """
@@ -55,7 +55,7 @@ def check_training_state(checkpoint: dict[str, Any], model: DiffusionModel) -> N
     if checkpoint["course"].get("posthoc_ema"):
         averages = checkpoint["power"]
         if len(averages) != len(posthoc_ema.LENGTHS):
-            raise ValueError(f"{len(averages)} averages are not {len(posthoc_ema.LENGTHS)}")
+            raise ValueError(f"it holds {len(averages)} averages, not {len(posthoc_ema.LENGTHS)}")
         for weights in averages:
             check_weights(weights, network)
     check_early_averages(checkpoint.get("early", {}), network)
@@ -100,7 +100,7 @@ def check_optimizer(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
 
 
 def check_group(group: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Check a parameter group. The learning rate changes with the step, nothing else does."""
+    """Check a parameter group. Only the learning rate may differ from the expected group."""
     lr, highest = group.get("lr"), expected["initial_lr"]
     same = {**group, "lr": None} == {**expected, "lr": None}
     if type(lr) is not float or not 0 <= lr <= highest or not same:
@@ -108,7 +108,7 @@ def check_group(group: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def check_moments(state: dict[int, Any], weights: dict[int, Tensor], names: Any) -> None:
-    """Check the moments that an optimizer keeps of these weights."""
+    """Check the moments in an optimizer's state for these weights."""
     for name in names:
         moments = {str(i): state[i][name] for i in weights if i in state}
         check_weights(moments, {str(i): weight for i, weight in weights.items()})
@@ -125,7 +125,7 @@ def check_counters(checkpoint: dict[str, Any]) -> None:
 
 
 def check_plain_data(value: Any) -> None:
-    """Check that `value` is made of dicts, lists, numbers and strings, and not too many of them."""
+    """Check that `value` consists of dicts, lists, numbers and strings, at most `MOST_ITEMS`."""
     remaining, count = [value], 0
     while remaining:
         item = remaining.pop()
@@ -137,4 +137,4 @@ def check_plain_data(value: Any) -> None:
             remaining.extend(item)
         count += 1
         if count > MOST_ITEMS:
-            raise ValueError("the counters are too many")
+            raise ValueError("there are too many counters")

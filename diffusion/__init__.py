@@ -1,1 +1,1 @@
-"""The mathematics around the paper: noise schedules, loss weighting, augmentation, likelihood."""
+"""Mathematics beyond the paper: schedules, loss weighting, augmentation, likelihood, optimizers."""

@@ -1,11 +1,11 @@
-"""Augmentation that does not leak into samples: the network is given a label of what was done.
+"""Non-leaking augmentation: the network is conditioned on how each image was augmented.
 
     x, label = augmented(x, draw(128, 0.12, generator))       # (B,C,H,W), (B,9)
 
-At sampling the label is 0, which means "nothing was done", and the network gives images as they
-are in the data. Karras et al. 2022, "Elucidating the design space of diffusion-based generative
-models", appendix F.2; mirroring, scaling, turning, stretching and shifting, each with the given
-probability, in the amounts given there.
+In sampling the label is 0, "not augmented", so the samples look like the original data. Images are
+mirrored, scaled, rotated, stretched and shifted, each with the given probability and by the amounts
+in Karras et al. 2022, "Elucidating the design space of diffusion-based generative models",
+appendix F.2.
 
 Letters in the shape columns: B batch, C channels, H and W height and width.
 """
@@ -15,16 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LABELS = 9
-# Standard deviations: of log2 of the size, of log2 of the stretch, of the shift as a fraction of
-# the side.
+# Standard deviations of: log2 of the scale, log2 of the stretch, the shift as a fraction of the
+# side.
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
 
 
 def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
-    """The amount of each augmentation for `count` images, (B,8), each 0 with probability 1 - p:
-    mirrored left-right, upside down (0 or 1), log2 of the size, angle (radians), log2 of the
-    stretch, its direction (radians), shift right, shift down (fractions of the
-    width and of the height)."""
+    """Draw the amounts of all augmentations for `count` images, (B,8), each 0 with probability
+    1 - `probability`.
+
+    The columns are: horizontal flip and vertical flip (0 or 1), log2 of the scale, rotation
+    (radians), log2 of the stretch and its direction (radians), shift to the right (fraction of the
+    width) and down (fraction of the height).
+    """
     applied = torch.rand(6, count, generator=random, device=random.device) < probability  # (6,B)
     coin = (torch.rand(2, count, generator=random, device=random.device) < 0.5).float()  # (2,B)
     size, stretch, right, down = torch.randn(4, count, generator=random, device=random.device)
@@ -44,8 +47,8 @@ def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
 
 
 def augmented(x: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
-    """Augment images x (B,C,H,W) by the amounts (B,8) that `draw` gives: (B,C,H,W) and the label
-    for the network (B,9). What moves in from outside is a reflection at the edge."""
+    """Augment images x (B,C,H,W) by the amounts (B,8) from `draw`. Returns the images (B,C,H,W) and
+    the labels for the network (B,9). Areas outside the image are filled by reflection."""
     with torch.autocast(x.device.type, enabled=False):  # products in bf16 would blur
         transform = to_original_position(amounts, x.shape[2], x.shape[3])
         grid = F.affine_grid(transform, list(x.shape), align_corners=False)
@@ -57,8 +60,8 @@ def augmented(x: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_original_position(amounts: Tensor, height: int, width: int) -> Tensor:
-    """(B,2,3): the affine map from where a pixel is to where it was, in coordinates from -1 to 1
-    over the width and over the height."""
+    """The affine maps (B,2,3) from the new position of a pixel to its original one, in coordinates
+    from -1 to 1 over the width and over the height."""
     mirror, flip, size, turn, stretch, direction, right, down = amounts.unbind(1)  # 8 x (B,)
     linear = (
         scale(1 - 2 * mirror, 1 - 2 * flip)
@@ -67,7 +70,7 @@ def to_original_position(amounts: Tensor, height: int, width: int) -> Tensor:
         @ rotation(direction)
         @ scale(2**-stretch, 2**stretch)
         @ rotation(-direction)
-    )  # (B,2,2)  of pixels
+    )  # (B,2,2)  in pixels
     linear[:, 0, 1] *= height / width
     linear[:, 1, 0] *= width / height
     shift = -(linear @ (2 * torch.stack([right, down], dim=1))[:, :, None])  # (B,2,1)
@@ -75,19 +78,19 @@ def to_original_position(amounts: Tensor, height: int, width: int) -> Tensor:
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """(B,) in radians -> (B,2,2)."""
+    """Rotation matrices: (B,) in radians -> (B,2,2)."""
     entries = [angle.cos(), -angle.sin(), angle.sin(), angle.cos()]
     return torch.stack(entries, dim=1).view(-1, 2, 2)
 
 
 def scale(horizontal: Tensor, vertical: Tensor) -> Tensor:
-    """2 x (B,) -> (B,2,2)."""
+    """Scaling matrices: 2 x (B,) -> (B,2,2)."""
     return torch.diag_embed(torch.stack([horizontal, vertical], dim=1))
 
 
 def label_of(amounts: Tensor) -> Tensor:
-    """(B,8) -> (B,9), 0 for an image that was not augmented. The label has twice the direction of
-    the stretch: the angle alone does not tell a stretch from the same one across."""
+    """The labels for the network: (B,8) -> (B,9), all 0 for an image that was not augmented. The
+    direction of the stretch is doubled, because opposite directions are the same stretch."""
     mirror, flip, size, turn, stretch, direction, right, down = amounts.unbind(1)  # 8 x (B,)
     columns = [
         mirror,

@@ -1,4 +1,4 @@
-"""What sampling and likelihood need of a model: its prediction of x_0."""
+"""The interface of a model for sampling and likelihood: its prediction of x_0."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 class Prediction(NamedTuple):
-    """The prediction from x_t: x0_hat (B,C,H,W); and, with a learned variance, the position of its
-    logarithm between that of the small variance (0) and that of the large one (1), (B,C,H,W)."""
+    """The prediction from x_t: x0_hat (B,C,H,W) and, for a learned variance, `fraction` (B,C,H,W),
+    which interpolates the log variance, from 0 for the small one to 1 for the large one."""
 
     x0_hat: Tensor
     fraction: Tensor | None = None
 
 
 class Denoiser(Protocol):
-    """A `DiffusionModel`, one with guidance, or a distribution in closed form."""
+    """A `DiffusionModel`, a guided one, or a distribution in closed form."""
 
     def denoise(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict x_0 from x_t (B,C,H,W) at t (B,)."""

@@ -3,12 +3,12 @@
     draws = Draws(x_0, (seed, Purpose.TRAIN, step))
     t, eps = draws.times("uniform", ratio), draws.normal()
 
-They are drawn for the whole batch of a step, in one order, and each process and each micro-batch
-takes its own rows. So the numbers depend on the batch size that was asked for, never on how it is
+They are drawn for the whole batch of a step in a fixed order, and each process and each micro-batch
+takes its own rows. So the numbers depend on the global batch size, but not on how the batch is
 divided.
 
-Letters in the shape columns: B images here, C channels, H and W height and width, T the number of
-steps.
+Letters in the shape columns: B images in this part of the batch, C channels, H and W height and
+width, T the number of steps.
 """
 
 from typing import NamedTuple
@@ -22,9 +22,9 @@ from runtime.randomness import generator
 
 
 class Share(NamedTuple):
-    """Which of the `parts` equal parts of a step's batch the images are.
+    """Part number `part` of a step's batch, which is divided into `parts` equal parts.
 
-    attempt: the number of restarts after divergence; each has different noise.
+    attempt: the number of restarts after divergence. Each restart uses different noise.
     """
 
     part: int = 0
@@ -33,8 +33,8 @@ class Share(NamedTuple):
 
 
 class Draws:
-    """Random numbers for images x (B,C,H,W), which are `share` of a batch; a function of `key`
-    alone."""
+    """Random numbers for images x (B,C,H,W), the given share of a batch. They are a function of
+    `key` and of the size of the whole batch."""
 
     def __init__(self, x: Tensor, key: tuple[int, ...], share: Share = Share()):  # noqa: B008
         self.shape, self.device = x.shape, x.device
@@ -43,7 +43,7 @@ class Draws:
         self.rows = slice(share.part * len(x), (share.part + 1) * len(x))
 
     def times(self, kind: str, ratio: Tensor) -> Tensor:
-        """t (B,) in 1..T: see `draw_times`. ratio (T,): sigma / signal at t = 1 .. T."""
+        """t (B,) in 1..T from `draw_times`. ratio (T,): sigma / signal at t = 1 .. T."""
         return draw_times(kind, self.count, ratio, self.random)[self.rows]
 
     def normal(self) -> Tensor:
@@ -52,26 +52,26 @@ class Draws:
         return torch.randn(shape, generator=self.random, device=self.device)[self.rows]
 
     def chance(self, probability: float) -> Tensor:
-        """bool (B,), each true with this probability."""
+        """A mask (B,), true with this probability."""
         uniform = torch.rand(self.count, generator=self.random, device=self.device)
         return uniform[self.rows] < probability
 
     def hide(self, y: Tensor | None, probability: float, null: int) -> Tensor | None:
-        """Labels y (B,), each replaced by `null` with this probability; None where there are
-        none."""
+        """Labels y (B,), each replaced by `null` with this probability; None if there are no
+        labels."""
         return None if y is None else torch.where(self.chance(probability), null, y)
 
     def augment(self, x: Tensor, probability: float) -> tuple[Tensor, Tensor | None]:
-        """Augmented images (B,C,H,W) and what the network is given with them (B,L): see
-        `augmented`."""
+        """Augmented images (B,C,H,W) and their augmentation labels (B,L), see `augmented`; x and
+        None if the probability is 0."""
         if not probability:
             return x, None
         return augmented(x, draw(self.count, probability, self.random)[self.rows])
 
 
 def split_batch(batch: Tensor | tuple, classes: int) -> tuple[Tensor, Tensor | None, Share]:
-    """x_0 (B,C,H,W), labels (B,) and the share of a batch: x_0, (x_0, labels) or (x_0, labels,
-    share). The labels are None where there are none or the network has no `classes`."""
+    """Split a batch, which is x_0, (x_0, labels) or (x_0, labels, share), into x_0 (B,C,H,W),
+    labels (B,) and share. The labels are None if the batch has none or `classes` is 0."""
     if isinstance(batch, Tensor):
         return batch, None, Share()
     x_0, y, *rest = batch

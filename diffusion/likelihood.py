@@ -3,8 +3,8 @@
     bound(model, x_0, noise)              # (T+1,B): every term, from one sample each
     estimate(model, x_0, noise, uniform)  # (B,): an unbiased estimate from K terms
 
-In bits for each of an image's C*H*W values, of images x_0 (B,C,H,W) in [-1, 1] with 256 gray
-levels.
+The unit is bits for each of an image's C*H*W values. Images x_0 (B,C,H,W) are in [-1, 1] and have
+256 gray levels.
 
     L_T     = gaussian_kl(q(x_T | x_0), N(0, I))                            # Eq. 5, Ho et al. 2020
     L_{t-1} = gaussian_kl(the posterior's mean and log variance, the model's)         # section 3.2
@@ -25,13 +25,13 @@ from diffusion.variance import learned_log_variance
 
 
 def like(value: Tensor, other: Tensor) -> Tensor:
-    """`value` in the type and on the device of `other`. Not every device has double precision, so
-    it is used on the CPU alone."""
+    """`value` in the type and on the device of `other`. Double precision is only used on the CPU,
+    because not every device has it."""
     return value.to(other.dtype).to(other.device)
 
 
 def bits_per_dim(nats: Tensor) -> Tensor:
-    """(B,C,H,W) in nats -> (B,) in bits for each value."""
+    """Convert (B,C,H,W) in nats to (B,) in bits/dim."""
     return nats.mean(dim=(1, 2, 3)) / math.log(2)
 
 
@@ -49,11 +49,11 @@ def gaussian_kl(
 
 
 def decoder_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """The logarithm of the mass of N(mean, variance) in x_0's bin of width 2/255; the bins at -1
-    and 1 reach to infinity. Eq. 13, Ho et al. 2020. x_0: in [-1, 1], one of 256 values.
+    """The log probability of x_0's bin of width 2/255 under N(mean, variance), Eq. 13, Ho et al.
+    2020. The bins at -1 and 1 extend to infinity. x_0: in [-1, 1], one of 256 values.
 
-    The normal distribution function is exact, and its logarithm is taken in the lower tail, into
-    which both ends of the bin are mirrored: there float32 keeps its digits.
+    The normal CDF is exact. Bins above the mean are mirrored, so that its logarithm is always taken
+    in the lower tail, where float32 keeps its precision.
     """
     scale = (-0.5 * log_variance).exp()
     low = torch.where(x_0 < -0.999, -math.inf, (x_0 - 1 / 255 - mean) * scale)
@@ -70,7 +70,7 @@ def bound_term(model: Any, x_0: Tensor, x_t: Tensor, t: Tensor, prediction: Pred
     s = t - 1
     true_mean, _ = model.posterior(x_0, x_t, t, s)
     mean, _ = model.posterior(prediction.x0_hat, x_t, t, s)
-    # The small variance is 0 at t = 1. Ho et al.'s code takes that of t = 2 there.
+    # The small variance is 0 at t = 1, so the one of t = 2 is used there, as in Ho et al.'s code.
     at_least_2 = t.clamp(min=min(2, model.T))
     small = model.posterior(x_0, x_t, at_least_2, at_least_2 - 1)[1].clamp(min=1e-20)
     first, large = (t == 1)[:, None, None, None], model.step_beta(t, s)
@@ -78,7 +78,7 @@ def bound_term(model: Any, x_0: Tensor, x_t: Tensor, t: Tensor, prediction: Pred
         assert prediction.fraction is not None
         log_variance = learned_log_variance(prediction.fraction, large, small)
     elif model.variance == "large":
-        # In the first step it is the small one, too: the decoder fits better with it.
+        # At t = 1 the small variance is used here as well: it gives a better likelihood.
         log_variance = torch.where(first, small, large).log()
     else:
         log_variance = small.log()
@@ -89,8 +89,8 @@ def bound_term(model: Any, x_0: Tensor, x_t: Tensor, t: Tensor, prediction: Pred
 def learned_variance_bound(
     model: Any, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor
 ) -> Tensor:
-    """L_{t-1} in bits/dim (B,) of the network's output (B,2C,H,W), for training: only the variance
-    learns from it, not the mean (Nichol & Dhariwal 2021, section 3.1)."""
+    """L_{t-1} in bits/dim (B,) of the network's output (B,2C,H,W), for training. Its gradient
+    reaches the variance but not the mean (Nichol & Dhariwal 2021, section 3.1)."""
     C = x_0.shape[1]
     output = torch.cat([output[:, :C].detach(), output[:, C:]], dim=1)
     x0_hat, fraction = model.predictions(output, x_t, *model.signal_and_sigma(t))
@@ -98,7 +98,7 @@ def learned_variance_bound(
 
 
 def last_term(model: Any, x_0: Tensor) -> Tensor:
-    """L_T in bits/dim (B,): how far q(x_T | x_0) is from the noise that sampling begins with."""
+    """L_T in bits/dim (B,): the KL divergence of q(x_T | x_0) from the prior N(0, I)."""
     alpha_bar = torch.tensor(model.alpha_bar(model.T), dtype=torch.float64, device="cpu")
     mean, log_variance = alpha_bar.sqrt() * x_0.cpu().double(), torch.log1p(-alpha_bar)
     zero = torch.zeros_like(mean)
@@ -115,7 +115,7 @@ def one_term(model: Any, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None =
 
 def bound(model: Any, x_0: Tensor, noise: Callable[[], Tensor], y: Tensor | None = None) -> Tensor:
     """All terms of the bound in bits/dim, (T+1,B): L_0, L_1, .., L_T, with a new eps from
-    `noise()` for each. T evaluations of the network."""
+    `noise()` for each. It takes T evaluations of the network."""
     terms = []
     for t in range(1, model.T + 1):
         terms.append(
@@ -127,12 +127,13 @@ def bound(model: Any, x_0: Tensor, noise: Callable[[], Tensor], y: Tensor | None
 def estimate(
     model: Any, x_0: Tensor, noise: Callable[[], Tensor], uniform: Tensor, y: Tensor | None = None
 ) -> Tensor:
-    """An unbiased estimate of the bound in bits/dim (B,), from L_0, L_T and K of the other terms:
-    K + 1 evaluations of the network.
+    """An unbiased estimate of the bound in bits/dim (B,), from L_0, L_T and K of the other terms.
+    It takes K + 1 evaluations of the network.
 
-    uniform (B,K) in [0,1): the position of t within each of K equally likely ranges of 2..T, where
-    p(t) is proportional to 1/t, because the terms fall about as fast. The standard error of the
-    mean over N images is their standard deviation / sqrt(N).
+    The K terms are drawn from t = 2..T by importance sampling with p(t) proportional to 1/t,
+    because the terms decrease about as fast. The draws are stratified into K equally likely ranges;
+    uniform (B,K) in [0,1) gives the position within each. The standard error of the mean over N
+    images is their standard deviation / sqrt(N).
     """
     B, K = uniform.shape
     ones = torch.ones(B, dtype=torch.long, device=x_0.device)

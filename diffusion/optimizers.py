@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffusion.settings import ModelSettings
 
-# The layers at the ends of the network and its embeddings: Adam updates them, as it does biases and
+# The first and the last layer and the embeddings. Adam updates them, like biases and
 # normalizations.
 NOT_HIDDEN = {
     *("conv_in", "conv_out", "time", "label", "augmentation", "embed"),
@@ -46,9 +46,9 @@ class Muon(torch.optim.Adam):
     """Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") for the
     hidden weights, Adam for the rest.
 
-    Muon makes the momentum of each weight matrix orthogonal before it is added: all directions of
-    the matrix then change at the same rate. A convolution's kernel (out, in, k, k) is the matrix
-    (out, in * k * k). The first parameter group has the hidden weights.
+    Muon orthogonalizes the momentum of each weight matrix before the update, so that all singular
+    directions change at the same rate. A convolution's kernel (out, in, k, k) is treated as the
+    matrix (out, in * k * k). The first parameter group has the hidden weights.
     """
 
     def __init__(self, hidden: list[Any], rest: list[Any], lr: float, hidden_lr: float):
@@ -62,7 +62,7 @@ class Muon(torch.optim.Adam):
                 loss = closure()
         groups = self.param_groups
         self.update_hidden(groups[0])
-        self.param_groups = groups[1:]  # the rest is Adam's
+        self.param_groups = groups[1:]  # Adam updates the rest
         try:
             super().step()
         finally:
@@ -73,8 +73,8 @@ class Muon(torch.optim.Adam):
     def update_hidden(self, group: dict[str, Any]) -> None:
         """One step of Muon. Matrices of the same shape are computed together.
 
-        Like fused Adam, it divides the gradient by `grad_scale`, and leaves weights and momenta as
-        they are if `found_inf` is 1; both may be missing.
+        Like fused Adam, it divides the gradient by the attribute `grad_scale`, and changes neither
+        weights nor momenta if `found_inf` is 1. Both attributes are optional.
         """
         same_shape = defaultdict(list)
         for parameter in group["params"]:
@@ -92,15 +92,14 @@ class Muon(torch.optim.Adam):
 
     def momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
-        if not state:  # Adam expects "step" in every state that it loads
+        if not state:  # Adam requires "step" in every state that it loads
             state["step"] = torch.zeros((), device=parameter.device)
             state["momentum"] = torch.zeros_like(parameter)
         state["step"] += 1
         return state["momentum"]
 
     def directions(self, parameters: list[Tensor], momenta: list[Tensor], decay: float) -> Tensor:
-        """Update the momenta; return the directions in which to go, (N,R,K), with Nesterov's
-        correction."""
+        """Update the momenta and return the update directions (N,R,K), with Nesterov momentum."""
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         directions = []
         for parameter, momentum in zip(parameters, momenta):
@@ -117,9 +116,10 @@ class Muon(torch.optim.Adam):
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Replace the singular values of each matrix by about 1: (N,R,K) -> float32 (N,R,K).
 
-    Five Newton-Schulz iterations X <- (a + b G + c G G) X with G = X X^T, which leave singular
-    values between 0.7 and 1.2. Each multiplies X by a matrix P (R,R), a polynomial of G. The five P
-    are multiplied first and X once, which is 2.5 times faster for the kernels of this network.
+    Five Newton-Schulz iterations X <- (a + b G + c G G) X with G = X X^T bring the singular values
+    to between 0.7 and 1.2. Each iteration multiplies X by a matrix P (R,R), a polynomial of G. The
+    product of the five P is computed first and applied to X once, which is 2.5 times faster for the
+    kernels of this network.
     """
     a, b, c = NEWTON_SCHULZ
     X = matrices.float()
@@ -139,10 +139,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def learning_rate_factor(settings: ModelSettings, total: int, step: int) -> float:
-    """What the learning rate is multiplied by at this step, of `total`, counted from 0.
+    """The factor of the learning rate at this step, counted from 0, of `total` steps.
 
-    It rises linearly over `warmup` steps. Over the last share `cooldown` of all steps it falls to
-    0: linearly, or along half a cosine. With the schedule "constant" it does not fall.
+    It rises linearly over `warmup` steps. Over the last fraction `cooldown` of all steps it falls
+    to 0, linearly or along half a cosine. With the schedule "constant" it does not fall.
     """
     factor = min(1.0, (step + 1) / max(1, settings.warmup))
     if settings.lr_schedule == "constant":

@@ -1,9 +1,9 @@
-"""Bits/dim of images under the probability flow of Song et al. 2021, "Score-based generative
-modeling".
+"""Bits/dim of images under the probability flow ODE of Song et al. 2021, "Score-based generative
+modeling through stochastic differential equations".
 
-    flow(model, x_0, uniform, noise)      # (B,), from an ordinary differential equation
+    flow(model, x_0, uniform, noise)      # (B,)
 
-The equation has the same marginals as the diffusion (section 4.3 and appendix D.2 of that paper).
+The ODE has the same marginals as the diffusion (section 4.3 and appendix D.2 of that paper).
 Letters in the shape columns: B batch, C channels, H and W height and width, D = C*H*W, T steps.
 """
 
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from diffusion.likelihood import like
 
-LEVELS = 127.5  # gray levels in a distance of 1
+LEVELS = 127.5  # gray levels per unit of pixel value
 
 
 def at_ratio(model: Any, ratio: float) -> tuple[float, float, float]:
-    """signal, sigma, and a real number t, where sigma / signal is `ratio`. Between two entries of
-    the table the logarithm of the ratio is linear in t; below the first one t is 1, the least that
-    the network knows."""
+    """signal, sigma and the real-valued t at which sigma / signal is `ratio`. Between two entries
+    of the table, the log ratio is interpolated linearly in t. Below the first entry, t is 1, the
+    smallest time that the network was trained at."""
     known = []
     for alpha_bar in model.schedule["alpha_bar"][1:]:
         known.append(math.log((1 - alpha_bar) / alpha_bar) / 2 if alpha_bar else math.inf)
@@ -34,8 +34,8 @@ def at_ratio(model: Any, ratio: float) -> tuple[float, float, float]:
 
 
 def denoise_at(model: Any, ratio: float, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """x0_hat (B,C,H,W), not clipped, from x (B,C,H,W) in which sigma / signal is `ratio`: any
-    number above 0, also between the times that the network was trained at."""
+    """x0_hat (B,C,H,W), not clipped, from x (B,C,H,W) in which sigma / signal is `ratio`. The ratio
+    is any number above 0 and may lie between the times that the network was trained at."""
     signal, sigma, t = at_ratio(model, ratio)
     output = model(x, torch.full((len(x),), t, device=x.device), y)
     return model.predictions(output, x, signal, sigma).x0_hat
@@ -44,8 +44,9 @@ def denoise_at(model: Any, ratio: float, x: Tensor, y: Tensor | None = None) -> 
 def flow_slope(
     model: Any, ratio: float, z: Tensor, signs: list[Tensor], y: Tensor | None
 ) -> np.ndarray:
-    """dz/du and d log p(z)/du at z (B,C,H,W), float64 (B*D + B,); signs: vectors for Hutchinson's
-    estimate. Raises ValueError where it is not finite: the solver would take ever smaller steps."""
+    """dz/du and its divergence, -d log p(z)/du, at z (B,C,H,W): float64 (B*D + B,). signs: vectors
+    for Hutchinson's estimate. Raises ValueError if a value is not finite, because the solver would
+    reduce its step forever."""
     with torch.enable_grad():
         x0_hat = denoise_at(model, ratio, z / math.hypot(1, ratio), y)
         gradients = [torch.autograd.grad(x0_hat, z, v, retain_graph=True)[0] for v in signs]
@@ -70,16 +71,16 @@ def flow(
     tolerance: float = 1e-4,
     smallest: float = 1e-3,
 ) -> Tensor:
-    """Bits/dim (B,) of images x_0 (B,C,H,W) made continuous by `uniform` (B,C,H,W) in [0,1): an
-    upper bound for the 256 levels (Theis et al. 2016).
+    """Bits/dim (B,) of images x_0 (B,C,H,W), dequantized by `uniform` (B,C,H,W) in [0,1). They are
+    an upper bound for the images of 256 levels (Theis et al. 2016).
 
-    With u = log(sigma / signal) and z = x / signal the equation is dz/du = z - x0_hat(z), and d
-    log p(z)/du = -div(z - x0_hat(z)). It is integrated from sigma / signal = `smallest`, where z
-    is taken to be the image, to t = T, where it is noise, by RK45 with this relative and absolute
-    `tolerance`. The divergence is Hutchinson's estimate with `probes` vectors of -1 and 1 for each
-    image, from `noise()` (B,C,H,W). The whole batch takes the same steps, so another batch size
-    changes the result within the tolerance. Raises ValueError where the network's output is not
-    finite.
+    With u = log(sigma / signal) and z = x / signal, the ODE is dz/du = z - x0_hat(z), and
+    d log p(z)/du = -div(z - x0_hat(z)). RK45 integrates it with this relative and absolute
+    `tolerance`, from sigma / signal = `smallest`, where z is taken to be the image, to t = T, where
+    z is taken to be noise. The divergence is estimated by Hutchinson's method with `probes` vectors
+    of -1 and 1 for each image, from the signs of `noise()` (B,C,H,W). All images of a batch share
+    the solver's steps, so another batch size changes the result within the tolerance. Raises
+    ValueError if the network's output is not finite.
     """
     B, D = x_0.flatten(1).shape
     z_0 = x_0 + (uniform - 0.5) / LEVELS

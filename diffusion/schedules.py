@@ -1,4 +1,4 @@
-"""Noise schedules: beta(1) .. beta(T), with which alpha_bar falls from 1 at t = 0 to about 0 at T.
+"""Noise schedules beta(1) .. beta(T). alpha_bar falls from 1 at t = 0 to about 0 at t = T.
 
     beta = betas("cosine", T=1000)                 # float64 (T,)
     alpha_bar = np.cumprod(1 - beta)               # float64 (T,), at t = 1 .. T
@@ -13,16 +13,16 @@ import numpy as np
 from runtime.suggestions import unknown
 
 SCHEDULES = ("linear", "cosine", "sigmoid")
-LARGEST = 0.999  # of beta: Nichol & Dhariwal 2021, section 3.2, "to prevent singularities"
+LARGEST = 0.999  # limit of beta "to prevent singularities": Nichol & Dhariwal 2021, section 3.2
 
 
 def betas(schedule: str, T: int, beta_small: float = 1e-4, beta_large: float = 0.02) -> np.ndarray:
     """float64 (T,), beta(1) .. beta(T).
 
-    "linear": from beta_small to beta_large, section 4 of Ho et al. 2020. The other two are given
-    by alpha_bar(t), and know neither: "cosine": cos^2, Eq. 17 of Nichol & Dhariwal 2021;
-    "sigmoid": sigmoid from 3 to -3, Jabri et al. 2022 ("Scalable adaptive computation for
-    iterative generation"). Raises ValueError for another name.
+    "linear": from beta_small to beta_large, section 4 of Ho et al. 2020. The other two define
+    alpha_bar(t) and ignore beta_small and beta_large. "cosine": cos^2, Eq. 17 of Nichol & Dhariwal
+    2021. "sigmoid": a sigmoid whose argument falls from 3 to -3, Jabri et al. 2022 ("Scalable
+    adaptive computation for iterative generation"). Raises ValueError for any other name.
     """
     if schedule == "linear":
         return np.linspace(beta_small, beta_large, T)
@@ -38,12 +38,11 @@ def betas(schedule: str, T: int, beta_small: float = 1e-4, beta_large: float = 0
 
 
 def zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
-    """float64 (T,) -> (T,) with alpha_bar(T) = 0, so that x_T is noise and nothing else;
-    alpha_bar(1) stays what it was.
+    """Rescale the schedule to alpha_bar(T) = 0, so that x_T is pure noise: float64 (T,) -> (T,).
 
-    sqrt(alpha_bar) is shifted and scaled, Algorithm 1 of Lin et al. 2024, "Common diffusion noise
-    schedules and sample steps are flawed". eps cannot be predicted with it: x_T does not depend on
-    x_0.
+    sqrt(alpha_bar) is shifted and scaled so that alpha_bar(1) does not change: Algorithm 1 of Lin
+    et al. 2024, "Common diffusion noise schedules and sample steps are flawed". A network that
+    predicts eps cannot use it, because at t = T a prediction of eps contains nothing about x_0.
     """
     signal = np.cumprod(1 - beta) ** 0.5
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
@@ -51,8 +50,8 @@ def zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
 
 
 def read_betas(path: str) -> tuple[float, ...]:
-    """beta(1) .. beta(T) from a text file, numbers separated by white space. Raises ValueError, in
-    one line."""
+    """Read beta(1) .. beta(T) from a text file of numbers separated by white space. Raises
+    ValueError with a one-line message."""
     try:
         beta = tuple(float(word) for word in Path(path).read_text().split())
     except FileNotFoundError:

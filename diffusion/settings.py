@@ -22,20 +22,21 @@ PARAMETERIZATIONS = ("eps", "x0", "v")
 VARIANCES = ("large", "small", "learned")
 OPTIMIZERS = ("adam", "muon")
 LR_SCHEDULES = ("constant", "linear", "cosine")
-DERIVED = ("outputs", "augmentations")  # of the network; in checkpoints, and never given
+DERIVED = ("outputs", "augmentations")  # computed from other settings, but kept in checkpoints
 NETWORK = "depth width mults attention blocks dropout size patch film classes".split()
-# Settings that checkpoints of earlier versions lack: there they had their defaults.
+# Settings that checkpoints of earlier versions lack. Those were trained with the defaults.
 ADDED = ("optimizer", "muon_lr", "lr_schedule", "cooldown", "guidance", "unet2d")
-LEAST_SIGNAL = 1e-30  # of alpha_bar: with less, float32 has no trace of x_0
+LEAST_SIGNAL = 1e-30  # the smallest alpha_bar at which x_t in float32 still depends on x_0
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """All settings of a model. Every default is that of Ho et al. 2020."""
+    """All settings of a model. The defaults are those of Ho et al. 2020 for CIFAR-10, but without
+    dropout."""
 
     # The forward process: the number of steps; the schedule of beta, "linear" from beta_small to
-    # beta_large or another of `schedules.betas`; or a table of T betas instead of a schedule;
-    # whether alpha_bar(T) is moved to 0 (Lin et al. 2024).
+    # beta_large or another one of `schedules.betas`; a table of T betas instead of a schedule;
+    # whether the schedule is rescaled to alpha_bar(T) = 0 (Lin et al. 2024).
     T: int = 1000
     schedule: str = "linear"
     beta_small: float = 1e-4
@@ -43,23 +44,23 @@ class ModelSettings:
     betas: tuple[float, ...] = ()
     zero_terminal_snr: bool = False
 
-    # What the network predicts: "eps", "x0", or "v" (Salimans & Ho 2022, appendix D); the variance
-    # of a reverse step: "large", beta_t, or "small", the posterior's (section 3.2 of Ho et al.
-    # 2020), or "learned" between them (section 3.1 of Nichol & Dhariwal 2021).
+    # The network's prediction: "eps", "x0", or "v" (Salimans & Ho 2022, appendix D). The variance
+    # of a reverse step: "large" is beta_t and "small" that of the posterior (section 3.2 of Ho et
+    # al. 2020); "learned" lies between them (section 3.1 of Nichol & Dhariwal 2021).
     parameterization: str = "eps"
     variance: str = "large"
 
-    # The loss: see `objective`. label_dropout: the share of labels hidden in training, where the
-    # network has classes (Ho & Salimans 2022). augment: the probability of each augmentation, see
-    # `augment`.
+    # The loss: see `objective`. label_dropout: the fraction of labels dropped in training, for
+    # classifier-free guidance (Ho & Salimans 2022). augment: the probability of each augmentation,
+    # see `augment`.
     weighting: str = "plain"
     t_sampling: str = "uniform"
     label_dropout: float = 0.1
     augment: float = 0.0
 
-    # The optimizer, "adam" or "muon"; the learning rates of Adam and of Muon, the steps over which
-    # they rise linearly from 0, and the share of all steps over which they fall again: see
-    # `optimizers`.
+    # The optimizer, "adam" or "muon". lr and muon_lr: the learning rates of Adam and of Muon.
+    # warmup: the steps over which they rise linearly from 0. cooldown: the fraction of all steps
+    # over which they fall again, see `optimizers`.
     optimizer: str = "adam"
     lr: float = 2e-4
     muon_lr: float = 0.02
@@ -70,8 +71,8 @@ class ModelSettings:
     # The seed of all noise in training.
     seed: int = 0
 
-    # The strength of the guidance that samples have by default, by an early average of the same
-    # training (Karras et al. 2024); 1 for none.
+    # The default guidance scale of samples, 1 for none. Without labels, an early average of the
+    # same training guides the model (autoguidance, Karras et al. 2024).
     guidance: float = 1.0
 
     # The dataset and its classes, so that a checkpoint is complete.
@@ -90,13 +91,13 @@ class ModelSettings:
     film: bool = False
     classes: int = 0
 
-    # The configuration of another network that takes the place of a `Unet`, as JSON; "" for none.
-    # The settings of the network are then those of the `Unet` that comes nearest.
+    # The configuration of a UNet2DModel of diffusers instead of a `Unet`, as JSON; "" for a `Unet`.
+    # The settings above are then those of the most similar `Unet`.
     unet2d: str = ""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSettings":
-        """Settings by name, also those of a checkpoint, which holds `DERIVED` ones beside them."""
+        """Make settings from values by name, such as a checkpoint's; `DERIVED` ones are ignored."""
         return cls(**{name: value for name, value in values.items() if name not in DERIVED})
 
     @property
@@ -108,8 +109,8 @@ class ModelSettings:
         }
 
     def beta(self) -> np.ndarray:
-        """beta(1) .. beta(T), float64 (T,). Raises ValueError where they are not T numbers, or
-        leave no trace of x_0 from which the network could predict it."""
+        """beta(1) .. beta(T), float64 (T,). Raises ValueError if they are not T numbers, or if x_t
+        would contain too little of x_0 to predict it."""
         T = self.T
         if self.betas and len(self.betas) != T:
             raise ValueError(f"betas has {len(self.betas)} numbers, not T = {T}")
@@ -140,7 +141,7 @@ class ModelSettings:
 
 
 def read_schedule(settings: ModelSettings) -> ModelSettings:
-    """Settings in which a schedule that is the path of a file is its table of betas. Raises
+    """Replace a schedule that is the path of a file by the table of betas in the file. Raises
     ValueError if it cannot be read."""
     if settings.schedule in SCHEDULES:
         return settings
@@ -148,7 +149,7 @@ def read_schedule(settings: ModelSettings) -> ModelSettings:
     return replace(settings, schedule="linear", betas=betas, T=len(betas))
 
 
-# Type, smallest and largest value.
+# Type, smallest and largest value of each number.
 NUMBERS: dict[str, tuple[type, float, float]] = {
     "T": (int, 1, 100_000),
     "beta_small": (float, 1e-12, 0.9999),
@@ -173,8 +174,8 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "seed": (int, 0, 2**63 - 1),
 }
 KINDS = {int: "a whole number", float: "a number"}
-# Fewest entries, most entries, and the largest entry.
 LONGEST_SIDE = 1024
+# Fewest entries, most entries, and the largest entry of each list.
 LISTS = {"mults": (1, 8, 64), "attention": (0, 16, 1024)}
 CHOICES = {
     "parameterization": PARAMETERIZATIONS,
@@ -188,16 +189,16 @@ CHOICES = {
 
 
 def check_settings(settings: dict[str, Any], title: Callable[[str], str] = str) -> None:
-    """Check types and ranges of settings by name, a few or all; "outputs" and "augmentations" may
-    be among them, which checkpoints also hold. Raises ValueError, in one line, at the first that
-    is wrong. title: what the line calls a setting, by its name."""
+    """Check types and ranges of some or all settings by name, also of `DERIVED` ones. Raises
+    ValueError with a one-line message about the first wrong setting. title: gives the name that the
+    message uses for a setting."""
     for name, value in settings.items():
         good, expected = check_setting(name, value)
         if not good:
             raise ValueError(f"{title(name)} must be {expected}, not {reprlib.repr(value)}")
     class_names, classes = settings.get("class_names", ()), settings.get("classes", 0)
     if classes and len(class_names) != classes:
-        raise ValueError(f"class_names are {len(class_names)}, not {classes}")
+        raise ValueError(f"class_names has {len(class_names)} names, not {classes}")
     if settings.get("beta_small", 0) > settings.get("beta_large", 1):
         raise ValueError(
             f"{title('beta_small')} {settings['beta_small']} is larger than "
@@ -206,8 +207,8 @@ def check_settings(settings: dict[str, Any], title: Callable[[str], str] = str) 
 
 
 def check_setting(name: str, value: Any) -> tuple[bool, str]:
-    """Whether `value` is a possible one for this setting, and which values are. Raises ValueError
-    for an unknown name."""
+    """Whether this setting may have this value, and a description of the valid values. Raises
+    ValueError for an unknown name."""
     if name in NUMBERS:
         kind, low, high = NUMBERS[name]
         good = type(value) is kind and low <= value <= high
@@ -238,7 +239,7 @@ def check_setting(name: str, value: Any) -> tuple[bool, str]:
 
 
 def is_size(value: Any) -> bool:
-    """Whether this is a size of images, as `runtime.image_size` has it."""
+    """Whether this is an image size as defined in `runtime.image_size`."""
     sides = value if type(value) is tuple else (value, value)
     good = len(sides) == 2 and all(
         type(side) is int and 1 <= side <= LONGEST_SIDE for side in sides

@@ -1,1 +1,1 @@
-"""How good a model is: likelihood, distances between images, memorization, and checks of a run."""
+"""Evaluate models: likelihood, distances between sets of images, memorization, checks of runs."""

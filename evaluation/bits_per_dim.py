@@ -25,9 +25,9 @@ from sampling.noise import Noise
 def batches(
     data: DiffSet, count: int, batch_size: int, device: str | torch.device, title: str
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Indices, x_0 (B,C,H,W) and labels (B,) of `data.subset(count)`.
+    """Yield indices, x_0 (B,C,H,W) and labels (B,) of `data.subset(count)`, batch by batch.
 
-    title: of a progress bar; none is shown without one.
+    title: title of the progress bar; if it is empty, no bar is shown.
     """
     for indices in progress_bar(
         data.subset(count).split(batch_size),
@@ -42,8 +42,8 @@ def batches(
 def summarize(bits: Tensor, data: DiffSet) -> dict[str, float]:
     """Mean of bits/dim (N,) and its standard error.
 
-    Where 28x28 images were padded to 32x32, also the mean over their own values alone, since a
-    black border carries no information.
+    If 28x28 images were padded to 32x32, "mean_28x28" has the same total divided by the dimensions
+    of the original image, because the black border carries no information.
     """
     summary: dict[str, float] = {
         "mean": bits.mean().item(),
@@ -67,9 +67,9 @@ def variational_bound(
 ) -> dict[str, Any]:
     """The variational bound in bits/dim of `count` images.
 
-    terms: how many terms besides L_0 and L_T are sampled for each image; None for all of them,
-    whose means are then returned as "terms". stopped: called before each batch; where it is true,
-    the result is empty.
+    terms: number of terms sampled for each image besides L_0 and L_T. With None, all terms are
+    computed, and their means are returned as "terms". stopped: called before each batch; if it
+    returns true, the result is an empty dictionary.
     """
     bounds = []
     for indices, x_0, y in batches(data, count, batch_size, model.device, title):
@@ -96,7 +96,7 @@ def flow_likelihood(
 ) -> dict[str, Any]:
     """The likelihood of the probability flow (Song et al. 2021) in bits/dim of `count` images.
 
-    Raises ValueError where it cannot be integrated.
+    Raises ValueError if the flow cannot be integrated.
     """
     title, bits = "the probability flow", []
     for indices, x_0, y in batches(data, count, batch_size, model.device, title):

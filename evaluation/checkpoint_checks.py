@@ -1,4 +1,4 @@
-"""Checks of a run's newest checkpoint: readable, finite, and averaged for long enough."""
+"""Checks of a run's newest checkpoint: readable, finite weights, an EMA over enough steps."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from checkpoints.checkpoint import read_checkpoint
 from checkpoints.run_dir import newest_checkpoint
 from evaluation.finding import Finding
 
-MIN_UPDATES = 1000  # of the average of the weights
+MIN_UPDATES = 1000  # of the EMA
 
 
 def check_checkpoint(run_dir: Path) -> list[Finding]:
@@ -21,7 +21,7 @@ def check_checkpoint(run_dir: Path) -> list[Finding]:
         updates = int(checkpoint["ema"]["n"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         observation = " ".join(str(error).split())[:200]
-        advice = "an older one may be sound; train on, or anew"
+        advice = "try an older checkpoint, resume training, or start again"
         return [Finding("checkpoint", False, observation, advice)]
     return [
         Finding(
@@ -34,7 +34,7 @@ def check_checkpoint(run_dir: Path) -> list[Finding]:
             "EMA",
             updates >= MIN_UPDATES,
             f"an average over {updates} updates",
-            f"it is young: it reaches over its last {max(1, updates // 9)} steps or so; "
+            f"it covers only about the last {max(1, updates // 9)} steps; "
             "train longer before judging the samples",
         ),
     ]

@@ -1,13 +1,13 @@
-"""A small classifier of a labelled dataset, whose features compare samples with real images.
+"""A small classifier of a labelled dataset, for comparing samples with real images.
 
     model = load_or_train(train_set, test_set, root="data")   # trained once, then read from data/
     model(images)                                             # uint8 (N,C,H,W) -> logits (N,K)
     model.features(images)                                    # -> (N,F)
 
-It is meant for digits and garments, of which Inception has learned nothing. Distances in its
-features are comparable between models that were measured with the same classifier, but not with
-an FID. On two cores of an AMD EPYC with bf16, it reaches 99.6% on the test images of MNIST, 92.9%
-on those of FashionMNIST and 90.4% on those of CIFAR-10, after 2, 5 and 20 minutes.
+It is meant for images unlike those Inception was trained on, such as digits and garments. Distances
+in its features can be compared between models measured with the same classifier, but not with FID.
+On two cores of an AMD EPYC with bf16, it reaches 99.6% on the test images of MNIST, 92.9% on those
+of FashionMNIST and 90.4% on those of CIFAR-10, after 2, 5 and 20 minutes of training.
 
 Letters in the shape columns: N images, C channels, H and W height and width, F features,
 K classes.
@@ -31,13 +31,13 @@ BATCH_SIZE = 256
 LEARNING_RATE = 0.2
 WEIGHT_DECAY = 5e-4
 SEED = 0
-MAX_SHIFT = 2  # pixels by which a training image is shifted, at most
-IMAGE_SIZE = 32  # images of other sizes are resized to it
+MAX_SHIFT = 2  # largest random shift of a training image, in pixels
+IMAGE_SIZE = 32  # images of other sizes are resized to this size
 NARROW_EPOCHS = {"mnist": 4, "fashionmnist": 8, "shapes": 4}  # datasets that need few channels
 NARROW_WIDTH = 32
 WIDE_EPOCHS = 16
 WIDE_WIDTH = 64
-MIN_STEPS = 100  # however few images there are
+MIN_STEPS = 100  # even with very few images
 
 
 def block(c: int, d: int) -> nn.Module:
@@ -59,10 +59,10 @@ class Residual(nn.Module):
 class Classifier(nn.Module):
     """A residual network of nine layers (He et al. 2016) on 2x2 pixels folded into channels.
 
-    depth: channels of an image. classes: K. width: channels of the first layer; the features are
-    the mean over the last feature map, so F = 4 * width. mirrored: in eval mode, the features are
-    the mean of those of an image and of its mirror image. `accuracy` is the share of test images
-    that it classifies correctly.
+    depth: number of image channels. classes: K. width: number of channels in the first layer; the
+    features are the mean over the last feature map, so F = 4 * width. mirrored: in eval mode,
+    average the features of an image and of its mirror image. `accuracy` is the accuracy on the test
+    images.
     """
 
     def __init__(self, depth: int, classes: int, width: int, mirrored: bool):
@@ -105,9 +105,9 @@ def load_or_train(
     root: str | Path = "data",
     device: str | torch.device = "cpu",
 ) -> Classifier:
-    """Return the classifier of a dataset's training images, in eval mode.
+    """Return a classifier trained on the training images of a dataset, in eval mode.
 
-    It is read from `root`, or trained with a fixed seed and saved there. Raises OSError where it
+    It is read from `root`, or trained with a fixed seed and saved there. Raises OSError if it
     cannot be saved.
     """
     narrow = train_set.name in NARROW_EPOCHS
@@ -115,21 +115,21 @@ def load_or_train(
     width = NARROW_WIDTH if narrow else WIDE_WIDTH
     mirrored = train_set.flip or train_set.name == "fashionmnist"
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED)  # of the CPU alone: other devices keep theirs
+        torch.default_generator.manual_seed(SEED)  # of the CPU only
         model = Classifier(train_set.depth, len(train_set.classes), width, mirrored)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = fingerprint(model, epochs, train_set, test_set)
     file = Path(root) / f"{train_set.name}-classifier-{key}.pt"
     try:
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception:  # missing, or damaged in one of many ways
+    except Exception:  # the file is missing or damaged
         train_classifier(model, train_set, test_set, epochs, device)
         save(model.cpu(), file)
     return model.to(device).eval().requires_grad_(False)
 
 
 def save(model: Classifier, file: Path) -> None:
-    """Write the weights. Raises OSError, in one line."""
+    """Write the weights. Raises OSError with a one-line message."""
     try:
         with complete_file(file) as temporary:
             write_torch_file(model.state_dict(), temporary)
@@ -156,8 +156,8 @@ def train_classifier(
 ) -> None:
     """Train with SGD and a one-cycle learning rate; then measure the accuracy on the test set.
 
-    Every image is shifted at random, and mirrored at random where `model.mirrored`. The state of
-    the global random generator is restored afterwards.
+    Every image is shifted at random and, if `model.mirrored`, mirrored at random. The state of the
+    global random generator is restored afterwards.
     """
     device_type = torch.device(device).type
     bf16 = devices.pick_precision(device_type, "auto") != "32-true"
@@ -190,7 +190,7 @@ def train_classifier(
 
 
 def sgd(model: Classifier) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum; weight decay is for matrices and kernels alone."""
+    """Return SGD with Nesterov momentum; weight decay applies only to matrices and kernels."""
     kernels = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": vectors}]
@@ -206,7 +206,7 @@ def accuracy(model: Classifier, test_set: DiffSet, device: str | torch.device) -
 
 
 def shifted(x: Tensor) -> Tensor:
-    """Shift each image (N,C,H,W) by up to `MAX_SHIFT` pixels both ways, repeating its edge."""
+    """Shift each image (N,C,H,W) by up to `MAX_SHIFT` pixels in each direction, repeating edges."""
     N, _, H, W = x.shape
     down, right = torch.randint(0, 2 * MAX_SHIFT + 1, (2, N, 1)).to(x.device)
     image = torch.arange(N, device=x.device)[:, None, None]

@@ -1,10 +1,10 @@
-"""Distances between two sets of images, from their features; all are computed by torch-fidelity.
+"""Distances between the features of two sets of images, computed with torch-fidelity.
 
     all_distances(samples, real)     # features (N,F) and (M,F)
     # {"frechet": .., "kernel": .., "precision": .., "recall": ..}
 
-With Inception's features, frechet and kernel are FID and KID. Distances in the features of another
-network are comparable only with each other.
+With Inception's features, frechet and kernel are FID and KID. Distances computed with another
+feature extractor can be compared only with each other.
 
 Letters in the shape columns: N and M images, F features, K classes.
 """
@@ -26,11 +26,11 @@ from torch_fidelity.metric_prc import (
 
 Statistics = dict[str, np.ndarray]  # "mu" (F,) and "sigma" (F,F)
 
-# of the kernel distance: Bińkowski et al. 2018, section 4
+# for the kernel distance: Bińkowski et al. 2018, section 4
 SUBSET_SIZE = 1000
 SUBSETS = 100
 
-# images of each set for precision and recall, whose cost grows with the square
+# images of each set for precision and recall, whose cost grows quadratically
 MANIFOLD_IMAGES = 10_000
 
 
@@ -48,10 +48,10 @@ def frechet(one: Statistics, other: Statistics) -> float:
 
 
 def kernel(samples: Tensor, real: Tensor) -> float:
-    """Squared maximum mean discrepancy under the kernel (x.y / F + 1)^3, unbiased.
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / F + 1)^3.
 
-    It can be below 0. The mean over `SUBSETS` random subsets of `SUBSET_SIZE` images, with a fixed
-    seed: Bińkowski et al. 2018, "Demystifying MMD GANs".
+    The estimate can be negative. It is the mean over `SUBSETS` random subsets of `SUBSET_SIZE`
+    images, with a fixed seed: Bińkowski et al. 2018, "Demystifying MMD GANs".
     """
     size = min(SUBSET_SIZE, len(samples), len(real))
     return kid_features_to_metric(
@@ -62,8 +62,8 @@ def kernel(samples: Tensor, real: Tensor) -> float:
 def precision_and_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     """Share of samples within the manifold of the real images, and the reverse.
 
-    Kynkäänniemi et al. 2019, "Improved precision and recall", with 3 neighbours. Takes the first
-    images of both sets, equally many and at most `MANIFOLD_IMAGES`.
+    Kynkäänniemi et al. 2019, "Improved precision and recall", with 3 neighbours. Uses the same
+    number of images from each set: the first ones, at most `MANIFOLD_IMAGES`.
     """
     count = min(len(samples), len(real), MANIFOLD_IMAGES)
     metrics = prc_features_to_metric(
@@ -85,7 +85,7 @@ def all_distances(
 ) -> dict[str, float]:
     """All distances of features (N,F) from features (M,F).
 
-    real_statistics: the `statistics` of `real`, where they are known already.
+    real_statistics: the `statistics` of `real`, if they are already known.
     """
     precision, recall = precision_and_recall(samples, real)
     return {

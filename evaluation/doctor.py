@@ -1,10 +1,10 @@
-"""Checks of a run directory: each names what it looked at, what it found and what would help.
+"""Checks of a run directory: each finding says what was checked, what was found and what may help.
 
     for finding in examine(Path("runs/cifar10")): ...
     print(report(findings))
 
-It reads metrics.csv, config.json, the newest checkpoint, images/samples.npz (which run.sh has
-Inference.py write), the dataset where it is on disk, and the run directories beside this one.
+It reads metrics.csv, config.json, the newest checkpoint, images/samples.npz (written by run.sh),
+the dataset if it is on disk, and the other run directories in the same folder.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ MARKS = {True: "ok  ", False: "LOOK", None: "-   "}
 def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> list[Finding]:
     """All findings of a run directory.
 
-    dataset: by default that of config.json. Raises ValueError or OSError, in one line, where it is
-    no run directory.
+    dataset: by default the one in config.json. Raises ValueError or OSError with a one-line message
+    if this is not a run directory.
     """
     run_dir = run_dir_of(run_dir)
     if not run_dir.is_dir() or not (run_dir / "metrics.csv").is_file():
@@ -40,7 +40,7 @@ def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> li
 
 
 def report(findings: list[Finding]) -> str:
-    """A line for each finding, advice below those that look wrong, and how many there are."""
+    """Return a line for each finding, with advice below each problem, and a summary."""
     lines = []
     for finding in findings:
         lines.append(f"{MARKS[finding.good]}  {finding.name}: {finding.observation}")

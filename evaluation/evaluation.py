@@ -2,7 +2,7 @@
 
     evaluate(plan, machine)
 
-What is measured is printed as it is known and added to metrics.json.
+Results are printed as soon as they are known and added to metrics.json.
 """
 
 import json
@@ -29,11 +29,11 @@ AUDITED = 1000  # samples that are compared with every training image
 
 
 def evaluate(plan: EvaluationPlan, machine: Machine) -> None:
-    """Measure what the plan says. Exits for bad input; raises ValueError or OSError later on."""
+    """Measure what the plan asks for. Exits on bad input; later raises ValueError or OSError."""
     processes = machine.processes
     prepared = machine.prepare_shared(lambda path: prepare(plan, path, processes), plan.checkpoint)
     prepared = write_samples(prepared, processes)
-    processes.leave()  # the first process measures, and none waits for it
+    processes.leave()  # only the first process measures, and the others do not wait
     if machine.is_first:
         measure(prepared)
 
@@ -44,7 +44,7 @@ def evaluate(plan: EvaluationPlan, machine: Machine) -> None:
 def write_samples(prepared: Prepared, processes: Processes) -> Prepared:
     """Write all samples that are missing. Raises OSError.
 
-    Returns `prepared` with the sampling plans as they were followed: see `compile_network`.
+    Returns `prepared` with the sampling plans that were used: `compile_network` may change them.
     """
     plan, model = prepared.plan, prepared.model
     if plan.num and plan.compile_mode != "off":
@@ -69,7 +69,7 @@ def write_samples(prepared: Prepared, processes: Processes) -> Prepared:
 def compile_network(prepared: Prepared, processes: Processes) -> Prepared:
     """Compile the network for sampling, if any samples are missing.
 
-    If that fails in one process, none runs compiled code, and the sampling plans say so.
+    If that fails in one process, no process runs compiled code, and the sampling plans record it.
     """
     plan, model, compiled = prepared.plan, prepared.model, True
     if any_missing(prepared):
@@ -98,7 +98,7 @@ def any_missing(prepared: Prepared) -> bool:
 
 
 def measure(prepared: Prepared) -> None:
-    """Print what is measured, and of what. Raises OSError or ValueError, in one line."""
+    """Print the model and its results. Raises OSError or ValueError with a one-line message."""
     identity = identify(prepared)
     print_model(prepared, identity)
     publish(prepared.directory / "metrics.json", identity, measurements(prepared))
@@ -119,7 +119,7 @@ def print_model(prepared: Prepared, identity: dict[str, Any]) -> None:
 
 
 def publish(file: Path, identity: dict[str, Any], parts: Iterable[dict[str, Any]]) -> None:
-    """Print each part as it is measured, add it to `file`, and print all as JSON at last."""
+    """Print each part as it is measured, add it to `file`, and finally print all parts as JSON."""
     measured: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():
@@ -127,13 +127,13 @@ def publish(file: Path, identity: dict[str, Any], parts: Iterable[dict[str, Any]
         print("\n".join(table(part)), flush=True)
         write_metrics(file, identity, part)
     print(f"  written to {file}")
-    # a thousand terms are for the file alone
+    # up to a thousand terms: only in the file
     measured.get("bits_per_dim", {}).get("bound", {}).pop("terms", None)
     print(json.dumps(finite(identity | measured)))
 
 
 def identify(prepared: Prepared) -> dict[str, Any]:
-    """The model and the real images, as metrics.json has them."""
+    """Return what identifies the model and the real images in metrics.json."""
     assert prepared.real_images
     train_set, loaded = prepared.real_images.train_set, prepared.loaded
     return {
@@ -150,18 +150,18 @@ def identify(prepared: Prepared) -> dict[str, Any]:
 
 
 def measurements(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """Yield what is measured, part by part, as for metrics.json."""
+    """Yield the results part by part, as dictionaries for metrics.json."""
     if prepared.plan.sweep:
         yield {"sweep": sweep(prepared)}
         return
     yield from measure_bound(prepared)
     if prepared.plan.num:
         yield from measure_samples(prepared)
-    yield from measure_flow(prepared)  # last, because it alone can fail
+    yield from measure_flow(prepared)  # last, because only this can fail
 
 
 def measure_bound(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """Yield the variational bound, if the plan has it."""
+    """Yield the variational bound, if the plan asks for it."""
     assert prepared.real_images
     plan, model, test_set = prepared.plan, prepared.model, prepared.real_images.test_set
     if plan.bound:
@@ -171,7 +171,7 @@ def measure_bound(prepared: Prepared) -> Iterator[dict[str, Any]]:
 
 
 def measure_flow(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """Yield the likelihood of the probability flow, if the plan has it."""
+    """Yield the likelihood of the probability flow, if the plan asks for it."""
     assert prepared.real_images
     plan, model, test_set = prepared.plan, prepared.model, prepared.real_images.test_set
     if plan.flow:

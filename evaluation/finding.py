@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """good: None where it could not be checked. advice: what helps where it is not good."""
+    """One result. good: None if it could not be checked. advice: what to do if it is not good."""
 
     name: str
     good: bool | None

@@ -1,11 +1,11 @@
-"""Images from a file or a folder, fitted to what they are compared with.
+"""Images from a file or a folder, padded or converted to match the images they are compared with.
 
     samples = load_image_set(Path("generated.npz"))
     samples = fit_to_dataset(samples, train_set)
     samples, reference = fit_to_each_other(samples, reference)
 
-Nothing is resized or cropped, because that changes every distance; only 28x28 images are padded
-with black to 32x32 where those of the dataset are.
+Nothing is resized or cropped, because that changes every distance. Only 28x28 images are padded to
+32x32 with black, if the images of the dataset were padded too.
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
@@ -30,7 +30,7 @@ METRICS_FILE = "metrics.json"
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in random order, because the first ones of a folder are often all of one class."""
+    """Images in random order, because the first ones in a folder are often of the same class."""
 
     path: Path
     images: Tensor  # uint8 (N,C,H,W)
@@ -50,23 +50,23 @@ class ImageSet:
         return f"{self.images.shape[2]}x{self.images.shape[3]}"
 
     def digest(self) -> str:
-        """A fingerprint of the images."""
+        """A hash of the images."""
         return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
 
 
 def picture_name(features: str) -> str:
-    """The file name of the picture of the nearest images."""
+    """The name of the PNG file that shows the nearest images."""
     return f"nearest-{features}.png"
 
 
 def is_result(file: Path) -> bool:
-    """Whether an image file is a picture of an earlier evaluation, and no sample."""
+    """Whether an image file was written by an earlier evaluation and is not a sample."""
     pictures = [picture_name(features) for features in NAMES]
     return file.name in pictures and (file.parent / METRICS_FILE).is_file()
 
 
 def load_image_set(path: Path) -> ImageSet:
-    """Read a folder of images or an .npz file. Raises ValueError, in one line."""
+    """Read a folder of images or an .npz file. Raises ValueError with a one-line message."""
     files = read_samples(path, left_out=is_result)
     count = len(files.images)
     if count < MIN_IMAGES:
@@ -78,9 +78,10 @@ def load_image_set(path: Path) -> ImageSet:
 
 
 def fit_to_dataset(samples: ImageSet, data: DiffSet) -> ImageSet:
-    """The samples with the size and the channels of a dataset.
+    """Return the samples with the size and channels of a dataset.
 
-    Labels that the dataset does not have are left out. Raises ValueError, in one line.
+    If a label does not exist in the dataset, all labels are dropped. Raises ValueError with a
+    one-line message.
     """
     if data.padded and samples.size == "28x28":
         samples = replace(samples, images=F.pad(samples.images, (2, 2, 2, 2)))
@@ -97,7 +98,7 @@ def fit_to_dataset(samples: ImageSet, data: DiffSet) -> ImageSet:
 
 
 def fit_to_each_other(samples: ImageSet, reference: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Both sets with the same channels. Raises ValueError, in one line."""
+    """Return both sets with the same channels. Raises ValueError with a one-line message."""
     if samples.size != reference.size:
         raise ValueError(
             f"{samples.path} has images of {samples.size}, and {reference.path} of "
@@ -111,9 +112,10 @@ def fit_to_each_other(samples: ImageSet, reference: ImageSet) -> tuple[ImageSet,
 
 
 def with_channels(samples: ImageSet, depth: int, other: str) -> ImageSet:
-    """The samples with `depth` channels, those of `other`: gray images in RGB become gray.
+    """Return the samples with `depth` channels: RGB images without colours become gray.
 
-    Raises ValueError where they are coloured, or lack channels.
+    Raises ValueError if they have colours or too few channels. other: the set that has `depth`
+    channels, for the message.
     """
     images = samples.images
     if images.shape[1] == depth:

@@ -9,13 +9,13 @@ from checkpoints.run_dir import read_run_settings
 from evaluation.finding import Finding
 from evaluation.metrics_csv import read_rows
 
-RECENT = 20  # logged losses in the mean of the latest ones
+RECENT = 20  # number of logged losses in the mean of the latest losses
 MAX_GAP = 1.25  # validation loss divided by training loss
 MAX_RISE = 1.1  # validation loss divided by the lowest one
 MARGIN = 0.25  # relative, beyond the lowest and the highest loss of similar runs
-NEAR_STEP = 0.25  # relative difference in steps within which validations are comparable
+NEAR_STEP = 0.25  # relative difference in steps up to which validation losses are compared
 
-# with other values, the training loss is not comparable with the validation loss
+# with other values, the training loss cannot be compared with the validation loss
 UNWEIGHTED = {"weighting": ("plain",), "t_sampling": ("uniform", "stratified")}
 
 # runs with the same values of these have comparable validation losses
@@ -36,7 +36,7 @@ SIMILAR = (
 
 
 def check_losses(run_dir: Path, config: dict[str, Any]) -> list[Finding]:
-    """Findings about metrics.csv. config: the settings in config.json, empty where unknown."""
+    """Findings about metrics.csv. config: the settings in config.json, or an empty dictionary."""
     rows = read_rows(run_dir)
     train = [row["train_loss"] for row in rows if "train_loss" in row]
     validation = [row["val_loss"] for row in rows if "val_loss" in row]
@@ -57,7 +57,7 @@ def check_losses(run_dir: Path, config: dict[str, Any]) -> list[Finding]:
 
 
 def check_finite(train: list[float], validation: list[float]) -> Finding:
-    """Whether there are losses, and all are finite."""
+    """Check that there are losses and that all are finite."""
     bad = sum(not math.isfinite(loss) for loss in [*train, *validation])
     if not train:
         advice = "train longer than --log-every steps"
@@ -70,7 +70,7 @@ def check_finite(train: list[float], validation: list[float]) -> Finding:
 
 
 def check_training(train: list[float], recent: float) -> Finding:
-    """Whether the training loss has fallen. recent: the mean of the latest losses."""
+    """Check that the training loss has fallen. recent: the mean of the latest losses."""
     return Finding(
         "training",
         recent < train[0] if len(train) > 1 else None,
@@ -80,7 +80,7 @@ def check_training(train: list[float], recent: float) -> Finding:
 
 
 def check_gap(validation: float, recent: float, config: dict[str, Any]) -> Finding:
-    """Whether the validation loss is about as low as the training loss, where that means much."""
+    """Check that the validation loss is not far above the training loss, if comparable."""
     comparable = bool(config) and config.get("variance") != "learned"
     for name, values in UNWEIGHTED.items():
         comparable = comparable and config.get(name, values[0]) in values
@@ -88,37 +88,37 @@ def check_gap(validation: float, recent: float, config: dict[str, Any]) -> Findi
         "train/validation gap",
         validation < MAX_GAP * recent if comparable else None,
         f"validation loss {validation:.4f}, training loss {recent:.4f}",
-        "the model knows the training images better than unseen ones: more images, --flip, "
-        "--augment, --dropout, or fewer steps",
+        "the model overfits the training images: use more images, --flip, --augment, --dropout, "
+        "or fewer steps",
     )
 
 
 def check_validation(validation: list[float]) -> Finding:
-    """Whether the validation loss has risen since its lowest value."""
+    """Check that the validation loss has not risen much since its lowest value."""
     return Finding(
         "validation",
         validation[-1] < MAX_RISE * min(validation),
         f"loss {validation[-1]:.4f}, its lowest was {min(validation):.4f}",
-        "it rises: the rate is too large for the end of the training, "
-        "or the images are learned by heart",
+        "it rises: the learning rate is too large at the end of training, "
+        "or the model memorizes the training images",
     )
 
 
 def check_similar_runs(
     run_dir: Path, config: dict[str, Any], validation: float, step: float
 ) -> Finding:
-    """Whether the validation loss is like that of similar runs after as many steps."""
+    """Check that the validation loss is close to that of similar runs at about this step."""
     others = losses_of_similar_runs(run_dir, config, step)
     if not others:
-        observation = f"none of this preset and dataset, about as long, is beside {run_dir}"
+        observation = f"there is no similar run, about as long, beside {run_dir}"
         return Finding("other runs", None, observation)
     low, high = min(others) * (1 - MARGIN), max(others) * (1 + MARGIN)
     return Finding(
         "other runs",
         low <= validation <= high,
         f"validation loss {validation:.4f}; {len(others)} others of this "
-        f"preset have {min(others):.4f} to {max(others):.4f} after as many steps",
-        "it is outside of what they reached: compare the config.json of both",
+        f"preset have {min(others):.4f} to {max(others):.4f} at about this step",
+        "it is outside their range: compare the config.json of these runs",
     )
 
 
@@ -139,7 +139,7 @@ def losses_of_similar_runs(run_dir: Path, config: dict[str, Any], step: float) -
 
 
 def validations_near(run_dir: Path, step: float) -> list[dict[str, float]]:
-    """The rows of metrics.csv with a finite validation loss, after about as many steps."""
+    """The rows of metrics.csv with a finite validation loss near this step."""
     rows = []
     for row in read_rows(run_dir):
         finite = math.isfinite(row.get("val_loss", math.nan))

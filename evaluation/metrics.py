@@ -1,12 +1,12 @@
-"""What is measured of samples, as dictionaries for metrics.json.
+"""Measurements of samples, as dictionaries for metrics.json.
 
     real = RealImages(train_set, test_set, root="data")
-    distances(extractor, sets, real)          # of samples, of held-out images and of noise
+    distances(extractor, sets, real)          # for samples, held-out images and noise
     memorization(extractor, samples, real)    # and an image of the nearest training images
     sweep(extractor, sets_of_plans, real)     # Frechet distance and cost of each sampling plan
 
-Where a distance has a "floor", that is the distance of held-out real images; its "ceiling" is the
-distance of pure noise.
+The "floor" of a distance, if it has one, is the distance of held-out real images; the "ceiling" is
+the distance of pure noise.
 
 Letters in the shape columns: N images, C channels, H and W height and width, F features,
 K classes.
@@ -37,13 +37,13 @@ from sampling.noise import Noise
 from sampling.plan import SamplingPlan
 from sampling.sample_sets import SampleCost, plan_settings
 
-LIKE_TRAINING = 8  # samples in the image of the nearest training images
-NEIGHBOURS = 4  # of each sample there
+LIKE_TRAINING = 8  # samples in the picture of nearest training images
+NEIGHBOURS = 4  # of each sample in that picture
 
 
 @dataclass(frozen=True)
 class ExtractedSamples:
-    """Features and logits of each set of samples, and of as many images of noise."""
+    """Features and logits of each set of samples, and of the same number of noise images."""
 
     features: list[Tensor]  # (N,F) each
     logits: list[Tensor]  # (N,K) each
@@ -68,7 +68,7 @@ def noise_images(count: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Mean and range of one number for each set of samples."""
+    """Mean and range of `values`, which has one number for each set of samples."""
     return {
         "mean": sum(values) / len(values),
         "lowest": min(values),
@@ -88,8 +88,8 @@ def distances(
 ) -> dict[str, Any]:
     """Distances of sets of samples, each uint8 (N,C,H,W), from the training and the test images.
 
-    labels (N,): the classes with which the samples were generated; a classifier tells how many of
-    them it recognizes.
+    labels (N,): the classes the samples were generated with; a classifier then also measures how
+    many it recognizes.
     """
     samples = extract_samples(extractor, sets, real.batch_size)
     reference: dict[Split, Tensor] = {
@@ -115,7 +115,7 @@ def distances(
 
 
 def describe(extractor: FeatureExtractor, samples: ExtractedSamples) -> dict[str, Any]:
-    """What is compared, and in which features."""
+    """Return what was compared, and with which feature extractor."""
     return {
         "weights_digest": extractor.digest,
         "published_weights": extractor.published,
@@ -128,10 +128,10 @@ def extract_samples(
     extractor: FeatureExtractor, sets: list[Tensor], batch_size: int
 ) -> ExtractedSamples:
     """Extract the features of sets of samples, each uint8 (N,C,H,W), and those of noise."""
-    title = f"{extractor.name} looks at samples"
+    title = f"{extractor.name} features of samples"
     extracted = [extract_features(extractor, images, title, batch_size) for images in sets]
     noise = noise_images(len(sets[0]), tuple(sets[0].shape[1:]))
-    title = f"{extractor.name} looks at noise"
+    title = f"{extractor.name} features of noise"
     noise_features, noise_logits = extract_features(extractor, noise, title, batch_size)
     return ExtractedSamples(
         features=[features for features, _ in extracted],
@@ -144,10 +144,10 @@ def extract_samples(
 def distances_from(
     samples: ExtractedSamples, reference: Tensor, held_out: Tensor | None, bar: tqdm
 ) -> dict[str, Any]:
-    """Distances of samples, held-out images (M,F) and noise from the features (N,F) of a split.
+    """Distances of samples, held-out images (M,F) and noise from reference features (N,F).
 
-    Without held-out images there is no floor. Where there are fewer of them than samples, "fewer"
-    has the distances of as many samples: distances fall with the number of images.
+    Without held-out images there is no floor. If there are fewer held-out images than samples,
+    "fewer" has the distances for that many samples, because distances get smaller with more images.
     """
     reference_statistics = statistics(reference)
 
@@ -179,7 +179,7 @@ def inception_scores(
 ) -> dict[str, Any]:
     """The Inception score of samples, of held-out images (floor) and of noise (ceiling)."""
     held_out = real.images("test", min(samples.count, real.count or samples.count))
-    title = "inception looks at unseen images"
+    title = "inception features of unseen images"
     _, logits = extract_features(extractor, held_out, title, real.batch_size)
     floor = inception_score(logits)
     return spread([inception_score(logits) for logits in samples.logits]) | {
@@ -195,7 +195,7 @@ def class_shares(
     train_set: DiffSet,
     labels: Tensor | None,
 ) -> dict[str, Any]:
-    """How often a classifier recognizes each class, and how often the class in `labels` (N,)."""
+    """Share of samples classified as each class, and as their own label in `labels` (N,)."""
     classes = len(train_set.classes)
     predicted = torch.cat([logits.argmax(1) for logits in samples.logits])
     counts = torch.bincount(predicted, minlength=classes)
@@ -220,8 +220,8 @@ def memorization(
 ) -> tuple[dict[str, Any], Tensor]:
     """`neighbours.audit` of samples, uint8 (N,C,H,W), in pixels and in features.
 
-    Also returns an image, uint8 (C,H',W'), of the samples that are most like a training image:
-    those with the lowest quotients in features.
+    Also returns a picture, uint8 (C,H',W'), of the samples most like a training image: those with
+    the lowest quotients in feature space.
     """
     train, test = real.images("train"), real.images("test")
     features, _ = extract_features(extractor, samples, batch_size=real.batch_size)
@@ -252,7 +252,7 @@ def sweep(
     sets_of_plans: Iterable[tuple[SamplingPlan, list[tuple[Tensor, SampleCost]]]],
     real: RealImages,
 ) -> dict[str, Any]:
-    """The Frechet distance to the training images, and the cost, of several sampling plans.
+    """Frechet distance to the training images, and cost, for each of several sampling plans.
 
     sets_of_plans: each plan with its sets of samples, uint8 (N,C,H,W), and the cost of an image.
     """

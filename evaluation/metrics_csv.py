@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def read_rows(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, each with the cells that are numbers, up to a damaged end.
+    """Return the rows of metrics.csv, each with its numeric cells.
 
-    Raises OSError.
+    Reading stops where the file is damaged. Raises OSError.
     """
     rows = []
     file_name = run_dir / "metrics.csv"

@@ -1,7 +1,7 @@
-"""Whether samples are copies: their nearest training images, and how near those are.
+"""Whether samples are copies: their nearest training images, and the distances to them.
 
-    audit(samples, train, test)      # of pixels or features: ({"ratio": .., ..}, quotients (N,))
-    audit_pair(samples, reference)   # the same where no images were held out
+    audit(samples, train, test)      # in pixels or features: ({"ratio": .., ..}, quotients (N,))
+    audit_pair(samples, reference)   # the same without held-out images
     nearest(samples, train, 3)       # distances and indices (N,3) of the nearest images
     draw_neighbours(...)             # an image of samples beside their neighbours
 
@@ -18,12 +18,12 @@ from torch import Tensor
 from image_data.grids import image_grid
 from image_data.mapped_images import Images
 
-QUERY_CHUNK = 1000  # images whose neighbours are searched at once, at most
-SEARCH_CHUNK = 10_000  # images that are searched at once, at most
-CHUNK_BYTES = 2**28  # of their features in double precision
-REAL_IMAGES = 1000  # held-out images, and samples, that tell what is usual
-SHARE = 0.01  # of the real images: those nearest to others define what counts as a copy
-ROUNDING = 0.001  # of the distance from the mean image: distances below count as zero
+QUERY_CHUNK = 1000  # most images whose neighbours are searched for at once
+SEARCH_CHUNK = 10_000  # most images that are searched through at once
+CHUNK_BYTES = 2**28  # of the features of a chunk, in double precision
+REAL_IMAGES = 1000  # held-out images, and samples, that define typical distances
+SHARE = 0.01  # of the real images, the nearest to others: they define what counts as a copy
+ROUNDING = 0.001  # relative to the distance from the mean image; smaller distances count as zero
 TINY = 1e-9  # avoids a division by zero
 GRAY = 128  # between the images of `draw_neighbours`
 GROUP_GAP = 6  # pixels between the groups of a row
@@ -32,11 +32,12 @@ GROUP_GAP = 6  # pixels between the groups of a row
 def nearest(
     images: Images, others: Images, count: int = 1, exclude_self: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Euclidean distances (N,count), rising, to the nearest of others, and their indices.
+    """Euclidean distances (N,count) to the nearest of `others`, ascending, and their indices.
 
     images (N,F) and others (M,F) may also be uint8 (N,C,H,W) and (M,C,H,W). exclude_self: `others`
-    begin with the same images, and none is its own neighbour. Computed in double precision: cdist
-    subtracts squares, and rounding would confuse images that are near each other.
+    begins with the same images, and no image counts as its own neighbour. Computed in double
+    precision: cdist subtracts squares, so in float32 rounding would affect images that are near
+    each other.
     """
     all_distances, all_indices = [], []
     largest = CHUNK_BYTES // (8 * math.prod(images.shape[1:]))
@@ -70,15 +71,17 @@ def audit(samples: Tensor, train: Images, test: Images) -> tuple[dict[str, float
     """Compare the distances of samples to training images with those to held-out images.
 
     samples (N,F), train (M,F) and test (L,F), or images themselves, are in random order. Also
-    returns, for each sample, its distance to the nearest training image divided by that to the
-    nearest held-out one (N,). Quotients, because smooth and pale images are near to every image.
+    returns for each sample the distance to the nearest training image divided by the distance to
+    the nearest held-out image (N,). Quotients are used because smooth and pale images are near
+    every image.
 
-    ratio: the mean distance to the nearest training image divided by that to the nearest held-out
-    image, among equally many of both (the training images are taken in chunks). It is 1 for a
-    model that knows the training images no better than their distribution, in the manner of the
-    three-sample test of Meehan et al. 2020, "A non-parametric test to detect data-copying".
+    ratio: the mean distance to the nearest training image divided by the mean distance to the
+    nearest held-out image. Each is the nearest of the same number of images: the training images
+    are split into chunks for this. It is 1 for a model that has learned the distribution and
+    nothing specific to the training images. It follows the three-sample test of Meehan et al. 2020,
+    "A non-parametric test to detect data-copying".
 
-    copies: the share of samples whose quotient is as small as that of the lowest `SHARE` of the
+    copies: the share of samples whose quotient is as small as the lowest `SHARE` of those of the
     held-out images. duplicates: see `duplicate_share`.
     """
     chunks = train.split(min(len(train), len(test)))  # the last one may be smaller
@@ -103,15 +106,15 @@ def audit(samples: Tensor, train: Images, test: Images) -> tuple[dict[str, float
 
 
 def audit_pair(samples: Tensor, reference: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Compare the distances of samples to a set of images with those within that set.
+    """Compare the distances of samples to a set of images with the distances within that set.
 
     samples (N,F) and reference (M,F), each in random order. Also returns the distance of each
     sample to the nearest reference image (N,).
 
     ratio: the mean of these distances divided by the mean distance of a reference image to the
     nearest other one. equal: the share of samples that equal a reference image. duplicates: see
-    `duplicate_share`. Nothing here tells a copy from a smooth or pale image, which is near to every
-    image: that takes images that were held out, see `audit`.
+    `duplicate_share`. This cannot distinguish a copy from a smooth or pale image, which is near
+    every image. That needs held-out images: see `audit`.
     """
     real, own = reference[:REAL_IMAGES].double(), samples[:REAL_IMAGES].double()
     zero = max(float((real - real.mean(0)).norm(dim=1).mean()) * ROUNDING, TINY)
@@ -128,12 +131,13 @@ def audit_pair(samples: Tensor, reference: Tensor) -> tuple[dict[str, float], Te
 def duplicate_share(samples: Tensor, real: Tensor) -> float:
     """Share of samples (N,F) that are unusually near to another sample.
 
-    Distances are relative to the median distance within the set. Unusually near is half of what
-    the nearest `SHARE` of as many real images (N,F) have.
+    Distances are relative to the median distance within the set. A sample is unusually near to
+    another if their distance is at most half the `SHARE` quantile of the nearest-neighbour
+    distances among the same number of real images (N,F).
     """
     spread = float(torch.pdist(samples).median())
     real_spread = float(torch.pdist(real).median())
-    spread = max(spread, real_spread / 2, TINY)  # equal samples have no spread
+    spread = max(spread, real_spread / 2, TINY)  # the spread of equal samples is 0
     apart = nearest(samples, samples, exclude_self=True)[0] / spread
     real_apart = nearest(real, real, exclude_self=True)[0] / max(real_spread, TINY)
     return share(apart <= max(float(real_apart.quantile(SHARE)) / 2, ROUNDING))
@@ -150,7 +154,7 @@ def draw_neighbours(
     """Draw each sample in a row with its nearest training images: uint8 (C,H',W').
 
     samples (N,C,H,W), train (M,C,H,W). by_pixels, by_features: indices (N,>=columns) of the
-    neighbours, which stand in two groups with a gray gap before each.
+    neighbours, drawn as two groups with a gray gap before each.
     """
     N, C = samples.shape[:2]
     groups = [samples]

@@ -1,4 +1,4 @@
-"""What is measured, as objects that evaluate.py makes from its flags."""
+"""The settings of evaluations, which evaluate.py makes from its flags."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +8,22 @@ from pathlib import Path
 class EvaluationPlan:
     """The settings of an evaluation.
 
-    None, or no values, stand for a default that depends on the model or the data.
+    None or an empty tuple means a default that depends on the model or the data.
 
-    checkpoint: a file, or a run directory for its newest. weights: "ema" or "raw"; ema_length: the
-    length of another average. dataset: the name of the real images. data_root: where datasets,
-    classifiers and features are stored. sweep: what varies, "sampler", "steps" or both.
+    checkpoint: a file, or a run directory for its newest checkpoint. weights: "ema" or "raw".
+    ema_length: the length of a post-hoc EMA, which replaces it. dataset: the name of the real
+    images. data_root: where datasets, classifiers and features are stored. sweep: what varies,
+    "sampler", "steps" or both.
 
-    bound, flow: how many held-out images the variational bound and the probability flow are
-    measured on. terms: how many terms of the bound are sampled for each image, None for all.
+    bound, flow: number of held-out images for the variational bound and for the probability flow.
+    terms: number of terms of the bound sampled for each image, None for all.
 
-    num: samples in each set, one set for each of `seeds`; the first seed is also that of bits/dim.
-    samplers .. guide_with: how they are sampled. compile_mode: of torch.compile, or "off".
+    num: samples in each set; there is one set for each of `seeds`, and bits/dim uses the first
+    seed. samplers .. guide_with: how to sample. compile_mode: mode of torch.compile, or "off".
 
-    features: the names of the feature extractors. inception_weights: a file. references: how many
-    real images of each split samples are compared with. batch_size: images at once. precision:
-    Lightning's name, for sampling.
+    features: the names of the feature extractors. inception_weights: a file. references: number of
+    real images of each split that samples are compared with. batch_size: images in a batch.
+    precision: precision of sampling, as Lightning names it.
     """
 
     checkpoint: Path
@@ -53,12 +54,12 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """The settings with which images in files are scored.
+    """The settings for scoring images from files.
 
-    samples: a folder or an .npz file, and perhaps another one to compare it with. dataset,
-    data_root, features, inception_weights, references, batch_size: as of `EvaluationPlan`. out: the
-    folder of the results, None for one beside the samples. model: what is measured of a model
-    besides; its `num` is 0.
+    samples: a folder or an .npz file, and optionally a second one to compare it with. dataset,
+    data_root, features, inception_weights, references, batch_size: as in `EvaluationPlan`. out: the
+    folder of the results, None for one beside the samples. model: the evaluation of a model whose
+    bits/dim are measured too; its `num` is 0.
     """
 
     samples: tuple[Path, ...]

@@ -1,4 +1,4 @@
-"""All that an evaluation needs, loaded and checked before the first sample.
+"""Load and check everything that an evaluation needs before sampling begins.
 
 prepared, path = prepare(plan, "runs/mnist", processes)    # in every process
 """
@@ -25,17 +25,17 @@ from sampling.plan import SamplingPlan, plan_sampling
 from sampling.sample_sets import SampleCost, folder_name, read_samples
 from sampling.samplers import SAMPLERS
 
-SWEEP_STEPS = (5, 10, 20, 50)  # of a sweep over steps, where none are given
+SWEEP_STEPS = (5, 10, 20, 50)  # of a sweep over steps, if --steps is not given
 MIN_IMAGES = 4  # of each split
-BOUND_IMAGES = 1000  # for the variational bound, where there are as many
+BOUND_IMAGES = 1000  # for the variational bound, or all if there are fewer
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an evaluation works with.
+    """Everything that an evaluation needs.
 
-    weights: their name in metrics.json. directory: where the results are written. real_images and
-    extractors: of the first process, which measures; the others only sample.
+    weights: the name of the weights in metrics.json. directory: where the results are written.
+    real_images, extractors: only in the first process, which measures; the others only sample.
     """
 
     plan: EvaluationPlan
@@ -57,7 +57,7 @@ class Prepared:
         return self.directory / "evaluation" / name
 
     def read_sets(self, sampling_plan: SamplingPlan) -> list[tuple[Tensor, SampleCost]]:
-        """The set of samples of each seed, uint8 (N,C,H,W), and what one of them cost."""
+        """The samples of each seed, uint8 (N,C,H,W), and the cost of one sample."""
         folder, count = self.sample_folder(sampling_plan), self.plan.num
         return [read_samples(self.model, folder, count, seed) for seed in self.plan.seeds]
 
@@ -65,7 +65,8 @@ class Prepared:
 def prepare(plan: EvaluationPlan, path: Path, processes: Processes) -> tuple[Prepared, Path]:
     """Load and check everything; also returns the path for the other processes to load.
 
-    path: `plan.checkpoint` in the first process. Raises ValueError or OSError, in one line.
+    path: `plan.checkpoint` in the first process. Raises ValueError or OSError with a one-line
+    message.
     """
     prepared = load_checkpoint(plan, path, processes.device)
     if processes.is_first:
@@ -76,7 +77,8 @@ def prepare(plan: EvaluationPlan, path: Path, processes: Processes) -> tuple[Pre
 
 
 def load_checkpoint(plan: EvaluationPlan, path: Path, device: torch.device) -> Prepared:
-    """Load the model and choose how it samples. Raises ValueError or OSError, in one line."""
+    """Load the model and choose how to sample. Raises ValueError or OSError with a one-line
+    message."""
     loaded = load_model(path, device, plan.weights == "ema", plan.ema_length)
     weights = plan.weights
     if plan.ema_length is not None:
@@ -91,15 +93,14 @@ def load_checkpoint(plan: EvaluationPlan, path: Path, device: torch.device) -> P
 
 
 def results_directory(checkpoint: Path) -> Path:
-    """Where results go: the run directory, or the folder of the file; runs/pretrained-NAME for a
-    pretrained model."""
+    """Return where results go: the run directory, the folder of a file, or runs/pretrained-NAME."""
     if is_pretrained(checkpoint):
         return Path("runs") / f"pretrained-{checkpoint.stem}"
     return run_dir_of(checkpoint) if checkpoint.is_dir() else checkpoint.parent
 
 
 def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingPlan, ...]:
-    """The one way to sample, or all of a sweep. Raises ValueError, in one line."""
+    """Return the plan, or all plans of a sweep. Raises ValueError with a one-line message."""
     model = loaded.model
     guidance_of = partial(
         choose_guidance, loaded, plan.guidance, plan.guide_with, bool(model.unet.classes)
@@ -138,7 +139,8 @@ def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingP
 def with_real_images(prepared: Prepared) -> Prepared:
     """Load and check the real images.
 
-    Defaults that depend on the images are filled in. Raises ValueError or OSError, in one line.
+    Defaults that depend on the images are filled in. Raises ValueError or OSError with a one-line
+    message.
     """
     train_set, test_set = load_real_images(prepared)
     check_labels(prepared.model, train_set, test_set)
@@ -180,7 +182,7 @@ def with_extractors(prepared: Prepared, device: torch.device) -> Prepared:
 
 
 def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
-    """The training and the test images: those of --dataset, or those of the training."""
+    """Return the training and test images of --dataset, by default those of the training run."""
     plan, model = prepared.plan, prepared.model
     config = read_run_settings(results_directory(plan.checkpoint))
     name = plan.dataset or config.get("dataset") or model.settings.dataset
@@ -188,7 +190,7 @@ def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
         raise ValueError(
             f"{plan.checkpoint} does not say which images it was trained on: give --dataset"
         )
-    # That of the run, if these are its images.
+    # The value range of the run applies only to the images of the run.
     value_range = None if plan.dataset else config.get("value_range")
     train_set = DiffSet(True, name, plan.data_root, model.unet.size, value_range)
     test_set = DiffSet(False, name, plan.data_root, model.unet.size, value_range)
@@ -201,11 +203,11 @@ def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
 
 
 def check_labels(model: DiffusionModel, train_set: DiffSet, test_set: DiffSet) -> None:
-    """Raise ValueError if there are labels that the model does not know."""
+    """Raise ValueError if a label is not among the classes of the model."""
     highest = max(int(test_set.labels.max()), int(train_set.labels.max()))
     if model.unet.classes and highest >= model.unet.classes:
         raise ValueError(
-            f"{test_set.name} has the label {highest}, and the model knows "
+            f"{test_set.name} has the label {highest}, and the model has "
             f"{model.unet.classes} classes: give the --dataset that it was trained on"
         )
 
@@ -221,7 +223,7 @@ def check_counts(plan: EvaluationPlan, train_set: DiffSet, test_set: DiffSet) ->
 
 
 def check_split_sizes(train_set: DiffSet, test_set: DiffSet) -> None:
-    """Raise ValueError if a split has too few images to compare any with."""
+    """Raise ValueError if a split has too few images for a comparison."""
     if min(len(train_set), len(test_set)) < MIN_IMAGES:
         raise ValueError(
             f"{train_set.name} has {len(train_set)} images for training and {len(test_set)} "
@@ -230,7 +232,7 @@ def check_split_sizes(train_set: DiffSet, test_set: DiffSet) -> None:
 
 
 def check_writable(directory: Path) -> None:
-    """Raise OSError, in one line, if results cannot be written: now, not after the sampling."""
+    """Raise OSError with a one-line message, before sampling, if results cannot be written."""
     try:
         (directory / "evaluation").mkdir(parents=True, exist_ok=True)
         for folder in (directory, directory / "evaluation"):

@@ -22,7 +22,7 @@ class RealImages:
     """Both splits of a dataset, and how many of their images are used.
 
     root: where their features are cached. count: images of each split, None for all of them.
-    batch_size: of feature extraction, also for samples.
+    batch_size: for feature extraction, also of samples.
     """
 
     train_set: DiffSet
@@ -35,7 +35,7 @@ class RealImages:
         return self.train_set if name == "train" else self.test_set
 
     def images(self, name: Split, count: int | None = None) -> Images:
-        """uint8 (N,C,H,W): `count` images of a split, by default those that are compared."""
+        """Return `count` images of a split, uint8 (N,C,H,W); by default `self.count`."""
         data = self.split(name)
         return data.images.index_select(0, data.subset(count or self.count))
 

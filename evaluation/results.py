@@ -2,8 +2,8 @@
 
     write_metrics(Path("runs/mnist/metrics.json"), identity, measured)
 
-`measured` has "bits_per_dim", "distances", "memorization", "neighbours" and "sweep", as far as they
-were measured; tables.py shows them.
+`measured` has those of "bits_per_dim", "distances", "memorization", "neighbours" and "sweep" that
+were measured; tables.py formats them.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor
 from image_data.grids import enlarge, write_png
 from runtime.atomic_file import complete_file
 
-# measurements with the same values of these belong to one record
+# measurements that agree in all of these belong to the same record
 IDENTITY = (
     *("checkpoint_sha256", "weights", "dataset", "size", "train_digest", "test_digest"),
     *("samples_digest", "reference_digest"),  # of images from files
@@ -28,16 +28,16 @@ IDENTITY = (
 # dictionaries that a later measurement of the same model adds to
 MERGED = ("bits_per_dim", "distances", "memorization", "neighbours")
 
-SCALE = 3  # by which images are enlarged
+SCALE = 3  # factor by which images are enlarged
 
 
 def write_metrics(file: Path, identity: dict[str, Any], measured: dict[str, Any]) -> None:
     """Add `measured` to the file's record of the same model and images (see `IDENTITY`).
 
     Records of other models or images are kept under "earlier". Numbers that are not finite become
-    null. Raises OSError, in one line.
+    null. Raises OSError with a one-line message.
     """
-    identity = finite(identity)  # a tuple as the list that JSON makes of it
+    identity = finite(identity)  # tuples become lists, as in the JSON file
     records = read_records(file)
     same = [record for record in records if all(record.get(k) == identity.get(k) for k in IDENTITY)]
     known = same[0] if same else {}
@@ -59,7 +59,7 @@ def write_metrics(file: Path, identity: dict[str, Any], measured: dict[str, Any]
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.json, the latest first; none where it is missing or no JSON."""
+    """The records of a metrics.json, the latest first; none if the file is missing or not JSON."""
     try:
         latest = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 
 def finite(value: Any) -> Any:
-    """The same dictionaries and lists, with None for every number that JSON cannot hold."""
+    """Return the same dictionaries and lists, with None for every number that is not finite."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Checks of images/samples.npz: by itself, and compared with the training images.
+"""Checks of the samples in images/samples.npz, also compared with the training images.
 
 Letters in the shape columns: N images, H and W height and width, C channels.
 """
@@ -13,11 +13,11 @@ from evaluation.finding import Finding
 from image_data.npz_files import NpzError, is_image_array, read_npz
 from runtime.image_size import size_of
 
-MIN_SPREAD = 2.0  # gray levels: an image whose channels vary less is called constant
-MAX_SHIFT = 12.0  # gray levels by which a channel's mean may be off, besides three standard errors
-MAX_SATURATION = 0.15  # share of values 0 or 255, beyond that of the data
-CONTRAST = (0.6, 1.6)  # relative to that of the data
-REAL_IMAGES = 5000  # that samples are compared with
+MIN_SPREAD = 2.0  # gray levels; an image that varies less counts as constant
+MAX_SHIFT = 12.0  # gray levels a channel's mean may be off by, plus three standard errors
+MAX_SATURATION = 0.15  # share of values 0 or 255, in excess of the data
+CONTRAST = (0.6, 1.6)  # lowest and highest, relative to the data
+REAL_IMAGES = 5000  # number of images that samples are compared with
 
 
 def check_samples(
@@ -26,7 +26,7 @@ def check_samples(
     root: str,
     value_range: tuple[float, float] | None = None,
 ) -> list[Finding]:
-    """Findings about images/samples.npz. dataset: None where it is not known. value_range: as of
+    """Findings about images/samples.npz. dataset: None if it is not known. value_range: as in
     `DiffSet`."""
     file = run_dir / "images" / "samples.npz"
     command = f"python Inference.py --ckpt {run_dir} --out {run_dir / 'images'}"
@@ -41,7 +41,7 @@ def check_samples(
     try:
         real = read_real(dataset, root, samples, value_range)
     except (OSError, ValueError) as error:
-        observation = f"the dataset is not at hand ({error})"
+        observation = f"the dataset is not available ({error})"
         return [*findings, Finding("colours", None, observation)]
     return [
         *findings,
@@ -52,7 +52,7 @@ def check_samples(
 
 
 def read_samples(file: Path) -> np.ndarray | None:
-    """uint8 (N,H,W,C); None where the file is missing or damaged."""
+    """Return uint8 (N,H,W,C), or None if the file is missing or damaged."""
     try:
         samples = read_npz(file, ("arr_0",))["arr_0"]
     except (FileNotFoundError, NpzError):
@@ -66,9 +66,9 @@ def read_real(
     samples: np.ndarray,
     value_range: tuple[float, float] | None,
 ) -> np.ndarray:
-    """Training images like the samples, uint8 (N,H,W,C). Nothing is downloaded for this.
+    """Return training images in the size of the samples, uint8 (N,H,W,C). Nothing is downloaded.
 
-    Raises ValueError or OSError, in one line.
+    Raises ValueError or OSError with a one-line message.
     """
     if not dataset:
         raise ValueError("config.json names none")
@@ -84,12 +84,12 @@ def read_real(
 
 
 def spread(images: np.ndarray) -> np.ndarray:
-    """Standard deviation of the channel that varies most, of each image (N,)."""
+    """Standard deviation of the channel that varies most, for each image (N,)."""
     return images.reshape(len(images), -1, images.shape[3]).std(1).max(1)
 
 
 def check_constant(samples: np.ndarray) -> Finding:
-    """Whether any sample has one colour all over."""
+    """Check that no sample is a single colour."""
     constant = int((spread(samples) < MIN_SPREAD).sum())
     return Finding(
         "constant samples",
@@ -100,7 +100,7 @@ def check_constant(samples: np.ndarray) -> Finding:
 
 
 def check_equal(samples: np.ndarray) -> Finding:
-    """Whether any two samples are equal."""
+    """Check that no two samples are equal."""
     equal = len(samples) - len(np.unique(samples.reshape(len(samples), -1), axis=0))
     return Finding(
         "equal samples",
@@ -111,7 +111,7 @@ def check_equal(samples: np.ndarray) -> Finding:
 
 
 def check_colours(samples: np.ndarray, real: np.ndarray) -> Finding:
-    """Whether the mean of each channel is that of the real images."""
+    """Check that the mean of each channel is close to that of the real images."""
     means, expected = samples.mean((0, 1, 2)), real.mean((0, 1, 2))  # (C,)
     standard_error = real.mean((1, 2)).std(0) / len(samples) ** 0.5
     allowed = MAX_SHIFT + 3 * standard_error
@@ -135,13 +135,13 @@ def check_colours(samples: np.ndarray, real: np.ndarray) -> Finding:
 
 
 def check_saturation(samples: np.ndarray, real: np.ndarray) -> Finding:
-    """Whether more values than usual are 0 or 255."""
+    """Check that not many more values are 0 or 255 than in the real images."""
     saturated, usual = saturation(samples), saturation(real)
     return Finding(
         "saturation",
         saturated <= usual + MAX_SATURATION,
         f"{100 * saturated:.0f}% of the values are 0 or 255 ({100 * usual:.0f}% of the data)",
-        "too many: a smaller --guidance, more --steps, or a longer training",
+        "too many: try a smaller --guidance or more --steps, or train longer",
     )
 
 
@@ -151,12 +151,12 @@ def saturation(images: np.ndarray) -> float:
 
 
 def check_contrast(samples: np.ndarray, real: np.ndarray) -> Finding:
-    """Whether values vary within an image as much as in real ones."""
+    """Check that values vary within an image about as much as in real images."""
     contrast, usual = float(spread(samples).mean()), float(spread(real).mean())
     low, high = CONTRAST
     return Finding(
         "contrast",
         low < contrast / max(usual, 1) < high,
         f"{contrast:.0f} gray levels within an image ({usual:.0f} in the data)",
-        "gray, washed out images need a longer training; too much contrast, a smaller --guidance",
+        "contrast too low: train longer; too high: try a smaller --guidance",
     )

@@ -1,8 +1,9 @@
-"""Score images that any program made, against a dataset or another set of images.
+"""Score images made by any program against a dataset or another set of images.
 
     score(plan, machine)
 
-What is measured is printed as it is known and added to metrics.json, in a folder beside the images.
+Results are printed as soon as they are known and added to metrics.json in a folder beside the
+images.
 """
 
 from collections.abc import Iterator
@@ -48,11 +49,11 @@ from runtime.launcher import Machine
 
 @dataclass(frozen=True)
 class Scoring:
-    """What images are scored with.
+    """Everything that is needed to score images.
 
-    reference: another set of images; None where `real_images` is what the samples are compared
-    with. real_images: beside a reference, those whose classifier extracts the features. model: one
-    whose bits/dim are measured as well.
+    reference: another set of images to compare the samples with; None to compare them with
+    `real_images`. real_images: with a reference, the dataset of the classifier that extracts the
+    features. model: a model whose bits/dim are measured too.
     """
 
     samples: ImageSet
@@ -64,9 +65,9 @@ class Scoring:
 
 
 def score(plan: ScoringPlan, machine: Machine) -> None:
-    """Measure what the plan says. Exits for bad input; raises ValueError or OSError later on."""
+    """Measure what the plan asks for. Exits on bad input; later raises ValueError or OSError."""
     scoring = machine.prepare(lambda: prepare(plan, machine.device) if machine.is_first else None)
-    machine.processes.leave()  # the first process measures, and none waits for it
+    machine.processes.leave()  # only the first process measures, and the others do not wait
     if scoring:
         measure(plan, scoring)
 
@@ -75,7 +76,7 @@ def score(plan: ScoringPlan, machine: Machine) -> None:
 
 
 def prepare(plan: ScoringPlan, device: torch.device) -> Scoring:
-    """Load and check everything. Raises ValueError or OSError, in one line."""
+    """Load and check everything. Raises ValueError or OSError with a one-line message."""
     sets = [load_image_set(path) for path in plan.samples]
     directory = plan.out or folder_beside(plan.samples[0])
     check_directory(plan, directory)
@@ -103,9 +104,10 @@ def prepare(plan: ScoringPlan, device: torch.device) -> Scoring:
 
 
 def load_dataset(plan: ScoringPlan, name: str, samples: ImageSet) -> RealImages:
-    """The real images, in the size of the samples. Raises ValueError or OSError, in one line.
+    """Return the real images, in the size of the samples.
 
-    Images in a folder are resized to it, as they are for training; other datasets have a size.
+    Images in a folder are resized to that size, as for training; other datasets have a fixed size.
+    Raises ValueError or OSError with a one-line message.
     """
     train_set = DiffSet(True, name, plan.data_root, size_of(*samples.images.shape[2:]))
     if train_set.original_size == (28, 28) and not train_set.padded:
@@ -123,7 +125,7 @@ def load_dataset(plan: ScoringPlan, name: str, samples: ImageSet) -> RealImages:
 
 
 def folder_beside(samples: Path) -> Path:
-    """The folder of the results: NAME-evaluation beside the samples, never within them."""
+    """Return the folder of the results: NAME-evaluation beside the samples, never among them."""
     if samples.name in ("", ".."):
         samples = samples.resolve()
     name = samples.name if samples.is_dir() else samples.stem
@@ -131,7 +133,7 @@ def folder_beside(samples: Path) -> Path:
 
 
 def check_directory(plan: ScoringPlan, directory: Path) -> None:
-    """Raise ValueError where results would be taken for samples, or for those of a model."""
+    """Raise ValueError if results would be mistaken for samples, or mixed with those of a model."""
     for samples in plan.samples:
         if samples.is_dir() and directory.resolve().is_relative_to(samples.resolve()):
             raise ValueError(
@@ -144,7 +146,7 @@ def check_directory(plan: ScoringPlan, directory: Path) -> None:
 
 
 def make_writable(directory: Path) -> None:
-    """Make the folder and write into it. Raises OSError, in one line."""
+    """Create the folder and check that it is writable. Raises OSError with a one-line message."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ".writable").touch()
@@ -160,7 +162,7 @@ def make_writable(directory: Path) -> None:
 
 
 def measure(plan: ScoringPlan, scoring: Scoring) -> None:
-    """Print what is measured, and of what. Raises OSError or ValueError, in one line."""
+    """Print the comparison and results. Raises OSError or ValueError with a one-line message."""
     samples = scoring.samples
     identity = identify_images(scoring)
     if scoring.model:
@@ -172,7 +174,7 @@ def measure(plan: ScoringPlan, scoring: Scoring) -> None:
 
 
 def identify_images(scoring: Scoring) -> dict[str, Any]:
-    """The images that are compared, as metrics.json has them."""
+    """Return what identifies the compared images in metrics.json."""
     samples, reference, real = scoring.samples, scoring.reference, scoring.real_images
     identity: dict[str, Any] = {
         "samples": str(samples.path),
@@ -190,7 +192,7 @@ def identify_images(scoring: Scoring) -> dict[str, Any]:
 
 
 def measurements(plan: ScoringPlan, scoring: Scoring) -> Iterator[dict[str, Any]]:
-    """Yield what is measured, part by part, as for metrics.json."""
+    """Yield the results part by part, as dictionaries for metrics.json."""
     if scoring.model:
         yield from measure_bound(scoring.model)
     for extractor in scoring.extractors:
@@ -198,7 +200,7 @@ def measurements(plan: ScoringPlan, scoring: Scoring) -> Iterator[dict[str, Any]
             yield from compare_sets(plan, scoring, extractor, scoring.reference)
         elif scoring.real_images:
             yield from compare_with_dataset(scoring, extractor, scoring.real_images)
-    if scoring.model:  # last, because it alone can fail
+    if scoring.model:  # last, because only this can fail
         yield from measure_flow(scoring.model)
 
 

@@ -1,9 +1,9 @@
-"""Two sets of images compared with each other, as dictionaries for metrics.json.
+"""Compare two sets of images with each other; results are dictionaries for metrics.json.
 
     distances_to_set(extractor, samples, reference, root="data")
     neighbours_in_set(extractor, samples, reference, root="data")    # and an image of them
 
-The reference set has no split of images that were held out, so that no distance has a floor.
+The reference set has no held-out split, so no distance has a floor.
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
@@ -43,7 +43,7 @@ def distances_to_set(
     root: str | Path,
     batch_size: int = 100,
 ) -> dict[str, Any]:
-    """Distances of samples, and of as many images of noise, from a reference set."""
+    """Distances of samples, and of the same number of noise images, from a reference set."""
     extracted = extract_samples(extractor, [samples.images], batch_size)
     reference_features = set_features(extractor, reference, root, batch_size)
     measured = describe(extractor, extracted)
@@ -68,7 +68,8 @@ def neighbours_in_set(
 ) -> tuple[dict[str, Any], Tensor]:
     """`neighbours.audit_pair` of the first `count` samples, in pixels and in features.
 
-    Also returns an image, uint8 (C,H',W'), of those nearest to a reference image, in features.
+    Also returns a picture, uint8 (C,H',W'), of the samples nearest to a reference image in feature
+    space.
     """
     images = samples.images[:count]
     features, _ = extract_features(extractor, images, batch_size=batch_size)

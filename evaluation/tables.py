@@ -1,8 +1,8 @@
-"""Results of an evaluation as lines of a table.
+"""Format the results of an evaluation as lines of text.
 
     print("\\n".join(table(measured)))
 
-`measured` has "bits_per_dim", "distances", "memorization", "neighbours" and "sweep", as far as they
+`measured` has those of "bits_per_dim", "distances", "memorization", "neighbours" and "sweep" that
 were measured, as in metrics.json.
 """
 
@@ -75,7 +75,7 @@ def distances_lines(distances: dict[str, Any]) -> list[str]:
 
 
 def distances_title(features: str, one: dict[str, Any]) -> str:
-    """Where the samples come from, and the features in which they are compared."""
+    """Describe the samples and the feature extractor that compares them."""
     accuracy = ""
     if "accuracy" in one:
         accuracy = f" (right on {100 * one['accuracy']:.1f}% of the unseen images)"
@@ -92,7 +92,7 @@ def distances_title(features: str, one: dict[str, Any]) -> str:
 
 
 def distance_line(title: str, value: dict[str, float], sets: int) -> str:
-    """One distance: its mean, its range where there are several sets, its floor and ceiling."""
+    """Format one distance: mean, range if there are several sets, floor and ceiling."""
     between = f"{value['lowest']:.4f} .. {value['highest']:.4f}" if sets > 1 else ""
     line = f"  {title:42} {value['mean']:>10.4f}   {between:>22}"
     if "floor" in value:
@@ -105,7 +105,7 @@ def distance_line(title: str, value: dict[str, float], sets: int) -> str:
 
 
 def class_line(one: dict[str, Any]) -> str:
-    """How often a classifier recognizes each class among samples and among real images."""
+    """Share of each class among the samples, as classified, and among the real images."""
     shares = []
     for name, share, real in zip(one["class_names"], one["shares"], one["real_shares"]):
         shares.append(f"{name} {100 * share:.0f}% ({100 * real:.0f})")
@@ -116,8 +116,8 @@ def class_line(one: dict[str, Any]) -> str:
 def distance_rows(one: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Title and value of everything measured with one feature extractor.
 
-    A value has "mean", "lowest" and "highest" of the sets of samples; and "floor", that of real
-    images, and "ceiling", that of noise, where they are known.
+    A value has "mean", "lowest" and "highest" over the sets of samples. If they are known, it also
+    has "floor", for real images, and "ceiling", for noise.
     """
     titles = {
         "frechet": "FID" if one["published_weights"] else "Frechet distance",
@@ -164,7 +164,7 @@ def memorization_lines(memorization: dict[str, Any]) -> list[str]:
 
 
 def neighbours_lines(neighbours: dict[str, Any]) -> list[str]:
-    """Lines of "neighbours": of samples in a set without held-out images."""
+    """Lines of "neighbours": the comparison of samples with a reference set."""
     lines = []
     for features, one in neighbours.items():
         title = f"nearest neighbours, {one['images']} samples among {one['reference_images']}"

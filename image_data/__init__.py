@@ -1,1 +1,1 @@
-"""Where images come from: generated shapes, image files, downloads; .npz files and image grids."""
+"""Sources of images (generated shapes, image files, downloads), .npz files and image grids."""

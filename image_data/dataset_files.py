@@ -2,11 +2,12 @@
 
     split = read_split(Path("data/cifar10.npz"), train=True)      # split.images, .labels, .classes
 
-`train_images` uint8 (N,H,W,C) with 1 or 3 channels, `train_labels` integers (N,), `test_images`,
-`test_labels`, and `classes`, their names. Only `train_images`, or `arr_0` in its place, must be
-there. Without test images, every tenth image, 10,000 at most, is held out for testing.
+The file holds `train_images` uint8 (N,H,W,C) with 1 or 3 channels, `train_labels` integers (N,),
+`test_images`, `test_labels`, and `classes`, the names of the classes. Only `train_images`, or
+`arr_0` instead, is required. Without test images, every tenth image, but at most 10,000, is held
+out for testing.
 
-An array of more than `mapped_images.IN_MEMORY` bytes is mapped, not read, unless it is compressed.
+An uncompressed array of more than `mapped_images.IN_MEMORY` bytes is memory-mapped, not read.
 """
 
 from dataclasses import dataclass
@@ -26,11 +27,11 @@ MAX_LABEL = 99_999
 class Split:
     """The training or the test images of a dataset.
 
-    rows: None where `images` has no others. A mapped array may have: then (N,) which of its images
-    these are.
+    rows: the indices (N,) of the split's images, if `images` is a mapped array that also holds
+    others; otherwise None.
     """
 
-    images: np.ndarray  # uint8 (N,H,W,C)
+    images: np.ndarray  # uint8 (N,H,W,C), or (M,H,W,C) if `rows` selects N of M images
     labels: np.ndarray  # int64 (N,)
     classes: tuple[str, ...]
     rows: np.ndarray | None = None
@@ -51,7 +52,7 @@ def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
     except (FileNotFoundError, NpzError) as error:
         raise ValueError(
             f"{file} cannot be read as an .npz file ({one_line(error)}): "
-            "remove it, or place it anew"
+            "remove it, or replace it with an intact file"
         ) from None
     held_out = "test_images" not in arrays
     prefix = "train" if train or held_out else "test"
@@ -76,7 +77,7 @@ def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
 def checked_arrays(
     arrays: dict[str, np.ndarray], prefix: str, file: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N,H,W,C) and labels (N,); labels that are missing are 0."""
+    """Images uint8 (N,H,W,C) and labels (N,). Without labels in the file, all are 0."""
     images = arrays.get(f"{prefix}_images", arrays.get("arr_0"))
     if images is None or not is_image_array(images):
         contents = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())
@@ -95,13 +96,13 @@ def checked_arrays(
 
 
 def held_out_mask(count: int) -> np.ndarray:
-    """Which images (N,) are for testing: every tenth, or fewer, so that they are 10,000 at most."""
+    """Mask (N,) of the images held out for testing: every tenth, but at most 10,000 in all."""
     every = max(10, -(-count // 10_000))
     return np.arange(count) % every == min(every, count) - 1
 
 
 def class_names(arrays: dict[str, np.ndarray], labels: np.ndarray) -> tuple[str, ...]:
-    """The names of the classes in the file; by default the numbers up to the largest label."""
+    """The class names in the file, or else the numbers from 0 to the largest label."""
     if "classes" in arrays:
         return tuple(map(str, np.atleast_1d(arrays["classes"])))
     largest = int(arrays.get("train_labels", labels).max())

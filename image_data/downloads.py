@@ -19,7 +19,7 @@ class Download:
 
     torchvision_name: str  # of the class in torchvision.datasets
     classes: tuple[str, ...]  # the names of the classes, in order
-    flip: bool  # whether a mirrored image could be in the dataset as well
+    flip: bool  # whether mirroring an image gives a plausible image of the dataset
 
 
 DIGITS = tuple("0123456789")
@@ -33,7 +33,7 @@ DOWNLOADS = {
 
 
 def download(key: str, root: Path) -> Path:
-    """Return `<root>/<key>.npz`; if it is missing, make it from torchvision's verified download.
+    """Return `<root>/<key>.npz`; if it is missing, create it from torchvision's verified download.
 
     Raises OSError with a one-line message if the download fails.
     """
@@ -49,7 +49,7 @@ def download(key: str, root: Path) -> Path:
             images = np.asarray(data.data).reshape(len(data), height, width, -1)  # (N,H,W,C)
             arrays[f"{split}_images"] = images
             arrays[f"{split}_labels"] = np.asarray(data.targets, dtype=np.int64)
-    except Exception as error:  # torchvision passes on many types: URLError, RuntimeError, ...
+    except Exception as error:  # torchvision raises many types: URLError, RuntimeError, ...
         raw = root / name / "raw"
         alternative = "" if key == "cifar10" else f", or the four *-ubyte files in {raw}"
         raise OSError(

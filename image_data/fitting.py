@@ -1,4 +1,4 @@
-"""The images of a dataset at the size that is asked for: in memory, or mapped if they are many.
+"""Images of a dataset, fitted to a size: in memory, or memory-mapped if there are many.
 
     read_fitted(Path("data/cifar10.npz"), True, 128, Path("data")).images    # uint8 (N,C,128,128)
 
@@ -25,15 +25,17 @@ from image_data.npz_files import Parts, is_image_array, read_npz, write_npz
 from runtime.image_size import Size, as_typed, height_and_width, size_of
 from runtime.messages import one_line
 
-DEFAULT_SIZE = 32  # of all images, but those of an .npz file that are not square
+DEFAULT_SIZE = 32  # except for images of an .npz file that are not square
 CHUNK = 500  # images that are fitted at once
-FITTER = 1  # counts up when the same file gives other pixels
+FITTER = 1  # version of the fitting; raise it if the same file would give other pixels
 
 
 @dataclass(frozen=True)
 class FittedSplit:
-    """The training or the test images of a dataset. padded: whether from 28x28 to 32x32.
-    original_size: height and width in the file."""
+    """The training or the test images of a dataset.
+
+    original_size: height and width in the file. padded: whether 28x28 was padded to 32x32.
+    """
 
     size: Size
     original_size: tuple[int, int]
@@ -50,8 +52,9 @@ def read_fitted(
 
     size: by default 32, or the images' own size if they are not square.
 
-    More than `mapped_images.IN_MEMORY` bytes of images are mapped. Where they have another size,
-    they are fitted once, and written to a file in `root`. Raises ValueError as `read_split` does.
+    Images of more than `mapped_images.IN_MEMORY` bytes are memory-mapped. If they must be fitted,
+    this is done once, and the result is written to a file in `root`. Raises ValueError as
+    `read_split` does.
     """
     split = read_split(file, train, classes)
     _, height, width, _ = split.images.shape
@@ -68,16 +71,16 @@ def read_fitted(
 
 
 def default_size(images: np.ndarray) -> Size:
-    """The size at which images (N,H,W,C) are used if none is given."""
+    """The size to which images (N,H,W,C) are fitted by default."""
     size = size_of(*images.shape[1:3])
     return DEFAULT_SIZE if isinstance(size, int) else size
 
 
 def fit_file(file: Path, root: Path, size: Size) -> Path | None:
-    """Fit all images in an .npz file and write them to another one in `root`, unless that exists.
+    """Fit all images of an .npz file, write them to another file in `root`, and return its path.
 
-    None where the fitted images are few enough to be kept in memory, or cannot be written: that is
-    reported, and they must be.
+    An existing file is reused. Returns None if the fitted images are small enough to be kept in
+    memory. If the file cannot be written, this is reported, and None is returned as well.
     """
     arrays: dict[str, ArrayLike | Parts] = {}
     largest = 0

@@ -23,7 +23,7 @@ GAP = 2  # pixels between the images of a grid, and around them
 
 
 def square_columns(count: int, height: int = 1, width: int = 1) -> int:
-    """Number of columns with which a grid of `count` images is about as wide as high.
+    """The number of columns that makes a grid of `count` images about square.
 
     height, width: of an image; only their ratio matters.
     """
@@ -48,7 +48,7 @@ def image_grid(images: np.ndarray, columns: int = 0, gap: int = GAP) -> np.ndarr
 
 
 def first_images(grid: np.ndarray, size: Size, count: int) -> list[np.ndarray]:
-    """Cut the first images, at most `count`, out of the first row of a grid (H,W,C).
+    """Cut up to `count` images out of the first row of a grid (H,W,C).
 
     size: of an image. Returns an empty list if the grid is too small for one.
     """
@@ -62,7 +62,7 @@ def first_images(grid: np.ndarray, size: Size, count: int) -> list[np.ndarray]:
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-    """Make every pixel of (...,H,W,C) a square of scale x scale pixels."""
+    """Enlarge every pixel of (...,H,W,C) to a square of scale x scale pixels."""
     return image.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
@@ -82,7 +82,7 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def write_grid(path: str | Path, images: np.ndarray, columns: int = 0) -> None:
-    """Write uint8 images (N,H,W,C) as a PNG file: a single image as it is, more as an RGB grid."""
+    """Write uint8 images (N,H,W,C) as a PNG file: one image unchanged, several as an RGB grid."""
     if len(images) == 1:
         write_png(path, images[0])
     else:

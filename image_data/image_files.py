@@ -25,16 +25,16 @@ from image_data.value_range import ValueRange, choose_range, find_range, is_deep
 from runtime.image_size import Size, as_typed, height_and_width
 from runtime.messages import one_line
 
-DECODER = 2  # counts up when the same files give other pixels
-LOOKED_AT = 16  # images of a folder that are looked at before it is decoded
+DECODER = 2  # version of the decoding; raise it if the same files would give other pixels
+LOOKED_AT = 16  # images of a folder that are checked for colour before it is decoded
 
 
 def open_image(path: str | Path, values: ValueRange | None = None) -> Image.Image:
     """Read an image file of any mode as RGB, or as L if its mode has no colour.
 
-    The image is turned upright as its EXIF data say. Transparent pixels become white. values: the
-    range of more than 8 bits, by default that of this image. Raises ValueError with the file's name
-    if it cannot be read.
+    The image is rotated as its EXIF data say. Transparent pixels become white. values: the range of
+    an image of more than 8 bits, by default found in this image. Raises ValueError with the file's
+    name if it cannot be read.
     """
     try:
         image = ImageOps.exif_transpose(Image.open(path))
@@ -55,13 +55,13 @@ def open_image(path: str | Path, values: ValueRange | None = None) -> Image.Imag
 
 
 def resize_and_crop(picture: Image.Image, size: Size) -> Image.Image:
-    """Resize a picture so that it covers the size, and crop it to its centre."""
+    """Resize a picture so that it just covers the size, and crop it to the centre."""
     height, width = height_and_width(size)
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
 def decode_image(path: Path, size: Size, values: ValueRange | None = None) -> np.ndarray:
-    """Read an image file as uint8 (H,W,3), resized and cropped to its centre."""
+    """Read an image file as uint8 (H,W,3), resized and cropped to the centre."""
     return np.asarray(resize_and_crop(open_image(path, values).convert("RGB"), size))
 
 
@@ -80,21 +80,21 @@ def fit_images(images: np.ndarray, size: Size) -> np.ndarray:
 
 
 def squeezed(image: np.ndarray) -> np.ndarray:
-    """An image (H,W,C) as PIL takes it: (H,W) if it is gray."""
+    """An image (H,W,C) in the shape that PIL expects: (H,W) if it has one channel."""
     return image[..., 0] if image.shape[2] == 1 else image
 
 
 def decode_folder(
     folder: Path, root: Path, image_size: Size, values: ValueRange | None = None
 ) -> Path:
-    """Decode a folder of images into an .npz file in `root`, unless that exists.
+    """Decode a folder of images into an .npz file in `root`, unless that file exists.
 
-    values: the range of images of more than 8 bits, by default found in all of them. Raises
-    ValueError if there is no image, or one cannot be read, or the range cannot be found, and
-    OSError if the file cannot be written, in one line.
+    The file's name contains a hash of the names, sizes and times of all images, so the folder is
+    decoded again after a change. The class of an image is the name of its subfolder.
 
-    The file's name contains a hash of the names, sizes and times of all images, so that the folder
-    is decoded again after a change. Images in a subfolder have its name as their class.
+    values: the range of images of more than 8 bits, by default found in all images. Raises
+    ValueError if the folder has no image, an image cannot be read or the range cannot be found, and
+    OSError if the file cannot be written. The messages have one line.
     """
     paths = image_paths(folder)
     if not paths:
@@ -115,8 +115,8 @@ def decode_folder(
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Image files that are decoded one after another and written to an .npz file at once, so that
-    one of them is in memory."""
+    """Image files to be decoded and written to an .npz file one by one, so that only one image is
+    in memory."""
 
     paths: list[Path]
     size: Size
@@ -124,11 +124,11 @@ class DecodedImages:
     title: str  # of the progress bar
 
     def write(self, file: Path, **arrays: ArrayLike) -> None:
-        """Write them, (N,H,W,1) if every image is gray and (N,H,W,3) otherwise, and other arrays.
+        """Write the images, (N,H,W,1) if all are gray and else (N,H,W,3), and the other `arrays`.
 
-        Raises ValueError or OSError, in one line. Whether an image has colours is known when it is
-        decoded. A few are looked at before the first is written; if another one has colours after
-        all, the work begins again.
+        An image must be decoded to find out whether it has colours, so only a few are checked
+        first. If these are gray and a later one is not, all images are written again. Raises
+        ValueError or OSError with a one-line message.
         """
         step = -(-len(self.paths) // LOOKED_AT)
         if all(is_gray(self.decode(path)) for path in self.paths[::step]):
@@ -185,7 +185,7 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def find_folder_range(folder: Path, paths: list[Path]) -> ValueRange | None:
-    """`find_range`, with the folder in what ValueError says."""
+    """`find_range`, with the folder's name in the message of the ValueError."""
     try:
         return find_range(paths)
     except ValueError as error:
@@ -193,7 +193,7 @@ def find_folder_range(folder: Path, paths: list[Path]) -> ValueRange | None:
 
 
 def fingerprint_of(folder: Path, paths: list[Path], values: ValueRange | None) -> str:
-    """Hash the relative name, size and modification time of every file, and how it is decoded."""
+    """Hash the relative path, size and modification time of every file, and how it is decoded."""
     entries: list[Any] = [DECODER, values]
     for path in paths:
         stat = path.stat()
@@ -202,5 +202,5 @@ def fingerprint_of(folder: Path, paths: list[Path], values: ValueRange | None) -
 
 
 def class_name(relative_path: Path) -> str:
-    """The first folder in a path, or an empty name for an image without a subfolder."""
+    """The first folder in a path, or "" for an image without a subfolder."""
     return relative_path.parts[0] if len(relative_path.parts) > 1 else ""

@@ -1,12 +1,12 @@
-"""Images that stay in their file and are read from it when they are needed.
+"""Memory-mapped images: they stay in their file and are read when they are needed.
 
     array = map_member(Path("data/photos-64-1a2b3c4d.npz"), info)     # uint8 (M,H,W,C), on the disk
     images = MappedImages(array)
     images[torch.tensor([7, 2, 9])]                                   # Tensor (3,C,H,W), in memory
     images.split(100)                                                 # parts that are not read yet
 
-The file is mapped for reading: all processes that map it share the memory in which the operating
-system keeps what was read from it, and which it takes back when others need it.
+The file is mapped read-only. All processes that map it share the operating system's page cache,
+which is freed when other programs need the memory.
 
 Letters in the shape comments: M images in the file, N of them that are used, C channels, H and W
 height and width.
@@ -25,14 +25,15 @@ from torch import Tensor
 
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a file in a zip archive: the lengths of its last fields
 
-IN_MEMORY = 2**30  # bytes of images: more are mapped
-CHUNK = 1000  # images that are read at once where all are needed
+IN_MEMORY = 2**30  # bytes; arrays of more are mapped
+CHUNK = 1000  # images that are read at once when all are needed
 
 
 def map_member(file: Path, member: zipfile.ZipInfo) -> np.ndarray | None:
-    """Map an uint8 array of an .npz file, read-only; None if it is compressed or no such array.
+    """Map a uint8 array of an .npz file, read-only.
 
-    Raises ValueError or OSError where the archive is damaged.
+    Returns None if it is compressed, encrypted, in Fortran order or not uint8. Raises ValueError or
+    OSError if the archive is damaged.
     """
     with open(file, "rb") as opened:
         opened.seek(member.header_offset)
@@ -56,7 +57,7 @@ def map_member(file: Path, member: zipfile.ZipInfo) -> np.ndarray | None:
 
 
 def map_of(array: np.ndarray) -> mmap.mmap | None:
-    """The mapped file that an array lies in, None if it lies in memory."""
+    """The mapped file that holds an array, or None if the array is in memory."""
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -65,7 +66,7 @@ def map_of(array: np.ndarray) -> mmap.mmap | None:
 
 
 def advise(mapped: mmap.mmap, advice: str, *part: int) -> None:
-    """Tell the operating system how a file is read, where it takes such advice.
+    """Advise the operating system how a file will be read, if it supports such advice.
 
     part: start and length in bytes, by default the whole file.
     """
@@ -77,10 +78,10 @@ def advise(mapped: mmap.mmap, advice: str, *part: int) -> None:
 class MappedImages:
     """Some of the images in a mapped file: uint8 (N,C,H,W).
 
-    array: uint8 (M,H,W,C), from `map_member`. rows (N,): the numbers of its images, by default all.
+    array: uint8 (M,H,W,C), from `map_member`. rows (N,): the indices of the images, by default all.
 
-    An index reads images and returns a Tensor. `split` and `index_select` are those of a Tensor,
-    but read nothing: they return other `MappedImages`.
+    Indexing reads images and returns a Tensor. `split` and `index_select` work as for a Tensor, but
+    read nothing: they return `MappedImages`.
     """
 
     def __init__(self, array: np.ndarray, rows: np.ndarray | None = None):
@@ -107,13 +108,13 @@ class MappedImages:
         return self.read(rows)
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """Copy images of the file, by their numbers (n,): uint8 (n,C,H,W)."""
+        """Read the images with these indices (n,) from the file: uint8 (n,C,H,W)."""
         self.announce(rows)
         images = np.take(self.array, rows, axis=0)  # (n,H,W,C)
         return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
     def announce(self, rows: np.ndarray) -> None:
-        """Have the operating system read these images from the disk, all at the same time."""
+        """Ask the operating system to read all these images from the disk at the same time."""
         size = math.prod(self.array.shape[1:])
         for row in rows.tolist():
             start = self.offset + row * size

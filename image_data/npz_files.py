@@ -4,10 +4,10 @@
     arrays = read_npz("samples.npz", ("arr_0",), ("arr_1",))      # a required and an optional array
     arrays = read_npz("photos.npz", map_above=2**30)              # large images stay in the file
     write_npz("samples.npz", arr_0=images)
-    write_npz("photos.npz", train_images=Parts(shape, parts))     # never in memory as a whole
+    write_npz("photos.npz", train_images=Parts(shape, parts))     # one part in memory at a time
 
-Files may come from anywhere, so nothing in them is trusted: pickled objects are never loaded, and
-callers check types and shapes (`is_image_array`) before they use an array.
+Files may come from untrusted sources: pickled objects are never loaded, and callers check types
+and shapes (`is_image_array`) before they use an array.
 """
 
 import math
@@ -26,7 +26,7 @@ from runtime.messages import one_line
 
 
 class NpzError(ValueError):
-    """An .npz file that cannot be read. `kind` is the type of the error that was raised."""
+    """An .npz file cannot be read. `kind` is the name of the original error's type."""
 
     def __init__(self, error: Exception):
         super().__init__(one_line(error))
@@ -35,7 +35,7 @@ class NpzError(ValueError):
 
 @dataclass(frozen=True)
 class Parts:
-    """An uint8 array of this shape, as parts along its first axis that are made one by one."""
+    """A uint8 array of this shape, given as consecutive parts along its first axis."""
 
     shape: tuple[int, ...]
     parts: Iterable[np.ndarray]
@@ -47,9 +47,9 @@ def read_npz(
     optional: Sequence[str] = (),
     map_above: float = math.inf,
 ) -> dict[str, np.ndarray]:
-    """Read arrays by name; all of them if no names are given.
+    """Read arrays by name, or all arrays if no names are given.
 
-    map_above: uint8 arrays of more bytes are not read but mapped, unless they are compressed.
+    map_above: uncompressed uint8 arrays of more bytes are memory-mapped, not read.
 
     Raises FileNotFoundError if the file does not exist, and NpzError if it is damaged, is not an
     .npz file, contains pickled objects or lacks a required array.
@@ -79,14 +79,14 @@ def read_member(
 
 
 def is_image_array(array: np.ndarray, ndim: int = 4) -> bool:
-    """Whether an array is uint8 (...,H,W,C), `ndim`-dimensional, not empty, C is 1 or 3."""
+    """Whether an array is uint8 (...,H,W,C) of `ndim` dimensions, not empty, with C = 1 or 3."""
     if array.dtype != np.uint8 or array.ndim != ndim:
         return False
     return array.shape[-1] in (1, 3) and array.size > 0
 
 
 def write_npz(path: str | Path, **arrays: ArrayLike | Parts) -> None:
-    """Write arrays by name. The file appears when it is complete. Raises OSError."""
+    """Write arrays by name. The file appears only when it is complete. Raises OSError."""
     with complete_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -97,7 +97,7 @@ def write_npz(path: str | Path, **arrays: ArrayLike | Parts) -> None:
 
 
 def write_parts(member: IO[bytes], array: Parts) -> None:
-    """Write an array in numpy's format, part by part."""
+    """Write an array in NumPy's format, part by part."""
     header = {"descr": "|u1", "fortran_order": False, "shape": array.shape}
     np.lib.format.write_array_header_1_0(member, header)
     count = 0

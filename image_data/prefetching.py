@@ -1,4 +1,4 @@
-"""The next results of slow work, made in a thread while the last one is used.
+"""Prefetching: compute the next results in a thread while the caller uses the last one.
 
 for batch in prefetched(read, parts): ...       # read(part) for each part, in their order
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-AHEAD = 2  # results that wait
+AHEAD = 2  # results computed in advance
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 def prefetched(
     make: Callable[[Item], Result], items: Iterable[Item]
 ) -> Generator[Result, None, None]:
-    """Yield `make(item)` of each item in order. An exception there is raised here.
+    """Yield `make(item)` for each item in order. An exception in the thread is raised here.
 
     The thread ends with the last item, or when the iterator is closed.
     """

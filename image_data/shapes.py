@@ -1,4 +1,4 @@
-"""The built-in dataset: a coloured shape on a darker background, generated, with no download.
+"""The built-in dataset: generated images of a coloured shape on a darker background.
 
     images, labels = draw(20_000, 32, seed=0)    # uint8 (20000,3,32,32), indices of KINDS (20000,)
 
@@ -14,12 +14,12 @@ from runtime.randomness import Purpose
 
 KINDS = ("circle", "triangle", "square", "pentagon", "star")
 CIRCLE, STAR = KINDS.index("circle"), KINDS.index("star")
-CORNERS = (3, 3, 4, 5, 5)  # of each kind; those of the circle are not used
-CHUNK = 1000  # images drawn at once, which bounds the memory
+CORNERS = (3, 3, 4, 5, 5)  # of each kind; the circle's number is not used
+CHUNK = 1000  # images drawn at once, to limit the memory
 
 
 def draw(count: int, size: Size, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `count` images, each of one shape: uint8 (N,3,H,W), and its kind (N,).
+    """Draw `count` images of one shape each: uint8 (N,3,H,W), and their kinds (N,).
 
     Image i is a function of (seed, i). All kinds are drawn in the same way: the distance of the
     edge from the centre is a function of the angle.
@@ -48,7 +48,7 @@ def draw(count: int, size: Size, seed: int) -> tuple[Tensor, Tensor]:
 def coverage(
     kind: np.ndarray, radius: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: Size
 ) -> np.ndarray:
-    """The share of every pixel that a shape covers, (n,H,W) in [0, 1].
+    """The fraction of every pixel that a shape covers, (n,H,W) in [0, 1].
 
     Takes kind, radius and rotation (n,) and centre (n,2).
     """

@@ -1,11 +1,11 @@
-"""The range of pixel values that becomes 0 to 255: black to white.
+"""The range of pixel values that is scaled to 0 (black) .. 255 (white).
 
     values = find_range(paths)                     # of a dataset: ValueRange(0, 4095, "12 bits")
     values.to_8_bits(image)                        # uint8 (H,W)
 
-Images of 8 bits have a known range. Gray images of 16 or 32 bits and of fractions do not say which
-part of it they use. It is found once for a whole dataset, so that an image that is darker than
-another one stays so.
+Images of 8 bits have a known range. Gray images of 16 or 32 bits or of floating-point values do
+not state which range they use. It is found once for a whole dataset, so that relative brightness
+is kept: a darker image stays darker.
 """
 
 import math
@@ -21,7 +21,7 @@ BITS = (8, 10, 12, 14, 16)  # of cameras, scanners and microscopes
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The values of black and of white. name: where they come from."""
+    """The pixel values of black and white. name: how they were found, for messages."""
 
     low: float
     high: float
@@ -36,7 +36,7 @@ class ValueRange:
         return f"{self.name}, {self.low:g} to {self.high:g}"
 
     def to_8_bits(self, image: Image.Image) -> np.ndarray:
-        """Scale the values of an image to uint8 (H,W); those outside the range are cut off."""
+        """Scale the values of an image to uint8 (H,W), clipped to the range."""
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
             raise ValueError("there are pixels that are not finite numbers")
@@ -45,13 +45,15 @@ class ValueRange:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether this is a gray image whose values may be other than 0 to 255."""
+    """Whether this is a gray image whose values may exceed 0 to 255."""
     return image.mode.startswith(("I", "F"))
 
 
 def find_range(paths: Iterable[Path]) -> ValueRange | None:
-    """The range of all images that are `is_deep`, None if none is. Raises ValueError if their
-    values fit no usual range. Files that cannot be read are left to the caller."""
+    """The common range of all images with `is_deep`, or None if there are none.
+
+    Raises ValueError if their values fit no usual range. Unreadable files are skipped.
+    """
     return choose_range(deep_images(paths))
 
 
@@ -67,7 +69,7 @@ def deep_images(paths: Iterable[Path]) -> Iterator[Image.Image]:
 
 
 def choose_range(images: Iterable[Image.Image]) -> ValueRange | None:
-    """The smallest usual range that has all values of these images, None without images."""
+    """The smallest usual range that contains all values of these images; None without images."""
     low, high, fractions = math.inf, -math.inf, False
     for image in images:
         values = np.asarray(image)

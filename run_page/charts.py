@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 360, 230  # about the width of a phone, so that the text stays readable there
+WIDTH, HEIGHT = 360, 230  # about the width of a phone, where the text stays readable
 LEFT, RIGHT, TOP, BOTTOM = 54, 20, 26, 44  # margins
 STYLES = ("first", "second")  # CSS classes of the curves
 MAX_VALUE = 1e30  # larger values are left out
@@ -42,7 +42,7 @@ def chart(
 
     log: scale y logarithmically. Points that are not finite or above `MAX_VALUE` are left out, and
     with `log` those that are not positive. Returns an empty string if no point remains. The label
-    for screen readers names the ends of every curve.
+    for screen readers gives the first and last point of every curve.
     """
     curves = [drawable(curve, log) for curve in series]
     curves = [curve for curve in curves if curve.xs]
@@ -148,7 +148,7 @@ def legend(name: str, left: float, style: str) -> Markup:
 
 
 def description(curve: Series) -> str:
-    """The ends of a curve in words."""
+    """The first and last point of a curve in words."""
     first = f"{number(curve.ys[0])} at {number(curve.xs[0])}"
     last = f"{number(curve.ys[-1])} at {number(curve.xs[-1])}"
     return f"{curve.name}: from {first} to {last}"
@@ -168,17 +168,17 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
 
 
 def powers_of_ten(low: float, high: float, digits: Sequence[int]) -> list[float]:
-    """Every digit times every power of ten from about `low` to about `high`, in order."""
+    """Every digit times every power of ten from about `low` to about `high`, ascending."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [digit * 10.0**power for power in powers for digit in digits]
 
 
 def tick_step(width: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that divides `width` into at most six."""
+    """The smallest of 1, 2 and 5 times a power of ten that splits `width` into at most 6 parts."""
     steps = (digit * 10.0**power for power in range(-300, 40) for digit in (1, 2, 5))
     return next(step for step in steps if width / step <= 6)
 
 
 def number(value: float) -> str:
-    """Four digits, with commas between thousands: 0.1525, 800,000, inf."""
+    """Format with four digits, and commas between thousands: 0.1525, 800,000, inf."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""What a run's page shows of its newest valid checkpoint."""
+"""Summary of a run's newest valid checkpoint, for its page."""
 
 from dataclasses import dataclass
 from pathlib import Path

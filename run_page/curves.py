@@ -29,7 +29,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Losses:
-    """What metrics.csv holds."""
+    """The losses and measurements in metrics.csv."""
 
     charts: list[Markup]
     rows: list[tuple[str, str]]  # step and loss of some validations
@@ -95,7 +95,7 @@ def has(row: Row, column: str) -> bool:
 
 
 def mean_curve(rows: Sequence[Row], column: str, name: str) -> Series:
-    """A column against the step; of many points, the means of groups."""
+    """A column against the step; many points are averaged in groups."""
     points = [(row["step"], row[column]) for row in rows if has(row, column)]
     if not points:
         return Series(name, [], [])

@@ -22,11 +22,11 @@ class Metrics:
     """All tables."""
 
     tables: list[Table]
-    note: str  # if the metrics are of another checkpoint than the page
+    note: str  # not empty if the metrics are of another checkpoint than the page
 
 
 def describe_metrics(measured: dict[str, Any], step: int | None) -> Metrics:
-    """Make tables of metrics.json. step: of the checkpoint on the page, if it could be read."""
+    """Make tables of metrics.json. step: that of the checkpoint on the page, if it is known."""
     tables = []
     likelihood = measured.get("bits_per_dim", {})
     for name, title in (("bound", "variational bound"), ("flow", "probability flow")):
@@ -59,7 +59,7 @@ def distance_table(distances: dict[str, Any], features: str) -> Table:
 
 
 def distance_row(title: str, value: dict[str, float], sets: int) -> Row:
-    """A row of a distance: its mean and its range over all sets, and those of real images."""
+    """Format a distance as a row: its mean and range over all sets, its floor and ceiling."""
     mean = format_value(value["mean"])
     spread = ""
     if sets > 1:
@@ -71,5 +71,5 @@ def distance_row(title: str, value: dict[str, float], sets: int) -> Row:
 
 
 def format_value(value: float | None) -> str:
-    """A number; None stands for one that is not finite."""
+    """Format a number; None stands for one that is not finite."""
     return "not finite" if value is None else number(value)

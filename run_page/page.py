@@ -2,8 +2,8 @@
 
     html = build_page(Path("runs/cifar10"))
 
-The files may come from anywhere. A section whose file is missing, damaged or has unexpected
-contents says so, and which command makes it.
+The files are not trusted. If the file of a section is missing, damaged or has unexpected contents,
+the section says so and names the command that makes it.
 """
 
 import base64
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy  # noqa: F401 (before torch: a signal is lost while torch imports it)
+import numpy  # noqa: F401 (before torch: a signal that arrives while torch imports it is lost)
 
 from checkpoints.run_dir import newest_checkpoint
 from run_page.checkpoint_summary import CheckpointSummary, read_checkpoint_summary
@@ -37,8 +37,8 @@ from run_page.pictures import (
 from run_page.sections import Missing, read_section
 
 TEMPLATE = Path(__file__).with_name("page.html")
-MAX_ITEMS = 20  # of a long list that are shown
-MAX_CHARACTERS = 200  # of a setting
+MAX_ITEMS = 20  # shown of a long list
+MAX_CHARACTERS = 200  # shown of a setting
 CONFIG_ROWS = {
     "preset": "preset",
     "hardware": "hardware",
@@ -56,7 +56,7 @@ class Page:
 
     name: str
     folder: str  # the run directory, quoted for a shell
-    command: str  # with which the run was trained; empty if that is not known
+    command: str  # the training command; empty if it is not known
     about: list[tuple[str, str]]
     settings: dict[str, str]
     checkpoint: CheckpointSummary | Missing
@@ -71,12 +71,12 @@ class Page:
 
 
 def build_page(run_dir: Path) -> bytes:
-    """Make the page of a run. Raises ValueError in one line if `run_dir` is no run directory."""
+    """Make the page of a run. Raises ValueError if `run_dir` is not a run directory."""
     return render(gather(run_dir))
 
 
 def gather(run_dir: Path) -> Page:
-    """Read all that the page shows."""
+    """Read everything that the page shows."""
     if not is_run_dir(run_dir):
         raise ValueError(
             f"{run_dir} is no run directory: give one that train.py has written, such as "
@@ -140,7 +140,7 @@ def training_command(config: dict[str, Any]) -> str:
 def describe_run(
     config: dict[str, Any], checkpoint: CheckpointSummary | Missing
 ) -> list[tuple[str, str]]:
-    """Titles and values: what was trained, how long, and with what."""
+    """Titles and values: dataset, network, training time, checkpoint, hardware, versions."""
     rows = []
     if not isinstance(checkpoint, Missing):
         hours, seconds = divmod(checkpoint.seconds, 3600)
@@ -160,7 +160,7 @@ def describe_run(
 
 
 def shorten(value: Any) -> str:
-    """A setting as text; the beginning of a long one."""
+    """A setting as text, truncated if it is long."""
     if isinstance(value, (tuple, list)):
         items = ", ".join(map(shorten, value[:MAX_ITEMS]))
         return f"{items}, .." if len(value) > MAX_ITEMS else items
@@ -187,5 +187,5 @@ def render(page: Page) -> bytes:
 
 
 def script_hash(script: str) -> str:
-    """The hash of a script as a Content-Security-Policy names it."""
+    """The hash of a script in the form used in a Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""The pictures of a run's page, each a PNG within the HTML.
+"""The pictures of a run's page, each a PNG embedded in the HTML.
 
 Letters in the shape comments: F frames, K kinds of images in a frame (x_t and the prediction of
 x_0), N images, H and W height and width, C channels.
@@ -28,11 +28,11 @@ from sampling.trajectory import read_trajectory
 # Bytes of pixels in a trajectory. Half of it is noise, which cannot be compressed; the page stays
 # below 3 MB.
 MAX_BYTES = 1_800_000
-MAX_SIDE = 128  # of an image in a trajectory; of larger ones every 2nd, 4th, .. pixel is shown
+MAX_SIDE = 128  # of an image in a trajectory; larger ones show only every 2nd, 4th, .. pixel
 MAX_FRAMES = 64
-SAMPLE_COUNTS = (16, 9, 4, 1)  # images of a trajectory, as many as fit
+SAMPLE_COUNTS = (16, 9, 4, 1)  # numbers of images in a trajectory; the largest that fits is used
 MAX_SAMPLES = 36
-REAL_IMAGES = 3  # that are noised
+REAL_IMAGES = 3  # number of real images to noise
 NOISE_LEVELS = (0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1)  # the t that are shown, relative to T
 NEIGHBOUR_SCALE = 3  # evaluate.py writes every pixel as 3x3
 
@@ -86,7 +86,7 @@ class NoisedImages:
 
 @dataclass(frozen=True)
 class Previews:
-    """Grids of samples from during the training, and of real images."""
+    """Grids of samples drawn during training, and of real images."""
 
     images: list[Picture]
 
@@ -108,7 +108,7 @@ class Neighbours:
 
 
 def embed(image: np.ndarray, caption: str = "") -> Picture:
-    """Encode uint8 (H,W) or (H,W,C); as a gray image if all channels are equal."""
+    """Encode uint8 (H,W) or (H,W,C), as a gray image if all channels are equal."""
     if image.ndim == 2:
         image = image[..., None]
     if (image == image[..., :1]).all():
@@ -148,7 +148,7 @@ def class_name(label: int, class_names: tuple[str, ...]) -> str:
 
 
 def read_sprite(file: Path) -> TrajectorySprite:
-    """Read a trajectory, and thin it out to fit into the page."""
+    """Read a trajectory and subsample it to fit into the page."""
     trajectory = read_trajectory(file)
     kinds = [trajectory.frames]
     if trajectory.predicted is not None:
@@ -156,7 +156,7 @@ def read_sprite(file: Path) -> TrajectorySprite:
     frames = np.stack(kinds, axis=1)  # (F,K,N,H,W,C)
 
     skip = 2 ** max(0, math.ceil(math.log2(max(frames.shape[3:5]) / MAX_SIDE)))
-    frames = frames[..., ::skip, ::skip, :]  # the mean of pixels would have less noise
+    frames = frames[..., ::skip, ::skip, :]  # averaging pixels would reduce the noise
     F, K, N, H, W, C = frames.shape
     n = number_of_images(frames)
     rows = min(F, MAX_FRAMES, max(2, MAX_BYTES // (n * frames[0, :, 0].size)))
@@ -181,12 +181,12 @@ def number_of_images(frames: np.ndarray) -> int:
 
 
 def evenly_spaced(count: int, number: int) -> np.ndarray:
-    """`number` indices from 0 to count - 1, both included."""
+    """`number` evenly spaced indices from 0 to count - 1, both included."""
     return np.linspace(0, count - 1, number).round().astype(int)
 
 
 def noise_real_images(file: Path, process: DiffusionModel, size: Size, depth: int) -> NoisedImages:
-    """Noise the first real images in samples/real.png by the model's forward process.
+    """Add noise to the first real images in samples/real.png with the forward process.
 
     size: of an image in that grid; depth: its channels.
     """
@@ -208,7 +208,7 @@ def noise_real_images(file: Path, process: DiffusionModel, size: Size, depth: in
 
 
 def read_previews(folder: Path) -> Previews:
-    """Read the first, the middle and the last preview of a training, and the real images."""
+    """Read the first, the middle and the last preview of a run, and the real images."""
     files = sorted(folder.glob("step_*.png"))
     if files:
         files = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})]

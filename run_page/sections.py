@@ -17,7 +17,7 @@ class Missing:
 def read_section(read: Callable[..., Section], *arguments: object) -> Section | Missing:
     """Call `read`; return `Missing` if it raises an error.
 
-    The files may come from anywhere, so no structure is assumed.
+    The files are not trusted, so any error of their contents is caught.
     """
     try:
         return read(*arguments)

@@ -1,9 +1,9 @@
-"""A parser for command lines, and types of values that a person types, for its `type`.
+"""A command-line parser, and functions for the `type` of its flags.
 
     parser = Parser(__doc__)
     parser.add_argument("--num", type=whole(1), default=16, help="number of images (16)")
 
-Nothing here imports torch: help, completion and typing errors do not wait for it.
+Nothing here imports torch, so help, completion and error messages appear at once.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from runtime.version import versions
 FLAG = re.compile(r"--?[A-Za-z][^ ]*")
 DEFAULT = re.compile(r"\((?!required|default)([^()]*)\)$")  # the end of a help text: (20)
 ADDED_BY_PYTHON_3_10 = " (default: %(default)s)"  # to the help of --[no-]flags
-WIDE_TERMINAL = 110  # columns from which a flag and its help stand on one line
+WIDE_TERMINAL = 110  # columns; from this width, a flag and its help share a line
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser for flags that are typed in full.
+    """An ArgumentParser that does not accept abbreviated flags.
 
-    An error is one line, with exit status 2; a misspelled flag or name gets a suggestion.
-    `description` is the beginning of --help: prose, and indented examples. `main_flag` is what a
-    first word without a flag was probably meant for.
+    An error is one line, with exit status 2. A misspelled flag or name gets a suggestion.
+    `description` is the beginning of --help: prose and indented examples. If the first word is not
+    a flag, the error message suggests `main_flag` in front of it.
     """
 
     def __init__(self, description: str | None, epilog: str | None = None, main_flag: str = ""):
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[reportIncompatibleMethodOverride]
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> Any:
-        if "_ARGCOMPLETE" in os.environ:  # a shell completes the line that is being typed
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions of the current line
             import argcomplete
 
             argcomplete.autocomplete(self)
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
     def check_flags(self, words: list[str]) -> None:
         """Report the first unknown flag.
 
-        This comes before all other checks, because a missing flag may be the misspelled one.
+        This is checked first: a misspelled flag would otherwise be reported as a missing one.
         """
         for word in words:
             flag = word.partition("=")[0]
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
                 self.error_with_suggestion(f"unknown flag {flag}", flag)
 
     def error_with_suggestion(self, message: str, word: str, otherwise: str = "") -> NoReturn:
-        """Report an error, and the flag that is most similar to `word`, else `otherwise`."""
+        """Report an error and suggest the flag most similar to `word`, or else `otherwise`."""
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         if similar := nearest(word, flags) or otherwise:
             self.error(f"{message}, did you mean {similar}?")
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class PrintVersions(argparse.Action):
-    """Print the versions and exit; they are looked up only then."""
+    """Print the versions and exit. They are not looked up unless the flag is given."""
 
     def __init__(self, option_strings: list[str], dest: str, help: str):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -101,8 +101,8 @@ class PrintVersions(argparse.Action):
 class Help(argparse.RawDescriptionHelpFormatter):
     """Help that wraps prose and leaves indented examples as they are.
 
-    --[no-]flag stands for both flags. The help of a flag ends with its default in brackets, which
-    is shown as "(default: 20)". In a wide terminal a flag and its help share a line.
+    A Boolean flag is shown as --[no-]flag. A default in brackets at the end of a help text, "(20)",
+    is shown as "(default: 20)". In a wide terminal, a flag and its help share a line.
     """
 
     def __init__(self, prog: str, **options: Any):
@@ -128,7 +128,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def expand_home(word: str) -> str:
-    """Replace ~/ at the beginning of a path, which a shell leaves as it is in --out=~/images."""
+    """Expand ~/ at the beginning of a path. Shells do not expand it in --out=~/images."""
     flag, is_joined, value = word.partition("=")
     if is_joined and flag.startswith("--"):
         return f"{flag}={expand_home(value)}"
@@ -136,9 +136,9 @@ def expand_home(word: str) -> str:
 
 
 def expected(what: str, known: Any, text: str, wrong: str | None = None) -> str:
-    """Return the error message for `text`, which should have been one of `known`, in one line.
+    """Return the one-line error message for `text`, which should have been one of `known`.
 
-    `wrong` is the unknown name within `text`, where that is not all of it.
+    `wrong` is the unknown name, if it is only a part of `text`.
     """
     names = [str(name) for name in known]
     similar = nearest(text if wrong is None else wrong, names)
@@ -147,7 +147,7 @@ def expected(what: str, known: Any, text: str, wrong: str | None = None) -> str:
 
 
 def whole(low: int) -> Callable[[str], int]:
-    """Return a type: a whole number of at least `low`."""
+    """Return a parser of a whole number of at least `low`."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or int(text) < low:
@@ -160,7 +160,7 @@ def whole(low: int) -> Callable[[str], int]:
 
 
 def real(low: float, high: float) -> Callable[[str], float]:
-    """Return a type: a number from `low` to `high`."""
+    """Return a parser of a number from `low` to `high`."""
 
     def parse(text: str) -> float:
         try:
@@ -177,7 +177,7 @@ def real(low: float, high: float) -> Callable[[str], float]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Parse whole numbers separated by commas; an empty text is none."""
+    """Parse whole numbers separated by commas. An empty text gives an empty tuple."""
     if not re.fullmatch(r"(\s*\d+\s*(,\s*\d+\s*)*)?", text):
         raise argparse.ArgumentTypeError(
             f"expected whole numbers separated by commas, as in 1,2,2, not {text!r}"
@@ -186,7 +186,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def some_numbers(low: int) -> Callable[[str], tuple[int, ...]]:
-    """Return a type: one or more whole numbers of at least `low`, repetitions removed."""
+    """Return a parser of one or more whole numbers of at least `low`, without duplicates."""
 
     def parse(text: str) -> tuple[int, ...]:
         unique = tuple(dict.fromkeys(numbers(text)))
@@ -200,7 +200,7 @@ def some_numbers(low: int) -> Callable[[str], tuple[int, ...]]:
 
 
 def image_size(text: str) -> Size:
-    """Parse 48x64, height x width, or one number for a square."""
+    """Parse a size such as 48x64 (height x width), or one number for a square."""
     match = re.fullmatch(r"\s*(\d+)(?:\s*[xX×]\s*(\d+))?\s*", text)
     sides = [int(side) for side in match.groups() if side] if match else [0]
     if min(sides) < 1:
@@ -224,7 +224,7 @@ def two_numbers(text: str) -> tuple[float, float]:
 
 
 def interval(text: str) -> tuple[float, float]:
-    """Parse LOW,HIGH."""
+    """Parse an interval of steps, LOW,HIGH."""
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) > int(match[2]):
         raise argparse.ArgumentTypeError(
@@ -243,7 +243,7 @@ def duration(text: str) -> float:
 
 
 def names(*known: str) -> Callable[[str], list[str]]:
-    """Return a type: one or more of `known`, separated by commas, repetitions removed."""
+    """Return a parser of one or more of `known`, separated by commas, without duplicates."""
 
     def parse(text: str) -> list[str]:
         unique = list(dict.fromkeys(name.strip() for name in text.split(",")))

@@ -16,11 +16,12 @@ HOST = platform.node().replace(".", "_") or "host"
 
 @contextlib.contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; afterwards sync it and rename it to `path`.
+    """Yield a temporary path in the same folder; afterwards sync the file and rename it to `path`.
 
-    The folder is made, and the temporary path has the same suffix. After an error, or a signal, the
-    temporary file is removed, and so is a folder that was made; an older `path` is as before.
-    Temporary files of the same `path` whose process was killed on this host are removed first.
+    The folder is created if it is missing, and the temporary path has the suffix of `path`. After
+    an error or a signal, the temporary file and a newly created folder are removed, and an existing
+    file at `path` is unchanged. Temporary files of the same `path` that killed processes have left
+    on this host are removed first.
     """
     path = Path(path)
     is_new_folder = not path.parent.exists()
@@ -34,18 +35,18 @@ def complete_file(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        if not error.filename:  # a full disk names no file
+        if not error.filename:  # the error of a full disk does not name the file
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
         if is_new_folder:
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # raised if it is not empty
                 path.parent.rmdir()
 
 
 def remove_temporaries_of_killed_processes(path: Path, prefix: str) -> None:
-    """Remove files named `prefix`, process id, suffix of `path`, where no such process runs."""
+    """Remove `prefix` + process id + suffix of `path` wherever that process no longer runs."""
     for file in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
         process = file.name[len(prefix) :].removesuffix(path.suffix)
         if process.isdecimal() and not is_running(int(process)):
@@ -53,7 +54,7 @@ def remove_temporaries_of_killed_processes(path: Path, prefix: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; file systems that cannot sync folders may not."""
+    """Wait until a file or folder is on the disk. Some file systems cannot sync folders."""
     errors = contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext()
     with errors:
         descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What srun or torchrun started, as their environment variables describe it."""
+"""The processes that srun or torchrun started, read from environment variables."""
 
 import os
 
@@ -10,7 +10,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 
 def detect_external_launcher() -> tuple[ClusterEnvironment, int, int] | None:
-    """Return the environment, processes a node and nodes of srun or torchrun, if one is used."""
+    """Return the environment, processes per node and nodes, if srun or torchrun is used."""
     if TorchElasticEnvironment.detect():  # first, because srun may have started torchrun
         processes_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
         return TorchElasticEnvironment(), processes_per_node, int(os.environ["GROUP_WORLD_SIZE"])
@@ -24,18 +24,21 @@ def detect_external_launcher() -> tuple[ClusterEnvironment, int, int] | None:
         )
     # Lightning reads this variable, which srun -n2 does not set
     os.environ["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)
-    # run.sh puts a job back into the queue, not Lightning
+    # run.sh requeues the job; Lightning must not
     return SLURMEnvironment(auto_requeue=False), tasks // nodes, nodes
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """Return where Lightning reads rank and world size; its own guess is never used."""
+    """Return the environment that gives Lightning rank and world size.
+
+    Lightning's own detection is never used.
+    """
     external = detect_external_launcher()
     return external[0] if external else LightningEnvironment()
 
 
 def resolve_layout(device: str, devices: int | None, nodes: int | None) -> tuple[int, int]:
-    """Return processes a node and nodes. Raises ValueError where they cannot be had."""
+    """Return processes per node and nodes. Raises ValueError if they are not available."""
     external = detect_external_launcher()
     if external:
         _, started, started_nodes = external
@@ -48,9 +51,9 @@ def resolve_layout(device: str, devices: int | None, nodes: int | None) -> tuple
     devices, nodes = devices or 1, nodes or 1
     if device == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(
-            f"{devices} processes on this machine, and it has {torch.cuda.device_count()} GPUs "
-            "for them: give fewer --devices, or in a job as many GPUs as tasks a node, "
-            "with --gres=gpu:N"
+            f"{devices} processes need as many GPUs, and this machine has "
+            f"{torch.cuda.device_count()}: give fewer --devices, or in a SLURM job request one GPU "
+            "for each task of a node with --gres=gpu:N"
         )
     if device == "mps" and devices > 1:
         raise ValueError(f"--devices {devices}: there is one mps device")

@@ -3,7 +3,7 @@
     compile_network(model, "default", batch_size, "bf16-mixed")      # before training or sampling
     with eager(): ...                                               # validation, previews
 
-Everything else runs eagerly, for compiling takes a minute for each batch size and mode.
+Everything else runs eagerly, because compiling takes a minute for each batch size and mode.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ import torch
 def compile_network(
     model: Any, mode: str, B: int, precision: str, say: Callable[..., Any] = print
 ) -> bool:
-    """Compile `model.unet` for B images in this mode of torch.compile, for training or for
-    sampling, whichever mode the model is in; "off" does nothing.
+    """Compile `model.unet` for B images with this mode of torch.compile; "off" does nothing.
 
-    If it cannot be compiled, print why, go on without, and return False. In sampling, other batch
-    sizes run eagerly from then on. Raises torch.OutOfMemoryError.
+    It is compiled for training if the model is in training mode, and for sampling otherwise. If it
+    cannot be compiled, print the reason, return False, and continue uncompiled. In sampling, other
+    batch sizes run eagerly afterwards. Raises torch.OutOfMemoryError.
     """
     if mode == "off":
         return True
     say(
-        "compiling the network: a minute or more, once; a signal is answered after it",
+        "compiling the network: a minute or more, once; signals wait until it is done",
         file=sys.stderr,
         flush=True,
     )
@@ -48,7 +48,7 @@ def compile_network(
 
 
 def warm_up(net: torch.nn.Module, inputs: tuple[Any, ...], precision: str) -> str:
-    """Run the network, in training also backward; -> "", or the error in a line."""
+    """Run the network, in training also backward. Return "", or the error in one line."""
     device = inputs[0].device.type
     try:
         for _ in range(3):  # CUDA graphs are recorded the second time, and replayed the third
@@ -73,12 +73,12 @@ def warm_up(net: torch.nn.Module, inputs: tuple[Any, ...], precision: str) -> st
 
 def run_eagerly() -> None:
     """Ignore all compiled code from now on."""
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and it is slow to import
+    if "torch._dynamo" in sys.modules:  # slow to import; without it nothing was compiled
         torch.compiler.set_stance("force_eager")
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:
-    """Within the block compiled code is ignored, and nothing is compiled."""
+    """Return a context in which compiled code is ignored and nothing is compiled."""
     if "torch._dynamo" in sys.modules:
         return torch.compiler.set_stance("force_eager")
     return contextlib.nullcontext()

@@ -1,17 +1,19 @@
 """Sharing the cores of a machine with other programs.
 
-    share_cores()       # once, after torch is imported; one thread or no /proc/stat: does nothing
+    share_cores()       # once, after torch is imported; does nothing if torch has one thread
 
 OpenMP's threads spin while they wait for each other, which is fastest on idle cores. If other
-programs are busy, a spinning thread takes the core from the one it waits for: training ran at a
-third of its speed. A thread therefore measures the load, every half second (every two seconds while
-spinning is limited), and limits spinning while there are fewer free cores than threads.
+programs are busy, a spinning thread occupies the core that the thread it waits for needs: training
+ran at a third of its speed. A background thread therefore measures the load every half second
+(every two seconds while spinning is limited), and limits spinning while there are fewer free cores
+than threads.
 
-How: GNU's OpenMP, which torch has on Linux, spins far less while it manages more threads than there
-are cores (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). The threads of further
-teams, which do nothing else, make them more. No result changes.
+The method: GNU's OpenMP, which torch uses on Linux, spins far less while it manages more threads
+than there are cores (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). Idle thread
+teams raise the number of threads above the number of cores. Results do not change.
 
-Cores are those that this process may use: a job or a container may have few of many.
+Only the cores that this process may use are counted: a job or a container may be limited to a few.
+Without /proc/stat nothing is done.
 """
 
 import os
@@ -23,15 +25,15 @@ from pathlib import Path
 import torch
 
 STAT = Path("/proc/stat")
-INTERVAL = 2.0  # seconds between two measurements
-SPARE = 0.25  # cores that may be missing before threads stop spinning
+INTERVAL = 2.0  # seconds between measurements while spinning is limited; else a quarter of it
+SPARE = 0.25  # spinning is limited if more cores than this are missing
 # If one of these is set, nothing is changed.
 SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 PARALLEL = 1 << 20  # elements of a tensor that torch computes with several threads
 
 
 def usable_cores() -> set[int]:
-    """The numbers of the cores that this process may use; all where that is unknown."""
+    """The numbers of the cores that this process may use, or of all cores if that is unknown."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
@@ -39,7 +41,7 @@ def usable_cores() -> set[int]:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Seconds since some moment: on the clock, of all busy cores, and of this process."""
+    """Seconds of wall-clock time, of CPU time on the usable cores, and of this process's own."""
 
     clock: float
     busy: float
@@ -47,7 +49,7 @@ class CpuTimes:
 
 
 def cpu_times() -> CpuTimes:
-    """Read the times. Raises OSError or ValueError where there is no /proc/stat."""
+    """Read the times. Raises OSError or ValueError if there is no usable /proc/stat."""
     mine = {f"cpu{number}" for number in usable_cores()}
     ticks = 0
     for line in STAT.read_text().splitlines():
@@ -60,13 +62,13 @@ def cpu_times() -> CpuTimes:
 
 
 def cores_of_others(before: CpuTimes, after: CpuTimes) -> float:
-    """How many cores other programs used between two moments."""
+    """The number of cores that other programs used between two readings."""
     others = (after.busy - before.busy) - (after.own - before.own)
     return max(0.0, others / max(1e-6, after.clock - before.clock))
 
 
 def cores_in_use(seconds: float = 0.3) -> float:
-    """How many cores other programs use now; 0 where that is not known."""
+    """The number of cores that other programs use now, or 0 if it is unknown."""
     try:
         before = cpu_times()
         time.sleep(seconds)
@@ -76,7 +78,7 @@ def cores_in_use(seconds: float = 0.3) -> float:
 
 
 class IdleTeams:
-    """Teams of OpenMP's threads that do nothing, and let the first team spin less."""
+    """Idle teams of OpenMP threads, whose existence makes the working team spin less."""
 
     def __init__(self, count: int):
         self.count = count
@@ -105,12 +107,12 @@ class IdleTeams:
 
 
 def teams_needed(threads: int, cores: int) -> int:
-    """How many idle teams make more threads than cores: each adds `threads` - 1."""
+    """The number of idle teams that makes more threads than cores. Each adds `threads` - 1."""
     return max(1, (cores - threads) // (threads - 1) + 1)
 
 
 def watch(teams: IdleTeams, threads: int, cores: int) -> None:
-    """Measure the load for ever, and have the teams while cores are missing."""
+    """Measure the load forever, and keep the idle teams running while cores are missing."""
     before = cpu_times()
     while True:
         time.sleep(INTERVAL if teams.are_running else INTERVAL / 4)

@@ -17,7 +17,7 @@ Precision = Literal["bf16-mixed", "32-true"]  # Lightning's names
 def pick_device(name: str) -> str:
     """Return "cuda", "mps" or "cpu": the device `name`, or the first available one for "auto".
 
-    Raises ValueError where `name` is not available.
+    Raises ValueError if `name` is not available.
     """
     available = ["cpu"]
     if torch.backends.mps.is_available():
@@ -32,9 +32,9 @@ def pick_device(name: str) -> str:
 
 
 def pick_precision(device: str, name: str) -> Precision:
-    """Return Lightning's name of a precision.
+    """Return Lightning's name for a precision.
 
-    "auto" is bf16 autocast where `device` has fast bf16 arithmetic, and float32 elsewhere.
+    "auto" is bf16 autocast if `device` has fast bf16 arithmetic, otherwise float32.
     """
     is_bf16 = has_fast_bf16(device) if name == "auto" else name == "bf16"
     return "bf16-mixed" if is_bf16 else "32-true"
@@ -48,13 +48,13 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def read_cpuinfo() -> str:
-    """Return what Linux knows of the processors, and "" on other systems."""
+    """Return Linux's description of the processors, or "" on other systems."""
     file = Path("/proc/cpuinfo")
     return file.read_text() if file.exists() else ""
 
 
 def hardware(device: str) -> str:
-    """Return the names of processor and GPU, and the number of cores that this process may use.
+    """Return the names of GPU and processor, and the number of cores that this process may use.
 
     For example "NVIDIA H100; AMD EPYC 7763, 2 cores".
     """
@@ -67,9 +67,9 @@ def hardware(device: str) -> str:
 
 
 def peak_memory(device: str, reset: bool = False) -> int:
-    """Return the most bytes in use since the last `reset`: by torch on a GPU, else by this process.
+    """Return the peak memory in bytes since the last `reset`: torch's on a GPU, else the process's.
 
-    Where the system cannot reset the peak, it is that since the process began.
+    If the system cannot reset the peak, it counts from the start of the process.
     """
     if device == "cuda":
         if reset:

@@ -1,11 +1,11 @@
-"""Flags that several scripts share, each declared once, and the choices that they offer.
+"""Flags that several scripts share, and their choices.
 
     group = parser.add_argument_group("machine")
     add_batch_size(group, default=64, help="images at once (64)")
     add_processes(group, help="processes a node (1)")
 
-Help texts that differ between scripts are arguments. Choices that repeat names of modules that
-import torch (samplers, grids, variances) are typed again here, so that --help does not need torch.
+Help texts that differ between scripts are arguments. The names of samplers, grids and variances
+are repeated here, because the modules that define them import torch and --help must not.
 """
 
 from argparse import _ActionsContainer as Group  # a parser, or a group of its flags
@@ -26,8 +26,8 @@ VARIANCES = ("large", "small", "learned")
 
 
 def flag_of(setting: str) -> str:
-    """The flag that gives a setting of the model, for messages; a setting that follows from the
-    data has none."""
+    """The flag of a setting of the model, for messages. A setting that the data determine has no
+    flag, so its own name is returned."""
     if setting in ("data", "dataset", "depth", "classes", "class_names", "unet2d"):
         return setting
     flags = {"size": "--image-size", "betas": "--schedule"}
@@ -35,12 +35,12 @@ def flag_of(setting: str) -> str:
 
 
 def add_checkpoint(group: Group, help: str, required: bool = False) -> None:
-    """--ckpt"""
+    """Add --ckpt."""
     group.add_argument("--ckpt", type=model_path, required=required, metavar="PATH", help=help)
 
 
 def add_weights(group: Group) -> None:
-    """--weights and --ema-length"""
+    """Add --weights and --ema-length."""
     group.add_argument(
         "--weights",
         choices=WEIGHTS,
@@ -57,39 +57,42 @@ def add_weights(group: Group) -> None:
 
 
 def add_data_root(group: Group, help: str) -> None:
-    """--data-root"""
+    """Add --data-root."""
     group.add_argument("--data-root", default="data", metavar="DIR", help=help)
 
 
 def add_seed(group: Group, help: str) -> None:
-    """--seed"""
+    """Add --seed."""
     group.add_argument("--seed", type=whole(0), default=0, metavar="N", help=help)
 
 
 def add_sampling_steps(group: Group, type: Callable[[str], Any], help: str) -> None:
-    """--steps; `type` reads one number or several. The default is `sampling.plan.default_steps`."""
+    """Add --steps, one number or several according to `type`.
+
+    The default is `sampling.plan.default_steps`.
+    """
     group.add_argument("--steps", type=type, metavar="N", help=help)
 
 
 def add_grid(group: Group, default: str | None = None) -> None:
-    """--grid"""
+    """Add --grid."""
     group.add_argument(
         "--grid", choices=GRIDS, default=default, help="how the steps are spread over t (uniform)"
     )
 
 
 def add_eta(group: Group, help: str) -> None:
-    """--eta"""
+    """Add --eta."""
     group.add_argument("--eta", type=real(0, 1), metavar="X", help=help)
 
 
 def add_variance(group: Group, help: str, default: str | None = None) -> None:
-    """--variance, of a reverse step"""
+    """Add --variance, the variance of a reverse step."""
     group.add_argument("--variance", choices=VARIANCES, default=default, help=help)
 
 
 def add_guidance(group: Group, help: str) -> None:
-    """--guidance"""
+    """Add --guidance."""
     group.add_argument("--guidance", type=real(0, 1000), metavar="W", help=help)
 
 
@@ -99,7 +102,7 @@ def guide_source(text: str) -> str:
 
 
 def add_guide(group: Group) -> None:
-    """--guide-with"""
+    """Add --guide-with."""
     group.add_argument(
         "--guide-with",
         type=guide_source,
@@ -111,7 +114,7 @@ def add_guide(group: Group) -> None:
 
 
 def add_forward_process(group: Group) -> None:
-    """--T and --schedule"""
+    """Add --T and --schedule."""
     add = group.add_argument
     add("--T", type=whole(1), default=1000, metavar="N", help="steps of the forward process (1000)")
     add(
@@ -123,25 +126,25 @@ def add_forward_process(group: Group) -> None:
 
 
 def add_batch_size(group: Group, default: int, help: str) -> None:
-    """--batch-size, over all processes"""
+    """Add --batch-size."""
     group.add_argument("--batch-size", type=whole(1), default=default, metavar="N", help=help)
 
 
 def add_precision(
     group: Group, help: str = "auto: bf16 autocast where the hardware has it, else 32 (auto)"
 ) -> None:
-    """--precision"""
+    """Add --precision."""
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=help)
 
 
 def add_compile(group: Group, help: str, auto: bool = False) -> None:
-    """--compile, off by default; with `auto`, a further choice that is then the default."""
+    """Add --compile, off by default. With `auto`, "auto" is a choice and the default."""
     choices = ("auto", *COMPILE_MODES) if auto else COMPILE_MODES
     group.add_argument("--compile", choices=choices, default=choices[0], help=help)
 
 
 def add_processes(group: Group, help: str) -> None:
-    """--device, --devices and --num-nodes; `help` is that of --devices."""
+    """Add --device, --devices and --num-nodes. `help` is the help of --devices."""
     group.add_argument(
         "--device",
         choices=DEVICES,

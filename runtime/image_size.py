@@ -25,5 +25,5 @@ def smaller_side(size: Size) -> int:
 
 
 def as_typed(size: Size) -> str:
-    """A size as --image-size takes it."""
+    """A size in the form that --image-size accepts."""
     return str(size) if isinstance(size, int) else "{}x{}".format(*size)

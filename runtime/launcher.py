@@ -1,9 +1,9 @@
-"""The one way in which a script starts its work: device, precision, processes, errors, exit status.
+"""Start a script's work: device, precision, processes, errors and exit status.
 
     machine = launch("train.py", device="auto", precision="auto", devices=2)
-    model = machine.prepare(load)   # first process first; bad input ends all
+    model = machine.prepare(load)   # on the first process first; bad input ends all of them
     ...
-    except OUT_OF_MEMORY:        # with `memory_errors`, also what torch has for the host
+    except OUT_OF_MEMORY:        # within `memory_errors`, also torch's error for the host
         return machine.fail("out of memory: choose a smaller --batch-size")
 
 Bad input is one line on standard error, from one process, and the exit status is 2.
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raise MemoryError where torch raises RuntimeError because the host has no more memory."""
+    """Raise MemoryError instead of torch's RuntimeError when the host is out of memory."""
     try:
         yield
     except RuntimeError as error:
@@ -40,7 +40,7 @@ def memory_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a script runs on, the same in each of its processes but for their devices and ranks."""
+    """The hardware and processes of a script. Only device and rank differ between processes."""
 
     prog: str  # name of the script, for error messages
     device: torch.device  # of this process
@@ -54,14 +54,14 @@ class Machine:
     def prepare(self, make: Callable[[], Result]) -> Result:
         """Call `make` on the first process, then on the others, and return each one's result.
 
-        Where one of them raises ValueError or OSError, all exit, and the first prints the message.
+        If one of them raises ValueError or OSError, all exit, and the first prints the message.
         """
         return self.prepare_shared(lambda _: (make(), None))
 
     def prepare_shared(
         self, make: Callable[[Any], tuple[Result, Any]], shared: Any = None
     ) -> Result:
-        """Do the same where the first process has a value for the others to call `make` with.
+        """Do the same as `prepare`, but pass a value from the first process to the others.
 
         See `Processes.first_then_others`.
         """
@@ -74,8 +74,8 @@ class Machine:
     def fail(self, message: str, by_all: bool = False) -> int:
         """Print one line and return exit status 2.
 
-        Where this process alone fails and others wait for it, it ends here. Where all fail with the
-        same message, the first process prints it.
+        If this process alone fails while others wait for it, it exits at once. If all fail with the
+        same message (`by_all`), only the first process prints it.
         """
         if self.is_first or not by_all:
             print(f"{self.prog}: error: {message}", file=sys.stderr)
@@ -89,7 +89,7 @@ def launch(
     devices: int | None = None,
     num_nodes: int | None = None,
 ) -> Machine:
-    """Pick the device and the precision and launch the processes; exit where that cannot be."""
+    """Choose device and precision and launch the processes; exit with an error if they cannot."""
     try:
         device_type = pick_device(device)
         processes = launch_processes(device_type, devices, num_nodes)

@@ -1,9 +1,9 @@
-"""Standard output and standard error that never end finished work.
+"""Keep errors in standard output and standard error from ending a script.
 
     protect_output()      # at the start of a script, before anything is printed
 
-What is printed may meet a closed pipe (`| head -1`), a closed terminal, a full disk, or an encoding
-without the character. None of these may turn work that is done into a failure.
+Printing fails if the pipe is closed (`| head -1`), the terminal is closed, the disk is full, or the
+encoding lacks a character. None of these may turn finished work into a failure.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ READER_GONE = (errno.EPIPE, errno.EIO)  # a closed pipe, a closed terminal
 
 
 class Protected:
-    """A text stream that discards what is written once it cannot be written.
+    """A text stream that discards all further output after a write has failed.
 
-    Any reason but a reader that is gone is reported on standard error.
+    The reason is reported on standard error, except for a closed pipe or terminal.
     """
 
     def __init__(self, stream: Any):
@@ -38,7 +38,7 @@ class Protected:
             self.discard(error)
 
     def discard(self, error: OSError) -> None:
-        """Make the file descriptor the null device."""
+        """Redirect the file descriptor to the null device."""
         if error.errno not in READER_GONE:
             with contextlib.suppress(OSError):
                 message = f"{os.path.basename(sys.argv[0])}: the output cannot be written"
@@ -54,8 +54,8 @@ class Protected:
 def protect_output() -> None:
     """Protect standard output and standard error.
 
-    Characters that their encoding lacks are printed as escapes. A stream that was closed before the
-    start is the null device.
+    Characters that their encoding lacks are printed as escapes. A stream that is already closed is
+    replaced by the null device.
     """
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)

@@ -22,8 +22,8 @@ def is_pretrained(path: Path) -> bool:
 
 
 def model_path(text: str, other_words: Iterable[str] = ()) -> Path:
-    """Parse the path of a model: a name of `pretrained_names` is that model's file, unless there is
-    such a file or folder here; a misspelled one, or one of `other_words`, gets a suggestion."""
+    """Parse the path or the name of a model. An existing file or folder takes precedence over a
+    name from `pretrained_names`. A misspelled name, or one of `other_words`, gets a suggestion."""
     path, names = Path(text), pretrained_names()
     if path.exists() or path.suffix or len(path.parts) != 1:
         return path

@@ -1,10 +1,10 @@
 """The processes that share the work of a run: started here, by srun or by torchrun.
 
     processes = launch_processes("cpu", devices=2)   # starts the second one
-    losses = processes.gather(loss)                  # on the first process: one of each process
+    losses = processes.gather(loss)                  # on the first process: one from each process
     processes.leave()                                # before a process ends
 
-Rank 0 is the first process: it alone reads what is not there yet, writes files and prints.
+Rank 0 is the first process. It alone downloads data, writes files and prints.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from runtime.cluster import cluster_environment, detect_external_launcher, resolve_layout
 
-PARENT_VARIABLE = "DDPM_STARTED_BY"  # environment variable: id of the process that starts others
+PARENT_VARIABLE = "DDPM_STARTED_BY"  # environment variable with the id of the parent process
 TIMEOUT = timedelta(hours=2)  # the other processes wait while the first downloads the data
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class Refused(ValueError):
-    """Bad input, in one line. `by_all`: every process raises it, not this one alone."""
+    """Bad input, in one line. `by_all`: whether every process raises it."""
 
     def __init__(self, message: str, by_all: bool = False):
         super().__init__(message)
@@ -44,7 +44,7 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Processes:
-    """All processes of a run, seen from one of them. With a single process nothing waits."""
+    """All processes of a run, seen from one of them. A single process never waits."""
 
     fabric: Fabric
 
@@ -86,7 +86,7 @@ class Processes:
             return [value]
         gathered: Any = [None] * self.world_size if self.is_first else None
         try:
-            # gloo, also beside NCCL, which moves tensors on GPUs only
+            # gloo even if NCCL is used, because NCCL only moves tensors on GPUs
             group: Any = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
             torch.distributed.gather_object(value, gathered, group=group)
         except RuntimeError as error:
@@ -98,7 +98,7 @@ class Processes:
     ) -> Result:
         """Call `make(shared)` on the first process, then on all others at once.
 
-        `make` returns its result and the value that the other processes get as `shared`. Where it
+        `make` returns its result and the value that the other processes get as `shared`. If it
         raises ValueError or OSError on any process, all raise Refused with that message.
         """
         result: Any = None
@@ -116,7 +116,7 @@ class Processes:
         return result
 
     def leave(self) -> None:
-        """Wait for all processes, then disconnect. Whoever ends earlier breaks connections."""
+        """Wait for all processes, then disconnect. Exiting earlier would break connections."""
         if self.world_size > 1:
             try:
                 self.fabric.barrier()
@@ -125,10 +125,10 @@ class Processes:
                 self.abort_on_lost_process(error)
 
     def abort(self, status: int) -> int:
-        """End this process at once where others wait for it; return `status` where it is alone.
+        """Exit at once if there are other processes; otherwise return `status`.
 
-        Processes that talk over gloo notice the loss by themselves. Those over NCCL are ended by
-        srun, by torchrun or by the process that started them.
+        With gloo, the other processes detect the loss. With NCCL, srun, torchrun or the parent
+        process ends them.
         """
         if self.world_size > 1:
             sys.stdout.flush()
@@ -146,7 +146,7 @@ class Processes:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Return whether a collective failed because another process did not respond."""
+    """Return whether a collective operation failed because another process did not respond."""
     pattern = "gloo|nccl|connection|peer"
     return isinstance(error, RuntimeError) and bool(re.search(pattern, str(error), re.IGNORECASE))
 
@@ -157,8 +157,8 @@ def launch_processes(
     """Join the processes that srun or torchrun started, or start `devices` of them on this node.
 
     The first process starts the others by running its own command again. Each has a device of its
-    own; they talk over NCCL on GPUs and over gloo on CPUs. Raises ValueError where `devices` and
-    `nodes` are not those that were started, or are not there.
+    own; they communicate over NCCL on GPUs and over gloo on CPUs. Raises ValueError if `devices`
+    and `nodes` differ from what srun or torchrun started, or are not available.
     """
     silence_lightning()
     devices, nodes = resolve_layout(device, devices, nodes)
@@ -178,7 +178,7 @@ def launch_processes(
 
 
 def watch_parent_or_become_it() -> None:
-    """In a child process, end when the parent does; else mark this process as the parent."""
+    """In a child process, exit when the parent does; otherwise mark this one as the parent."""
     is_child = PARENT_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
     if not is_child:
         os.environ[PARENT_VARIABLE] = str(os.getpid())
@@ -194,16 +194,16 @@ def was_launched_here() -> bool:
 
 
 def own_exit_status(status: int) -> int:
-    """Return the exit status of this process when all processes end with `status` in good order.
+    """Return the exit status of this process when all processes exit normally with `status`.
 
     It is 0 in a child process: the parent reports the status, and Lightning would kill the parent
-    if a child ended with anything else.
+    if a child exited with anything else.
     """
     return 0 if was_launched_here() else status
 
 
 def exit_with_parent(parent: int) -> None:
-    """End this process when `parent` is gone: a collective would wait for it for many minutes."""
+    """Exit when `parent` is gone: a collective operation would wait for it for many minutes."""
     while os.getppid() == parent:
         time.sleep(1)
     message = "the first process is gone: run the same command again"
@@ -213,10 +213,10 @@ def exit_with_parent(parent: int) -> None:
 
 
 def silence_lightning() -> None:
-    """Silence hints of Lightning, and tracebacks of threads that cannot write.
+    """Silence Lightning's hints, and tracebacks of threads that cannot write.
 
-    The hints are about what is done here on purpose. A full disk, which TensorBoard's thread meets,
-    is reported by the training itself.
+    The hints are about deliberate choices. If the disk is full, TensorBoard's thread fails too, but
+    the training already reports it.
     """
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

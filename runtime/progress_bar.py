@@ -14,7 +14,7 @@ LOG_PAUSE = 60.0
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, title: str = "", **options: Any) -> tqdm:
-    """tqdm's bar over `iterable`, or without one a bar to be updated by hand.
+    """tqdm's bar over `iterable`, or, without `iterable`, a bar that the caller updates.
 
     options: those of tqdm.
     """

@@ -1,9 +1,9 @@
 """Randomness as a function of (seed, purpose, index), so that resuming needs no saved state.
 
     random = generator("cpu", seed, Purpose.TRAIN, step)             # a torch.Generator
-    order = np.random.default_rng((seed, Purpose.ORDER, epoch))      # or one of numpy
+    order = np.random.default_rng((seed, Purpose.ORDER, epoch))      # or a generator of NumPy
 
-Every purpose has a number of its own here, so that no two ever share a stream of random numbers.
+Each purpose has its own number, so no two purposes ever share random numbers.
 """
 
 import enum
@@ -13,7 +13,7 @@ import torch
 
 
 class Purpose(enum.IntEnum):
-    """What random numbers are for. None is 0: a key that ends in zeros is the key without them."""
+    """The purpose of random numbers. No purpose is 0, because NumPy pads short keys with zeros."""
 
     TRAIN = 1  # t, noise, hidden labels and augmentation of a training batch
     VALIDATE = 2  # t and noise of a validation batch
@@ -22,9 +22,9 @@ class Purpose(enum.IntEnum):
     SAMPLE = 5  # x_T and the sampler's noise, of one image
     SHAPE = 6  # one image of the built-in dataset
     LIKELIHOOD_NOISE = 7  # noise in the likelihood of one image
-    LIKELIHOOD_TIME = 8  # times, and positions within a gray level, likewise
-    SUBSET = 9  # which images of a dataset stand for all of it
-    PURE_NOISE = 10  # images of noise, the upper end of a distance
+    LIKELIHOOD_TIME = 8  # times and dequantization offsets in the likelihood of one image
+    SUBSET = 9  # the random subset of a dataset that represents it
+    PURE_NOISE = 10  # images of pure noise, the reference for a large distance
 
 
 def seed_of(*key: int) -> int:

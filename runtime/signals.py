@@ -1,17 +1,17 @@
 """Signals as requests to stop, and the exit status after each.
 
-    stop = Stop().arm()     # before slow imports: from now on a signal ends the program at once
-    stop.deferred = True    # from now on a signal only sets `stop.signal`, for a loop to look at
+    stop = Stop().arm()     # before slow imports: a signal now ends the program at once
+    stop.deferred = True    # a signal now only sets `stop.signal`, which a loop checks
 
 A request to stop is
 - SIGINT: Ctrl-C;
 - SIGTERM: `kill`, a shutdown, and SLURM at a job's end;
-- SIGHUP: the terminal was closed, unless it is ignored, as under `nohup`;
-- SIGXCPU: the limit of CPU time (`ulimit -St`) is near;
+- SIGHUP: the terminal was closed; ignored under `nohup`;
+- SIGXCPU: the soft limit of CPU time (`ulimit -St`) is reached;
 - SIGUSR1 and SIGUSR2: a batch system warns of its time limit.
 
-Other signals have their usual effects. Ctrl-\\ (SIGQUIT) and `kill -9` end a program at once: it
-goes on from its newest checkpoint. Python ignores SIGPIPE and SIGXFSZ, and the write fails
+Other signals have their usual effects. Ctrl-\\ (SIGQUIT) and `kill -9` end a program at once; the
+next run resumes from its newest checkpoint. Python ignores SIGPIPE and SIGXFSZ, so the write fails
 instead: see `output`.
 
 Nothing slow is imported here.
@@ -27,14 +27,14 @@ from typing import Any
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # of a time limit
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, *WARNINGS)
 
-# EX_TEMPFAIL of sysexits.h: stopped in good order, run it again. run.sh requeues its job on it.
+# EX_TEMPFAIL of sysexits.h: stopped cleanly, run it again. run.sh requeues its job on this status.
 EXIT_RUN_AGAIN = 75
 
 
 def exit_status(number: int) -> int:
     """Return the exit status after a signal.
 
-    In a SLURM job and for `WARNINGS` it is `EXIT_RUN_AGAIN`, else 128 + its number, as in shells.
+    It is `EXIT_RUN_AGAIN` in a SLURM job and for `WARNINGS`, otherwise 128 + `number` as in shells.
     """
     if "SLURM_JOB_ID" in os.environ or number in WARNINGS:
         return EXIT_RUN_AGAIN
@@ -42,11 +42,11 @@ def exit_status(number: int) -> int:
 
 
 class Stop:
-    """A request to stop: `signal` is the first signal that came, or None.
+    """A request to stop: `signal` is the first signal received, or None.
 
-    While `deferred` is false, a signal raises SystemExit with its exit status, once, so that files
-    being written are removed; a second signal does not interrupt that. While `deferred` is true, a
-    signal is only recorded; `training.fit` sets it before the first step.
+    While `deferred` is false, the first signal raises SystemExit with its exit status, so that
+    incomplete files are removed; a second signal does not interrupt this. While `deferred` is true,
+    a signal is only recorded. `training.fit` sets `deferred` before the first step.
     """
 
     def __init__(self) -> None:
@@ -68,13 +68,13 @@ class Stop:
         return self
 
     def disarm(self) -> None:
-        """Restore the handlers of before."""
+        """Restore the previous handlers."""
         for name, handler in self.previous_handlers.items():
             signal.signal(name, handler)
         self.previous_handlers = {}
 
     def ignore(self) -> None:
-        """Ignore signals while Python exits, when it would restore their fatal defaults."""
+        """Ignore signals while Python exits: it restores the default handlers, which are fatal."""
         for name in SIGNALS:
             signal.signal(name, signal.SIG_IGN)
 

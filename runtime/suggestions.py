@@ -11,9 +11,9 @@ IGNORED = str.maketrans("", "", "-_ ")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the one of `known` that is most similar to `name`, or "" where none is similar.
+    """Return the name in `known` that is most similar to `name`, or "" if none is similar.
 
-    Capitals, dashes, underscores and spaces make no difference.
+    Capitals, dashes, underscores and spaces are ignored.
     """
     by_plain_name = {plain(other): other for other in known}
     similar = difflib.get_close_matches(plain(name), by_plain_name, n=1)
@@ -26,9 +26,9 @@ def plain(name: str) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], or_else: str = "") -> str:
-    """Return an error message, in one line: what is unknown, a suggestion, and all known names.
+    """Return a one-line error message: the unknown name, a suggestion, and all known names.
 
-    `or_else` ends the list: what may be given instead of a name.
+    `or_else` is added to the list: what may be given instead of a name.
     """
     known = list(known)
     similar = nearest(name, known)

@@ -2,8 +2,8 @@
 
     show(images)          # uint8 (N,H,W,C): as many as fit across the terminal and half its height
 
-The upper pixel is the character's colour, the lower one its background. Elsewhere than in a
-terminal with colours nothing is printed.
+The upper pixel is the character's colour, the lower one its background. Nothing is printed if the
+output is not a terminal with colours.
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
@@ -30,10 +30,10 @@ PALETTE = np.concatenate([CUBE, GRAYS])  # (240,3)
 
 
 def colours(stream: Any, environment: Mapping[str, str]) -> int:
-    """Return how many colours the terminal behind `stream` shows: 2^24, 256 or 0.
+    """Return the number of colours that the terminal of `stream` shows: 2^24, 256 or 0.
 
-    0 also stands for no terminal, and for one without colours at a user's wish
-    (https://no-color.org). What the terminal can do is known from the environment only.
+    It is also 0 if `stream` is not a terminal, or if the user has turned colours off
+    (https://no-color.org). The number is read from environment variables.
     """
     term = environment.get("TERM", "dumb")
     encoding = (getattr(stream, "encoding", None) or "").lower()
@@ -49,8 +49,8 @@ def colours(stream: Any, environment: Mapping[str, str]) -> int:
 def sheet(images: np.ndarray, width: int, height: int) -> np.ndarray:
     """Arrange the first images row by row on a black sheet of at most width x height pixels.
 
-    uint8 (N,H,W,1 or 3) -> (height, width, 3). Images are made smaller where a single one would
-    not fit, and never larger.
+    uint8 (N,H,W,1 or 3) -> (height, width, 3). Images are shrunk if not even one would fit, and
+    never enlarged.
     """
     _, H, W, _ = images.shape
     scale = min(1.0, width / W, height / H)
@@ -79,7 +79,7 @@ def colour_code(layer: int, pixel: np.ndarray, colours: int) -> str:
 def blocks(image: np.ndarray, colours: int) -> str:
     """Return an image as half blocks with escape sequences: uint8 (H,W,3) -> ceil(H / 2) lines.
 
-    Where H is odd, the terminal's own background stands below the last row.
+    If H is odd, the terminal's own background shows below the last row.
     """
     lines = []
     for y in range(0, len(image), 2):
@@ -94,7 +94,7 @@ def blocks(image: np.ndarray, colours: int) -> str:
 
 
 def show(images: np.ndarray) -> None:
-    """Print some images uint8 (N,H,W,1 or 3), as many as fit, where the terminal has colours."""
+    """Print as many images, uint8 (N,H,W,1 or 3), as fit, if the terminal has colours."""
     depth = colours(sys.stdout, os.environ)
     if depth:
         # a character is two pixels high: the sheet takes half of the terminal's height

@@ -1,4 +1,4 @@
-"""The version of this project, and of what its results depend on."""
+"""The version of this project and of the packages on which its results depend."""
 
 import platform
 from importlib import metadata
@@ -8,7 +8,7 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
 
 def versions() -> str:
-    """The versions in one line, as --version prints them. Imports none of the packages."""
+    """The versions in one line, as --version prints them. The packages are not imported."""
     parts = [f"DDPM {VERSION}", f"Python {platform.python_version()}"]
     for package in PACKAGES:
         try:

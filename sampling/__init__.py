@@ -1,1 +1,1 @@
-"""From x_T to x_0: samplers, guidance, editing, sets of samples."""
+"""Sampling, from x_T to x_0: samplers, guidance, editing, sets of samples."""

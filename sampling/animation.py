@@ -32,14 +32,14 @@ LIMITED_RANGE = 1  # 16 to 235, as players expect
 
 @dataclass(frozen=True)
 class AnimationSettings:
-    """What an animation shows, and its format."""
+    """The content and the format of an animation."""
 
     trajectory: Path
     out: Path  # ends in .gif, .webp or .mp4
     fps: float = 15
-    hold: float = 2  # seconds that the last frame stays
-    scale: int = 3  # width and height of a pixel
-    columns: int | None = None  # images in a row; None for those of the trajectory
+    hold: float = 2  # seconds for which the last frame is shown
+    scale: int = 3  # factor by which pixels are enlarged
+    columns: int | None = None  # images in a row; None for the trajectory's number
 
 
 def write_animation(settings: AnimationSettings) -> int:
@@ -63,8 +63,8 @@ def write_animation(settings: AnimationSettings) -> int:
 def draw_frame(images: np.ndarray, t: int, columns: int, scale: int) -> np.ndarray:
     """Arrange images uint8 (N,H,W,C) in a grid, with t as a caption below: uint8 (H',W',3).
 
-    Pixel values stay as they are, so that all frames have the same range. With 0 columns the grid
-    is about square.
+    Pixel values are not changed, so all frames have the same range. With 0 columns the grid is
+    about square.
     """
     rgb = np.broadcast_to(images, (*images.shape[:3], 3))
     grid = image_grid(enlarge(rgb, scale), columns)
@@ -76,9 +76,9 @@ def draw_frame(images: np.ndarray, t: int, columns: int, scale: int) -> np.ndarr
 
 
 def write_gif_or_webp(path: Path, frames: list[np.ndarray], fps: float, hold: float) -> None:
-    """Write an endless animation whose last frame stays for `hold` seconds.
+    """Write an animation that loops forever and shows its last frame for `hold` seconds.
 
-    WebP keeps all colours; GIF has 256 in each frame.
+    WebP keeps all colours. GIF has at most 256 in each frame.
     """
     options: dict[str, Any] = {
         "duration": [1000 / fps] * (len(frames) - 1) + [1000 * hold],  # milliseconds
@@ -90,9 +90,10 @@ def write_gif_or_webp(path: Path, frames: list[np.ndarray], fps: float, hold: fl
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: float, hold: float) -> None:
-    """Write an .mp4 that players and browsers show: H.264, yuv420p, BT.709, the index in front.
+    """Write an .mp4 that common players and browsers support.
 
-    The last frame is repeated for `hold` seconds. crf 12 keeps flat pixels flat.
+    It is H.264, yuv420p and BT.709, with the index at the beginning of the file. The last frame is
+    repeated for `hold` seconds. The quality, crf 12, is high enough that flat areas stay flat.
     """
     if av is None:
         raise ImportError("PyAV is not installed")

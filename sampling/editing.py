@@ -1,10 +1,10 @@
-"""Editing images: into their DDIM latents and back, inpainting, and interpolation.
+"""Editing images: DDIM inversion, inpainting, and interpolation.
 
-    *_, (T, latent, _) = invert(model, image, times[::-1])      # x_T, from which ddim returns
+    *_, (T, latent, _) = invert(model, image, times[::-1])      # x_T, which ddim maps to the image
     for t, x_t, x0_hat in repaint(model, x, times, noise, known, mask): ...
 
-Generators over times, which use the same of a model as `samplers`. Letters in the shape columns: N
-images, C channels, H and W height and width.
+Both are generators over times and need only a `Denoiser`, like `samplers`. Letters in the shape
+columns: N images, C channels, H and W height and width.
 """
 
 import math
@@ -20,13 +20,13 @@ from sampling.samplers import Step, ancestral_step, levels, predict
 
 @torch.no_grad()
 def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> Iterator[Step]:
-    """DDIM inversion: from x_0 = `x` to the x_t (N,C,H,W) from which `ddim` with eta 0 gives x_0
-    again; times rise from 0.
+    """DDIM inversion: from x_0 = `x` to the x_t (N,C,H,W) that `ddim` with eta = 0 maps back to
+    x_0. The times increase from 0.
 
-    Each step solves ddim's own equation for x_s by `tries` fixed-point iterations (Pan et al.
-    2023, "AIDI"), so that sampling gives the image again; with one iteration it is the inversion
-    of Song et al. 2021, section 5.4. The x0_hat yielded with x_t was made at the next time. The
-    model must not clip its predictions.
+    Each step solves the DDIM equation for x_s by `tries` fixed-point iterations (Pan et al. 2023,
+    "AIDI"), so that sampling reproduces the image. One iteration is the inversion of Song et al.
+    2021, section 5.4. The x0_hat yielded with x_t was predicted at the next time. The model must
+    not clip its predictions.
     """
     eps: Tensor | None = None
     for t, s in pairwise(times := list(times)):
@@ -62,9 +62,9 @@ def repaint(
     """Inpaint where `mask` (H,W) is true and keep `known` (C,H,W) elsewhere: Algorithm 1 of
     Lugmayr et al. 2022, "RePaint".
 
-    After each ancestral step the known pixels are replaced by q(x_s | x_0 = known). After every
-    `jump` steps noise is added back for as many, `rounds` times in all, so that both regions come
-    to fit. Each t is yielded once, the last time that it is reached.
+    After each ancestral step, the known pixels are replaced by a sample of q(x_s | x_0 = known).
+    Every `jump` steps are done `rounds` times: between rounds, as many steps of noise are added
+    back, which makes the two regions consistent. Each t is yielded once, on its last visit.
     """
     times = list(times)
     walk = [times[0]]
@@ -88,7 +88,7 @@ def repaint(
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
-    """Interpolate two noises (C,H,W) on the great circle, which keeps the norm (Song et al. 2021,
+    """Spherical interpolation of two latents (C,H,W), which preserves the norm (Song et al. 2021,
     appendix D.5)."""
     cosine = float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12))
     angle = math.acos(max(-1.0, min(1.0, cosine)))

@@ -1,7 +1,7 @@
-"""The images of Inference.py: sampled in batches by all processes, or noised.
+"""Generate the images of Inference.py: sample in batches on all processes, or noise an image.
 
-    job = prepare(request, device)                  # of sampling/prepare.py
-    images = generate_images(job, processes)        # None on every process but the first
+    job = prepare(request, device)                  # from sampling/prepare.py
+    images = generate_images(job, processes)        # None on all processes except the first
 
 Letters in the shape columns: n and N images, C channels, H and W height and width.
 """
@@ -27,9 +27,10 @@ from sampling.plan import SamplingPlan, compile_for_sampling, guided_model, samp
 
 @dataclass(frozen=True)
 class ImageSet:
-    """How many images there are, their labels or None, and which of them are in the grids.
+    """The number of images, their labels or None, and the layout of the grids.
 
-    columns: of a grid, 0 for a square one. order: the numbers of the images in it, row by row.
+    columns: images in a row of a grid, 0 for a square grid. order: the indices of the images in the
+    grid, row by row.
     """
 
     total: int
@@ -43,7 +44,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """Images to be sampled from a model. saved: the t of the grids. frames: of the trajectory."""
+    """Images to be sampled from a model. saved: t of the grids. frames: t of the trajectory."""
 
     model: DiffusionModel
     plan: SamplingPlan
@@ -57,9 +58,9 @@ class SamplingJob:
 
 @dataclass(frozen=True)
 class NoisingJob:
-    """One image (C,H,W) to be noised; of the model only the schedule is used.
+    """One image (C,H,W) to be noised. Only the schedule of the model is used.
 
-    saved_only: the image is so large that the frames are only the saved steps.
+    saved_only: whether the frames are only the saved steps, because the image is large.
     """
 
     model: DiffusionModel
@@ -72,9 +73,10 @@ class NoisingJob:
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """x_t and x0_hat of the images that are shown, uint8 (n,H,W,C) at each t; all images (N,H,W,C).
+    """The results: x_t and x0_hat of the images in the grid, and all images.
 
-    Of a forward process there is no x0_hat.
+    frames, predicted: x_t and x0_hat, uint8 (n,H,W,C) for each t. A forward process has no x0_hat.
+    images: uint8 (N,H,W,C).
     """
 
     frames: dict[int, np.ndarray]
@@ -88,7 +90,7 @@ class GeneratedImages:
 def generate_images(
     job: SamplingJob | NoisingJob, processes: Processes, compile_mode: str = "off"
 ) -> GeneratedImages | None:
-    """Do the job on all processes. The first one returns the images, the others return None."""
+    """Run the job on all processes. Returns the images on the first one and None on the others."""
     if isinstance(job, NoisingJob):
         processes.leave()
         return noise_images(job) if processes.is_first else None
@@ -103,7 +105,7 @@ def generate_images(
 
 
 def sample_images(job: SamplingJob, images: range) -> GeneratedImages:
-    """Sample the images with these numbers, in batches."""
+    """Sample the images with these indices, in batches."""
     bar = progress_bar(
         title="denoising",
         total=len(images) * job.plan.steps,
@@ -176,7 +178,7 @@ def no_images(job: SamplingJob) -> GeneratedImages:
 
 
 def concatenate(parts: Sequence[GeneratedImages]) -> GeneratedImages:
-    """The images of several batches, or of several processes, one after the other."""
+    """Concatenate the images of several batches or processes."""
     times = parts[0].frames
     return GeneratedImages(
         frames={t: np.concatenate([part.frames[t] for part in parts]) for t in times},
@@ -186,7 +188,7 @@ def concatenate(parts: Sequence[GeneratedImages]) -> GeneratedImages:
 
 
 def join(parts: Sequence[GeneratedImages], order: Sequence[int]) -> GeneratedImages:
-    """The images of all processes, with the shown ones in this order."""
+    """Concatenate the images of all processes, and put those of the grid in this order."""
     whole, rows = concatenate(parts), list(order)
     return GeneratedImages(
         frames={t: frame[rows] for t, frame in whole.frames.items()},
@@ -196,7 +198,7 @@ def join(parts: Sequence[GeneratedImages], order: Sequence[int]) -> GeneratedIma
 
 
 def noise_images(job: NoisingJob) -> GeneratedImages:
-    """The forward process of one image. `images` are those at the saved steps."""
+    """The forward process of one image. `images` holds x_t at the saved steps."""
     frames = noise_image(job.model, job.image, job.frames, job.seed)
     images = np.concatenate([frames[t] for t in job.saved])
     return GeneratedImages(frames, {}, images)
@@ -211,5 +213,5 @@ def noise_image(
 
 
 def to_pictures(x: Tensor) -> np.ndarray:
-    """(N,C,H,W) -> uint8 (N,H,W,C); -1 is 0 and 1 is 255 at every t."""
+    """(N,C,H,W) -> uint8 (N,H,W,C). -1 becomes 0 and 1 becomes 255 at every t."""
     return to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()

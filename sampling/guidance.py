@@ -1,10 +1,10 @@
-"""Guidance: a model, and the worse predictions that it is led away from, as one denoiser.
+"""Guidance: a model, guided away from worse predictions, as one denoiser.
 
     guided = Guided(model, y=torch.full((16,), 7), scale=2.0, interval=(100, 800))
     for t, x_t, x0_hat in dpm(guided, x, times): ...
 
-The worse predictions are those without the label (classifier-free guidance, Ho & Salimans 2022), or
-those of a worse model (autoguidance, Karras et al. 2024).
+The worse predictions are the model's own without the label (classifier-free guidance, Ho & Salimans
+2022), or those of a worse model (autoguidance, Karras et al. 2024).
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
@@ -27,21 +27,24 @@ DEFAULT_SCALE = 2.0  # if neither --guidance nor the model gives a scale
 
 @dataclass(frozen=True)
 class Guide:
-    """A worse model for autoguidance. name: identifies its weights beside those of the model."""
+    """A worse model for autoguidance. name: identifies its weights."""
 
     model: DiffusionModel = field(repr=False)
     name: str
 
 
 class Guided:
-    """A model under guidance: x0_hat = worse + scale * (model - worse). With scale 1 it is the
-    model for these labels, and without labels the model itself.
+    """A guided model: x0_hat = worse + scale * (model - worse). Scale 1 is no guidance.
 
-    model: a `DiffusionModel`. y (N,): labels, or None. scale: w + 1 in Eq. 6 of Ho & Salimans 2022
-    (a combination of predictions of x_0 is the same combination of predictions of eps). interval:
-    guidance applies to the t in it, both ends included; elsewhere the scale is 1 (Kynkäänniemi et
-    al. 2024, whose interval is one of sigma). clip: whether x0_hat is clipped to [-1, 1], after
-    guidance. guide: the worse model, or None for the model without labels.
+    model: a `DiffusionModel`.
+    y (N,): labels, or None.
+    scale: w + 1 in Eq. 6 of Ho & Salimans 2022. That equation combines predictions of eps; the same
+        combination of predictions of x_0 is equivalent.
+    interval: the range of t, both ends included, in which guidance applies; elsewhere the scale is
+        1 (Kynkäänniemi et al. 2024, who give it in sigma).
+    clip: whether x0_hat is clipped to [-1, 1], after guidance.
+    guide: the worse model, or None for `model` without labels.
+
     Raises ValueError for labels that the model was not trained with.
     """
 
@@ -80,7 +83,7 @@ class Guided:
         return Prediction(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
 
     def guided_by_label(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        """The guided prediction; a learned variance is that of the prediction with the label."""
+        """Classifier-free guidance. A learned variance is taken from the conditional prediction."""
         N, null = len(x), torch.full_like(y, self.model.unet.classes)
         both, fraction = self.model.denoise(  # (2N,C,H,W)
             torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]), clip=False
@@ -90,7 +93,7 @@ class Guided:
         return Prediction(x0_hat, None if fraction is None else fraction[:N])
 
     def guided_by_model(self, x: Tensor, t: Tensor) -> Prediction:
-        """The guided prediction; a learned variance is the model's."""
+        """Autoguidance. A learned variance is taken from the better model."""
         x0_hat, fraction = self.model.denoise(x, t, self.y, clip=False)
         worse = self.guide.denoise(x, t, self.y, clip=False).x0_hat
         return Prediction(worse + self.scale * (x0_hat - worse), fraction)
@@ -106,12 +109,13 @@ def choose_guidance(
     labelled: bool,
     sampler: str | None = None,
 ) -> tuple[float, Guide | None]:
-    """The scale and, for autoguidance, the worse model.
+    """The guidance scale and, for autoguidance, the worse model.
 
-    scale: None for that of the model's settings, and for none with the paper's sampler, ddpm.
-    guide_with: "labels", "auto" for the early average in the checkpoint, or the path of another
-    model; None for labels if the model knows images without them, else "auto". labelled: whether
-    the images have labels, if the model has classes. Raises ValueError or OSError, in one line.
+    scale: None for the scale in the model's settings, or for no guidance with the paper's sampler,
+    ddpm. guide_with: "labels", "auto" for the early average in the checkpoint, or the path of
+    another model; None for labels if the model was also trained without them or has no early
+    average, otherwise "auto". labelled: whether the images have labels, if the model has classes.
+    Raises ValueError or OSError, in one line.
     """
     settings = loaded.model.settings
     by_label = labelled and settings.classes > 0 and settings.label_dropout > 0
@@ -129,7 +133,7 @@ def choose_guidance(
 
 
 def early_guide(loaded: LoadedModel) -> Guide:
-    """The model with the early average of its checkpoint. Raises ValueError if there is none."""
+    """The model with the early average in its checkpoint. Raises ValueError if there is none."""
     if loaded.early is None:
         raise ValueError(
             f"{loaded.path} keeps no early average to guide with: give --guide-with the path of a "
@@ -142,7 +146,8 @@ def early_guide(loaded: LoadedModel) -> Guide:
 
 
 def other_guide(loaded: LoadedModel, path: Path) -> Guide:
-    """The model in another file. Raises ValueError unless it has the same images and schedule."""
+    """The model in another file. Raises ValueError if its image size, channels, classes or schedule
+    differ."""
     guide = load_model(path, loaded.model.device)
     model, worse = loaded.model, guide.model
     for what in ("depth", "size", "classes"):

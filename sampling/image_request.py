@@ -6,9 +6,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """The images to make, as the flags of Inference.py say; None where a flag is not given.
+    """The images to generate, as requested by the flags of Inference.py; None for a missing flag.
 
-    T, schedule: the forward process where there is no checkpoint.
+    T, schedule: the forward process, used without a checkpoint.
     """
 
     checkpoint: Path | None = None

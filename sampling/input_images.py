@@ -1,4 +1,4 @@
-"""Images and masks from files, for editing: in the size and the channels of a model.
+"""Read images and masks for editing, in the size and with the channels of a model.
 
 Letters in the shape columns: C channels, H and W height and width.
 """
@@ -17,10 +17,10 @@ from image_data.image_files import open_image, resize_and_crop
 
 @dataclass(frozen=True)
 class EditInputs:
-    """The images that sampling begins with, instead of noise alone.
+    """The images from which sampling starts, instead of noise alone.
 
-    start_image (C,H,W): of --input-image. mask (H,W): of --mask, true where it is repainted.
-    endpoints (C,H,W) each: the two images of --interpolate.
+    start_image (C,H,W): from --input-image. mask (H,W): from --mask, true where the image is
+    repainted. endpoints, (C,H,W) each: the two images from --interpolate.
     """
 
     start_image: Tensor | None = None
@@ -34,7 +34,7 @@ def read_edit_inputs(
     mask: Path | None,
     interpolate: tuple[Path, Path] | None,
 ) -> EditInputs:
-    """Read the files of these flags, onto the model's device. Raises ValueError or OSError."""
+    """Read the files of these flags to the model's device. Raises ValueError or OSError."""
     device = model.device
     start_image = None if input_image is None else read_image(input_image, model).to(device)
     mask_values = None if mask is None else read_mask(mask, model).to(device)
@@ -44,19 +44,19 @@ def read_edit_inputs(
         endpoints = (first, last)
     if mask and input_image and aspect_ratio(mask) != aspect_ratio(input_image):
         raise ValueError(
-            f"{mask} has not the proportions of {input_image}: "
+            f"{mask} does not have the aspect ratio of {input_image}: "
             "give a mask of the same width and height"
         )
     return EditInputs(start_image, mask_values, endpoints)
 
 
 def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
-    """An image file as (C,H,W) in [-1,1], resized and cropped for the model if there is one."""
+    """Read an image file as (C,H,W) in [-1,1], resized and cropped if a model is given."""
     picture = open_image(path)
     if model is not None:
         net = model.unet
         if picture.size == (28, 28) and net.size == 32:
-            picture = ImageOps.expand(picture, 2)  # black, as the datasets are padded
+            picture = ImageOps.expand(picture, 2)  # with black, like the datasets
         picture = picture.convert("L" if net.depth == 1 else "RGB")
         picture = resize_and_crop(picture, net.size)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
@@ -64,11 +64,11 @@ def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
 
 
 def read_mask(path: Path, model: DiffusionModel) -> Tensor:
-    """A mask image as bool (H,W), true where it is brighter than half. Raises ValueError."""
+    """Read a mask as bool (H,W), true where it is brighter than mid-gray. Raises ValueError."""
     mask = read_image(path, model).mean(dim=0) > 0
     if mask.all() or not mask.any():
         colour = "white" if mask.all() else "black"
-        raise ValueError(f"{path} is {colour} all over: white is painted anew, black is kept")
+        raise ValueError(f"{path} is {colour} all over: white is repainted, black is kept")
     return mask
 
 

@@ -1,4 +1,4 @@
-"""The noise from which an image is sampled, the same for any batch size and number of processes."""
+"""The noise of each image, which does not depend on batch size or number of processes."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,10 @@ from runtime.randomness import Purpose, generator
 
 
 class Noise:
-    """Standard normal noise in which image i has a generator of its own, seeded by (seed, i).
+    """Standard normal noise. Image i has its own generator, seeded by (seed, purpose, i).
 
-    `Noise(seed, range(8, 16), (C, H, W))()` -> the next (8,C,H,W). It is drawn on the CPU, so that
-    a seed means the same images on every device. purpose: what the noise is for.
+    Each call of `Noise(seed, range(8, 16), (C, H, W))` returns new noise (8,C,H,W). It is drawn on
+    the CPU, so that a seed gives the same noise on every device.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from sampling.generate import GeneratedImages, NoisingJob, SamplingJob
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and write into it, so that sampling is not in vain. Raises OSError."""
+    """Check, before sampling, that the folder can be created and written to. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".writable").touch()
     (folder / ".writable").unlink()
@@ -33,7 +33,7 @@ def write_images(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedI
 
 
 def write_trajectory(file: Path, images: GeneratedImages, columns: int) -> None:
-    """Write the frames, from the first step to t = 0, where x0_hat is the image itself."""
+    """Write the frames in the order of decreasing t. At t = 0, x0_hat is the image itself."""
     times = sorted(images.frames, reverse=True)
     arrays = {"frames": [images.frames[t] for t in times], "times": times}
     if images.predicted:
@@ -44,7 +44,7 @@ def write_trajectory(file: Path, images: GeneratedImages, columns: int) -> None:
 
 
 def write_grids(folder: Path, images: GeneratedImages, t: int, columns: int) -> set[Path]:
-    """Write the grid of x_t, and that of x0_hat if there is one; return their files."""
+    """Write the grid of x_t and, if there is one, the grid of x0_hat. Returns their paths."""
     grids = {folder / f"t{t:04d}.png": images.frames[t]}
     if t in images.predicted:
         grids[folder / f"x0_t{t:04d}.png"] = images.predicted[t]
@@ -54,7 +54,7 @@ def write_grids(folder: Path, images: GeneratedImages, t: int, columns: int) -> 
 
 
 def summary(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedImages) -> str:
-    """One line about the files that were written."""
+    """A one-line description of the files that were written."""
     grids = ", ".join(f"t{t:04d}.png" for t in job.saved)
     line = f"{folder}: {grids}, trajectory.npz ({len(images.frames)} frames)"
     if isinstance(job, SamplingJob):

@@ -1,10 +1,10 @@
-"""The settings of sampling, checked once, and the one loop from x_T to x_0.
+"""The settings of sampling, checked once, and the loop from x_T to x_0.
 
     plan = plan_sampling(model, sampler="unipc", steps=20)
     for t, x_t, x0_hat in sample_steps(model, plan, range(8, 16), seed=0): ...
 
-Image i is a function of the plan, its label and (seed, i), so it is the same in any batch and in
-any process.
+Image i is a function of the plan, its label and (seed, i). It does not depend on the batch or the
+process in which it is sampled.
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
@@ -26,22 +26,23 @@ from sampling.samplers import Step, sample
 from sampling.time_grid import time_grid
 
 # The defaults of --sampler and --steps: see docs/samplers-and-presets.md and benchmarks/RESULTS.md.
-# heun and autoguidance, which evaluate twice in a step, take half as many steps. Guidance by labels
-# evaluates twice as well, but keeps 20 steps, so that a GIF of them has enough frames.
+# heun and autoguidance need two evaluations a step and take half as many steps. Classifier-free
+# guidance also needs two, but keeps 20 steps, so that a GIF of them has enough frames.
 DEFAULT_SAMPLER = "unipc"
 DEFAULT_EVALUATIONS = 20
-# Autoguidance applies from t = T down to this share of T.
+# Autoguidance applies from t = T down to this fraction of T.
 AUTOGUIDANCE_END = 0.2
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How images are sampled. Make it with `plan_sampling`, which checks it.
+    """The settings of sampling. Create it with `plan_sampling`, which checks them.
 
     times: the steps t, from the first down to 0.
-    variance: of ddpm, "" for every other sampler. eta: of ddim, 0 for every other sampler.
+    variance: the variance of ddpm, "" for all other samplers.
+    eta: the eta of ddim, 0 for all other samplers.
     guide: the worse model of autoguidance, None for classifier-free guidance.
-    guidance_interval: the t, both ends included, at which guidance applies.
+    guidance_interval: the range of t, both ends included, in which guidance applies.
     clip: whether x0_hat is clipped to [-1, 1].
     precision: Lightning's name, "32-true" or "bf16-mixed".
     compile_mode: the mode of torch.compile that the network runs in, or "off".
@@ -65,7 +66,7 @@ class SamplingPlan:
 
     @property
     def evaluations(self) -> int:
-        """How often a network is evaluated for an image, at most."""
+        """The largest number of network evaluations for an image."""
         low, high = self.guidance_interval
         guided = self.guidance != 1
         evaluations = [2 if guided and low <= t <= high else 1 for t in self.times[:-1]]
@@ -88,11 +89,11 @@ def plan_sampling(
     precision: str = "32-true",
     compile_mode: str = "off",
 ) -> SamplingPlan:
-    """Return the plan for this model; raise ValueError, in one line, if the model cannot follow it.
-
-    sampler, steps, variance, guidance_interval: None for the default. guide: of autoguidance, see
-    `guidance.choose_guidance`. start: the first t, None for T.
-    keep: values of t that must be among the times, besides the `steps` steps.
+    """Return the checked plan. Raises ValueError, in one line, if it does not fit the model.
+    sampler, steps, variance, guidance_interval: None for the default.
+    guide: the worse model of autoguidance, see `guidance.choose_guidance`.
+    start: the first t, None for T.
+    keep: values of t that are added to the times of the `steps` steps.
     """
     sampler = sampler or DEFAULT_SAMPLER
     variance = variance or model.variance
@@ -120,7 +121,7 @@ def plan_sampling(
 
 
 def default_steps(sampler: str, start: int, autoguidance: bool) -> int:
-    """The number of steps from t = `start` if none is given: all of them for ddpm."""
+    """The default number of steps from t = `start`. ddpm takes all of them."""
     if sampler == "ddpm":
         return start
     twice = sampler == "heun" or autoguidance
@@ -128,7 +129,7 @@ def default_steps(sampler: str, start: int, autoguidance: bool) -> int:
 
 
 def check_start(model: DiffusionModel, start: int) -> None:
-    """Raise ValueError if `start` is no step of this model."""
+    """Raise ValueError if `start` is beyond the model's T."""
     if start > model.T:
         raise ValueError(
             f"--start-step {start} is past T = {model.T} of this model: choose 1 to {model.T}"
@@ -158,13 +159,13 @@ def check_guidance(
 
 
 def labels_in_turn(model: DiffusionModel, indices: range) -> list[int] | None:
-    """The label i mod K of every image i, for a model with K classes; None for one without."""
+    """The labels i mod K of images i for a model with K classes, or None without classes."""
     classes = model.unet.classes
     return [i % classes for i in indices] if classes else None
 
 
 def guided_model(model: DiffusionModel, plan: SamplingPlan, labels: Sequence[int] | None) -> Guided:
-    """The model under this plan's guidance; labels: one for each image of a batch, or None."""
+    """The model with this plan's guidance. labels: one for each image of a batch, or None."""
     y = None if labels is None else torch.tensor(labels, device=model.device)
     guide = plan.guide.model if plan.guide else None
     return Guided(model, y, plan.guidance, plan.guidance_interval, plan.clip, guide)
@@ -180,12 +181,12 @@ def sample_steps(
     mask: Tensor | None = None,
     latents: Tensor | None = None,
 ) -> Iterator[Step]:
-    """Yield t, x_t and x0_hat (N,C,H,W) of the images with these numbers at every t of the plan.
+    """Yield t, x_t and x0_hat (N,C,H,W) of the images with these indices at every t of the plan.
 
-    labels: one for each image, None for images of any class.
-    start_image (C,H,W): begin with this image, noised to the first t (SDEdit); together with
-    mask (H,W): begin with noise, and keep this image where the mask is false (RePaint).
-    latents (N,C,H,W): begin with these instead of noise.
+    labels: one for each image; None for unconditional images.
+    start_image (C,H,W): without a mask, start from this image, noised to the first t (SDEdit).
+    mask (H,W): start from noise, and keep `start_image` where the mask is false (RePaint).
+    latents (N,C,H,W): start from these instead of noise.
     """
     device = model.device
     noise = Noise(seed, indices, model.unet.shape, device)
@@ -204,7 +205,7 @@ def sample_steps(
 
 
 def autocast_each(steps: Iterator[Step], device: str, precision: str) -> Iterator[Step]:
-    """Compute every step in this precision. Between steps the caller's own applies."""
+    """Compute every step in this precision, without changing the caller's precision."""
     while True:
         with torch.autocast(device, torch.bfloat16, enabled=precision != "32-true"):
             step = next(steps, None)
@@ -216,7 +217,7 @@ def autocast_each(steps: Iterator[Step], device: str, precision: str) -> Iterato
 def compile_for_sampling(
     model: DiffusionModel, plan: SamplingPlan, mode: str, images: int, say: Callable[..., Any]
 ) -> bool:
-    """Compile the networks of the plan for this many images; return whether that was possible."""
+    """Compile the networks of the plan for this batch size. Returns whether this succeeded."""
     if plan.guide:
         return compile_network(model, mode, images, plan.precision, say) and compile_network(
             plan.guide.model, mode, images, plan.precision, say

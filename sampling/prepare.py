@@ -1,7 +1,7 @@
-"""From the settings of Inference.py to a job: model loaded, images read, everything checked.
+"""Turn the settings of Inference.py into a job: load the model, read images, check everything.
 
 request = ImageRequest(checkpoint=Path("runs/cifar10"), num=8)
-job = prepare(request, "cpu")           # a SamplingJob, or without a checkpoint a NoisingJob
+job = prepare(request, "cpu")           # a SamplingJob; a NoisingJob without a checkpoint
 """
 
 import math
@@ -28,12 +28,12 @@ DEFAULT_NUM_OF_EACH_CLASS = 8
 DEFAULT_STEPS_WITH_MASK = 100
 DEFAULT_STEPS_TO_INTERPOLATE = 50
 
-# most images in the grids and in the trajectory; samples.npz has all
+# The largest numbers of images in grids and trajectory. samples.npz has all images.
 SHOWN = 64
 SHOWN_OF_EACH_CLASS = 8
 SHOWN_OF_ALL_CLASSES = 1024
 
-# most values of an image without a model for which every frame is kept: 512 x 512 pixels in RGB
+# The size of 512 x 512 pixels in RGB. If a larger image is noised, only the saved steps are kept.
 LARGE_IMAGE = 3 * 512**2
 
 
@@ -63,7 +63,7 @@ def prepare(request: ImageRequest, device: str | torch.device) -> SamplingJob | 
 def prepare_to_write(
     request: ImageRequest, device: str | torch.device, writes: bool
 ) -> SamplingJob | NoisingJob:
-    """`prepare`, and on the process that writes the files check the folder. Raises ValueError."""
+    """`prepare`, and check the output folder if this process writes to it. Raises ValueError."""
     try:
         job = prepare(request, device)
         if writes:
@@ -78,8 +78,8 @@ def prepare_to_write(
 
 def prepare_noising(request: ImageRequest) -> NoisingJob:
     """Read the image to be noised, at its own size."""
-    # Only the schedule is used, so the network is the smallest there is. Predicting x_0 allows
-    # schedules at whose end nothing is left of the image.
+    # Only the schedule is used, so the network is as small as possible. Parameterization x0 allows
+    # schedules with alpha_bar(T) = 0.
     chosen = ModelSettings(
         T=request.T,
         schedule=request.schedule,
@@ -111,7 +111,8 @@ def prepare_noising(request: ImageRequest) -> NoisingJob:
 
 
 def saved_steps(request: ImageRequest, T: int, start: int) -> list[int]:
-    """The t at which grids are saved: those of the request, or 0, T/20, T/2 and the start."""
+    """The t at which grids are saved: those of the request, or by default 0, T/20, T/2 and the
+    first t."""
     if request.save_steps is None:
         defaults = {0, T // 20, T // 2, T}
         if request.start_step is None:
@@ -127,7 +128,7 @@ def saved_steps(request: ImageRequest, T: int, start: int) -> list[int]:
 
 
 def frame_times(times: Sequence[int], most: int, saved: list[int]) -> list[int]:
-    """At most `most` of the times, evenly spread, and the saved ones: rising."""
+    """At most `most` evenly spread times and the saved ones, in increasing order."""
     if len(times) > most:
         evenly = torch.linspace(0, len(times) - 1, most).tolist()
         times = [times[round(i)] for i in evenly]
@@ -135,7 +136,7 @@ def frame_times(times: Sequence[int], most: int, saved: list[int]) -> list[int]:
 
 
 def plan_request(request: ImageRequest, loaded: LoadedModel, saved: list[int]) -> SamplingPlan:
-    """The plan of a request, with the defaults of its way to edit. Raises ValueError."""
+    """The plan of a request, with the defaults for the kind of editing. Raises ValueError."""
     model = loaded.model
     start = request.start_step or model.T
     sampler, steps, variance = request.sampler, request.steps, request.variance
@@ -190,7 +191,7 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
     """The number of images, their labels and their order in a grid. Raises ValueError."""
     label, num, classes = request.label, request.num, model.unet.classes
     always_labelled = model.settings.label_dropout == 0
-    if label in (None, "none") and classes and always_labelled:  # it knows no images of any class
+    if label in (None, "none") and classes and always_labelled:  # it needs a label
         label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
     if label is None and classes and not is_edit(request):
         return of_all_classes(classes, num or DEFAULT_NUM)

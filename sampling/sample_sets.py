@@ -1,14 +1,14 @@
-"""Sets of samples in files, which later calls complete and several processes share.
+"""Sets of samples in files. Later calls add missing files, and several processes share the work.
 
     plan = plan_sampling(model, sampler="unipc", steps=20)
     folder = Path("runs/mnist/evaluation") / folder_name(plan, checkpoint_sha256)
     write_samples(model, plan, folder, count=50_000, seed=0)     # in every process, with its rank
     images, cost = read_samples(model, folder, count=50_000, seed=0)   # uint8 (N,C,H,W)
 
-Image i is a function of the plan and (seed, i), whichever process samples it. With K classes it
-is of class i mod K. The file `seed0-00000500.npz` holds the images from number 500 on as `arr_0`,
-uint8 (n,H,W,C), and as `cost` the seconds and evaluations of the network for one image and the
-batch size.
+Image i is a function of the plan and (seed, i), whichever process samples it. With K classes its
+class is i mod K. The file `seed0-00000500.npz` holds the images from index 500 as `arr_0`, uint8
+(n,H,W,C). Its array `cost` has the seconds and the network evaluations for one image, and the batch
+size.
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """
@@ -39,7 +39,7 @@ IMAGES_PER_FILE = 500
 
 @dataclass(frozen=True)
 class SampleCost:
-    """What one image took: seconds, evaluations of the network, and the batch size."""
+    """The cost of one image: seconds and network evaluations, measured at this batch size."""
 
     seconds: float
     evaluations: float
@@ -48,7 +48,7 @@ class SampleCost:
 
 @dataclass
 class EvaluationCounter:
-    """The number of images that the network was evaluated on."""
+    """The number of images on which the network was evaluated."""
 
     images: int = 0
 
@@ -57,9 +57,9 @@ class EvaluationCounter:
 
 
 def plan_settings(plan: SamplingPlan) -> dict[str, Any]:
-    """The settings of the samples of a set, as they are hashed for its folder and reported.
+    """The settings of a set of samples, for reports and for the hash in the folder's name.
 
-    The names and values make the names of folders that exist already: never change them.
+    Never change names or values: existing folders could no longer be found.
     """
     settings: dict[str, Any] = {
         "sampler": plan.sampler,
@@ -79,9 +79,9 @@ def plan_settings(plan: SamplingPlan) -> dict[str, Any]:
 
 
 def folder_name(plan: SamplingPlan, *identity: str) -> str:
-    """The name of the folder of a set: sampler, steps, and a hash of the plan and the model.
+    """The name of a set's folder: sampler, steps, and a hash of the plan and the model.
 
-    identity: all else that determines the images, such as the checkpoint's sha256.
+    identity: everything else that determines the images, such as the checkpoint's sha256.
     """
     hashed = json.dumps([plan_settings(plan), *identity], sort_keys=True)
     digest = hashlib.sha256(hashed.encode()).hexdigest()
@@ -89,12 +89,12 @@ def folder_name(plan: SamplingPlan, *identity: str) -> str:
 
 
 def sample_file(folder: Path, seed: int, first: int) -> Path:
-    """The file of the images from number `first` on."""
+    """The file of the images from index `first`."""
     return folder / f"seed{seed}-{first:08d}.npz"
 
 
 def file_ranges(count: int, rank: int = 0, world_size: int = 1) -> list[range]:
-    """The numbers of the images in each of this process's files, of a set of `count` images."""
+    """The indices of the images in each of this process's files, of a set of `count` images."""
     ranges = [
         range(first, min(first + IMAGES_PER_FILE, count))
         for first in range(0, count, IMAGES_PER_FILE)
@@ -106,7 +106,7 @@ def file_ranges(count: int, rank: int = 0, world_size: int = 1) -> list[range]:
 
 
 def sample_batch(model: DiffusionModel, plan: SamplingPlan, indices: range, seed: int) -> Tensor:
-    """Sample the images with these numbers in one batch: uint8 (N,C,H,W), on the CPU."""
+    """Sample the images with these indices in one batch: uint8 (N,C,H,W), on the CPU."""
     labels = labels_in_turn(model, indices)
     *_, (_, x, _) = sample_steps(model, plan, indices, seed, labels)
     return to_uint8(x).cpu()
@@ -120,7 +120,7 @@ def missing_files(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[range]:
-    """The numbers of the images in each of this process's files that is still to be written."""
+    """The indices of the images in each of this process's files that is missing or damaged."""
     return [
         indices
         for indices in file_ranges(count, rank, world_size)
@@ -142,7 +142,7 @@ def write_samples(
     """Write this process's missing files of a set of `count` images. Raises OSError."""
     missing = missing_files(model, folder, count, seed, rank, world_size)
     if missing:
-        # what a device does once, at its first batch, does not count as the cost of an image
+        # warm up: the one-time work of the first batch is not part of an image's cost
         one_step = replace(plan, sampler="ddim", times=(model.T, 0))
         sample_batch(model, one_step, range(min(batch_size, len(missing[0]))), seed)
     total = sum(len(indices) for indices in file_ranges(count, rank, world_size))
@@ -186,7 +186,7 @@ def write_file(
 
 @contextlib.contextmanager
 def count_evaluations(models: list[DiffusionModel]) -> Iterator[EvaluationCounter]:
-    """Count the images that the networks are evaluated on within the block."""
+    """Count the images on which the networks are evaluated within the block."""
     counter = EvaluationCounter()
 
     def count(_: Any, inputs: Any) -> None:
@@ -206,9 +206,9 @@ def count_evaluations(models: list[DiffusionModel]) -> Iterator[EvaluationCounte
 def read_file(
     model: DiffusionModel, folder: Path, indices: range, seed: int
 ) -> tuple[Tensor, np.ndarray] | None:
-    """The images uint8 (N,C,H,W) of one file, and their cost (3,); None if it is not complete.
+    """The images uint8 (N,C,H,W) of one file and their cost (3,), or None if it is not complete.
 
-    A file with more images than `indices` is complete: only its first ones are returned.
+    A file may have more images than `indices`. Then only the first ones are returned.
     """
     C, H, W = model.unet.shape
     try:
@@ -229,10 +229,10 @@ def read_file(
 def read_samples(
     model: DiffusionModel, folder: Path, count: int, seed: int
 ) -> tuple[Tensor, SampleCost]:
-    """The first `count` images of a set, uint8 (N,C,H,W), and the mean cost of one.
+    """The first `count` images of a set, uint8 (N,C,H,W), and the mean cost of one image.
 
-    Several calls may have written them: the batch size is the largest. Raises OSError if a file
-    is missing.
+    Files may have been written with different batch sizes; the largest one is reported. Raises
+    OSError if a file is missing.
     """
     sets, costs = [], []
     for indices in file_ranges(count):

@@ -1,16 +1,16 @@
-"""From x_T to x_0: every sampler as a generator over times.
+"""Samplers, from x_T to x_0. Each one is a generator over times.
 
-    times = time_grid(model, 20)                                         # T, .., 0: 20 steps
+    times = time_grid(model, 20, start=model.T)                          # T, .., 0: 20 steps
     x = noise()                                                          # x_T (N,C,H,W)
     for t, x_t, x0_hat in dpm(model, x, times): ...
 
-A sampler uses only the model's `denoise(x, t)` and its schedule `alpha_bar(t)`: see
-`Denoiser`. It yields (t, x_t, x0_hat) for every t in `times`, which decrease; the last one is 0 to
-get an image. At the last time there is no prediction, and x_t is yielded as x0_hat.
+A sampler uses only the model's `denoise(x, t)` and its schedule `alpha_bar(t)`, see `Denoiser`. It
+yields (t, x_t, x0_hat) for every t in `times`. The times decrease, to 0 for an image. At the last
+time there is no prediction, so x_t is yielded as x0_hat.
 
-`signal` is sqrt(alpha_bar), `sigma` sqrt(1 - alpha_bar), `log_snr` the logarithm of signal / sigma
-(half of log(SNR): lambda in Lu et al. 2022). Letters in the shape columns: N images, C channels, H
-and W height and width.
+`signal` is sqrt(alpha_bar), and `sigma` is sqrt(1 - alpha_bar). `log_snr` is log(signal / sigma),
+half of log(SNR), which Lu et al. 2022 call lambda. Letters in the shape columns: N images, C
+channels, H and W height and width.
 """
 
 import math
@@ -31,8 +31,8 @@ Step = tuple[int, Tensor, Tensor]
 
 
 def levels(model: Denoiser, t: int) -> tuple[float, float, float]:
-    """signal, sigma and log_snr at t, in double precision; log_snr is infinite at t = 0, and at T
-    where alpha_bar is 0."""
+    """signal, sigma and log_snr at t, in double precision. log_snr is infinite at t = 0, and at
+    t = T if alpha_bar(T) = 0."""
     alpha_bar = model.alpha_bar(t)
     if alpha_bar == 1:
         log_snr = math.inf
@@ -57,7 +57,7 @@ def sample(
     variance: str = "large",
     eta: float = 0.0,
 ) -> Iterator[Step]:
-    """The generator of this name, one of `SAMPLERS`. variance is ddpm's, eta ddim's."""
+    """The generator of this sampler, one of `SAMPLERS`. variance is for ddpm, eta for ddim."""
     if sampler == "ddpm":
         return ddpm(model, x, times, noise, variance)
     if sampler == "ddim":
@@ -76,9 +76,8 @@ def ddpm(
     noise: Callable[[], Tensor],
     variance: str = "large",
 ) -> Iterator[Step]:
-    """Ancestral sampling, Algorithm 2 of Ho et al. 2020; over all times T, T-1, .., 0 it is
-    the paper's. x (N,C,H,W) is x_t at the first of `times`. Each step is
-    `DiffusionModel.denoise_sample`."""
+    """Ancestral sampling. Over all times T, T-1, .., 0 it is Algorithm 2 of Ho et al. 2020. x
+    (N,C,H,W) is x_t at the first of `times`. Each step is `DiffusionModel.denoise_sample`."""
     for t, s in pairwise(times := list(times)):
         prediction = predict(model, x, t)
         yield t, x, prediction.x0_hat
@@ -95,7 +94,7 @@ def ancestral_step(
     variance: str,
     prediction: Prediction,
 ) -> Tensor:
-    """x_t -> x_s, (N,C,H,W): `DiffusionModel.denoise_sample`, which needs no noise where s = 0."""
+    """x_t -> x_s, (N,C,H,W), by `DiffusionModel.denoise_sample`. No noise is drawn if s = 0."""
     z = noise() if s > 0 else None
     return DiffusionModel.denoise_sample(model, x, t, s, z, variance, prediction)
 
@@ -104,8 +103,8 @@ def ancestral_step(
 def ddim(
     model: Denoiser, x: Tensor, times: Iterable[int], noise: Callable[[], Tensor], eta: float = 0.0
 ) -> Iterator[Step]:
-    """Eq. 12 and 16 of Song et al. 2021, "Denoising diffusion implicit models": first
-    order. eta = 0 is deterministic; eta = 1 equals `ddpm` with the small variance."""
+    """DDIM, Eq. 12 and 16 of Song et al. 2021, "Denoising diffusion implicit models". First order.
+    eta = 0 is deterministic; eta = 1 equals `ddpm` with the small variance."""
     for t, s in pairwise(times := list(times)):
         signal_t, sigma_t, _ = levels(model, t)
         signal_s, sigma_s, _ = levels(model, s)
@@ -124,12 +123,13 @@ def ddim(
 
 @torch.no_grad()
 def heun(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
-    """Heun's method for the probability flow ODE in the variables x / signal and sigma / signal,
-    where it reads dx/dsigma = (x - x0_hat) / sigma: Algorithm 1 of Karras et al. 2022. Second
-    order, two evaluations a step.
+    """Heun's method for the probability flow ODE, Algorithm 1 of Karras et al. 2022. Second order,
+    two evaluations a step. In the variables x / signal and sigma / signal, which Karras et al. call
+    x and sigma, the ODE is dx/dsigma = (x - x0_hat) / sigma.
 
-    A step that reduces sigma / signal to less than a quarter is Euler's, with one evaluation: the
-    last step, and the first one if x_T is nearly pure noise, where a straight line leads far away.
+    A step that reduces sigma / signal to a quarter or less is an Euler step, with one evaluation:
+    the last step, and the first one if x_T is nearly pure noise, where the averaged slope would
+    lead far off over such a long step.
     """
     for t, s in pairwise(times := list(times)):
         signal_t, sigma_t, _ = levels(model, t)
@@ -148,7 +148,7 @@ def heun(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
 
 
 class Node(NamedTuple):
-    """A prediction of x_0 (N,C,H,W) and the log_snr of the x_t from which it was made."""
+    """A prediction of x_0 (N,C,H,W), and the log_snr of the x_t that it was predicted from."""
 
     log_snr: float
     x0_hat: Tensor
@@ -157,9 +157,9 @@ class Node(NamedTuple):
 @torch.no_grad()
 def dpm(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     """DPM-Solver++(2M), Algorithm 2 of Lu et al. 2022, "DPM-Solver++". Second order in log_snr,
-    one evaluation a step: the slope of x0_hat comes from the step before. The first step and
-    a step to t = 0 are of first order."""
-    before: list[Node] = []  # the node of the step before, if it has a finite log_snr
+    one evaluation a step: the slope of x0_hat is computed from the previous prediction. The first
+    step and a step to t = 0 are of first order."""
+    before: list[Node] = []  # the previous node, if it has a finite log_snr
     for t, s in pairwise(times := list(times)):
         node = Node(levels(model, t)[2], predict(model, x, t).x0_hat)
         yield t, x, node.x0_hat
@@ -171,15 +171,15 @@ def dpm(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
 @torch.no_grad()
 def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     """UniPC of order 3 with B(h) = e^h - 1, predicting x_0: Algorithms 5 and 6 of Zhao et al.
-    2023. One evaluation a step: the one at the predicted x_s also corrects x_s, before the next
+    2023. One evaluation a step: the prediction from x_s corrects x_s and is then used for the next
     step.
 
-    The first and the last steps are of lower order. Earlier predictions that are closer in log_snr
-    than a quarter of the step are left out. The x0_hat yielded was predicted from x_t before
-    the correction of x_t.
+    The first and the last steps have a lower order. Earlier predictions are only used if their
+    distance in log_snr is more than a quarter of the step. The yielded x0_hat was predicted from
+    x_t before x_t was corrected.
     """
     history: list[Node] = []  # the newest first
-    last: tuple[Tensor, int] | None = None  # x_t, corrected, and t of the step before
+    last: tuple[Tensor, int] | None = None  # the corrected x_t and the t of the previous step
     times = list(times)
     for i, (t, s) in enumerate(pairwise(times)):
         node = Node(levels(model, t)[2], predict(model, x, t).x0_hat)
@@ -187,7 +187,7 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
             newest, *older = history
             x = exponential_step(model, *last, t, newest.x0_hat, [*older, node])
         yield t, x, node.x0_hat
-        # a slope over less is mostly the correction
+        # over a shorter distance, the difference of x0_hat comes mostly from the correction
         near = (levels(model, s)[2] - node.log_snr) / 4
         kept = [one for one in history if node.log_snr - one.log_snr > near or math.isinf(near)]
         order = min(ORDER, len(times) - 1 - i)
@@ -200,9 +200,9 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
 def exponential_step(
     model: Denoiser, x: Tensor, t: int, s: int, x0_hat: Tensor, others: list[Node]
 ) -> Tensor:
-    """x_t -> x_s, Eq. 8 of Lu et al. 2022, "DPM-Solver++": integrated exactly for an x0_hat that
-    is a polynomial in log_snr through the one at t and `others`, as in Zhao et al. 2023, Eq. 5 to
-    9. Without others it is a step of DDIM."""
+    """x_t -> x_s, Eq. 8 of Lu et al. 2022, "DPM-Solver++". The integral is exact if x0_hat is the
+    polynomial in log_snr through its values at t and at `others`, as in Zhao et al. 2023, Eq. 5
+    to 9. Without others this is a DDIM step."""
     _, sigma_t, log_snr_t = levels(model, t)
     signal_s, sigma_s, log_snr_s = levels(model, s)
     h = log_snr_s - log_snr_t
@@ -216,8 +216,8 @@ def exponential_step(
 
 
 def polynomial_weights(positions: list[float], h: float) -> list[float]:
-    """The weight of each difference of x0_hat at these positions, for a step of length h in
-    log_snr. With one other node the weight is 1/2 whatever the step, as in both papers."""
+    """The weights of the differences of x0_hat at these positions, for a step of length h in
+    log_snr. With one other node the weight is always 1/2, as in both papers."""
     if len(positions) == 1:
         return [0.5]
     moments, phi = [], math.expm1(-h) / -h - 1

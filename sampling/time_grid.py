@@ -17,13 +17,19 @@ RHO = 7  # table 1 of Karras et al. 2022
 def time_grid(
     model: Denoiser, steps: int, start: int, grid: str = "uniform", keep: Iterable[int] = ()
 ) -> list[int]:
-    """start, .., 0 in `steps` steps, each at least 1 long, and every t of `keep`, which adds steps.
+    """The times from `start` to 0 in `steps` steps of at least 1, and every t of `keep`, which
+    adds steps.
 
-    grid: "uniform" in t; "quadratic", t ~ (1 - i/n)^2 (Song et al. 2021, DDIM, appendix D.2);
-    "log-snr", uniform in it from `start` to t = 1 and then 0 (Lu et al. 2022, DPM-Solver, section
-    3.3); "edm", uniform in (sigma / signal)^(1/7), likewise (Karras et al. 2022, Eq. 5). The last
-    three take smaller steps where little noise is left. Raises ValueError if there are more steps
-    than times.
+    grid: the spacing of the times,
+    - "uniform" in t;
+    - "quadratic": t ~ (1 - i/n)^2 (Song et al. 2021, DDIM, appendix D.2);
+    - "log-snr": uniform in log SNR from `start` to t = 1, then 0 (Lu et al. 2022, DPM-Solver,
+      section 3.3);
+    - "edm": uniform in (sigma / signal)^(1/7) from `start` to t = 1, then 0 (Karras et al. 2022,
+      Eq. 5).
+
+    The last three take smaller steps at low noise. Raises ValueError if there are more steps than
+    times.
     """
     if not 1 <= steps <= start:
         raise ValueError(f"{steps} steps from t = {start}: choose from 1 to {start} steps")
@@ -38,7 +44,7 @@ def time_grid(
         raise ValueError(f"unknown grid {grid!r}: one of {', '.join(GRIDS)}")
     times, last = [], start + 1
     for i, t in enumerate(ideal):
-        # below the time before, and high enough that all steps to come are at least 1 long
+        # below the previous time, and high enough that all later steps are at least 1
         last = max(min(round(t), last - 1), steps - i)
         times.append(last)
     times[0] = start
@@ -46,7 +52,7 @@ def time_grid(
 
 
 def noise_scale(model: Denoiser, start: int, grid: str) -> np.ndarray:
-    """(start,): what the grid divides evenly, at t = 1 .. start; it rises with t and is finite."""
+    """The quantity (start,) in which the grid is uniform, at t = 1 .. start; rising and finite."""
     ratio = []
     for t in range(1, start + 1):
         alpha_bar = model.alpha_bar(t)
@@ -58,8 +64,8 @@ def noise_scale(model: Denoiser, start: int, grid: str) -> np.ndarray:
 
 
 def nearest_times(value: np.ndarray, steps: int) -> np.ndarray:
-    """(steps+1,): the t whose value is nearest to each of `steps` even ones from value(start) to
-    value(1), and 0."""
+    """The times (steps+1,) whose values are nearest to `steps` evenly spaced ones from value(start)
+    to value(1), and 0."""
     fraction = np.arange(steps) / max(1, steps - 1)
     even = value[-1] + (value[0] - value[-1]) * fraction  # (steps,)
     nearest = np.abs(value[None] - even[:, None]).argmin(1) + 1

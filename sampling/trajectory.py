@@ -13,7 +13,7 @@ from image_data.npz_files import NpzError, is_image_array, read_npz
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What trajectory.npz holds."""
+    """The contents of trajectory.npz."""
 
     frames: np.ndarray  # uint8 (F,N,H,W,C): x_t
     times: np.ndarray  # integers (F,): the t of every frame

@@ -1,4 +1,4 @@
-"""What several tests share: tiny data, tiny trained runs, the real datasets where they exist."""
+"""Fixtures: tiny data, tiny trained runs, and the real datasets if they exist."""
 
 import shutil
 import subprocess

@@ -5,10 +5,10 @@
     child.pid, child.poll(), child.wait(timeout)           # as of subprocess.Popen
 
 Importing torch and Lightning takes several seconds, and the tests of signals, kills and several
-processes start dozens of scripts. A child is a process like any other: a session, a working
-directory, an environment and open files of its own, signal handlers as Python sets them, no module
-of this project imported yet; and it ends as any Python process ends. What happens before
-torch is imported needs a real start.
+processes start dozens of scripts. A child is like any other process: it has its own session,
+working directory, environment and open files, Python's signal handlers, no module of this project
+imported yet, and it ends as any Python process does. Tests of what happens before torch is imported
+must start the script itself.
 
 The server forks a watcher, and that forks the child, waits for it and writes its status.
 """

@@ -3,14 +3,14 @@ for bit.
 
     python tests/golden.py record golden.json       # before a refactoring
     python tests/golden.py compare golden.json      # after it: exit status 1 if anything differs
-    python tests/golden.py compare golden.json eps  # the cases whose names contain "eps" alone
+    python tests/golden.py compare golden.json eps  # only the cases whose names contain "eps"
 
-It runs the scripts alone, so that nothing in it depends on how the code is laid out: 20 training
-steps for {eps, x0, v} x {large, small, learned} x {plain, classes, augmentation, accumulation, two
-processes}, and the laptop preset. Of each it keeps every training loss, both validation losses,
-hashes of the weights, of their average and of the samples of every sampler, and the bits/dim.
-About 10 minutes on two cores. The numbers hold for one machine and one version of torch: record
-and compare on the same one.
+It only runs the scripts, so it does not depend on how the code is laid out: 20 training steps for
+{eps, x0, v} x {large, small, learned} x {plain, classes, augmentation, accumulation, two
+processes}, and the laptop preset. For each case it records every training loss, both validation
+losses, hashes of the weights, of their average and of the samples of every sampler, and the
+bits/dim. About 10 minutes on two cores. The numbers hold for one machine and one version of torch:
+record and compare on the same one.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Checkpoints that run code where they are read without care."""
+"""Malicious checkpoints, which run code if they are loaded without care."""
 
 import os
 

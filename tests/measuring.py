@@ -1,4 +1,4 @@
-"""What evaluate.py measures of a run."""
+"""Run evaluate.py and read its results."""
 
 import json
 

@@ -2,11 +2,11 @@
 
     python tests/mutants.py                    # all of them; about five minutes on one core
     python tests/mutants.py ema noise          # those whose names contain one of these words
-    python tests/mutants.py --check            # only whether each can still be put in
+    python tests/mutants.py --check            # only check that each can still be put in
 
-Every mistake replaces a text that stands in one place of a file, in a copy of the project, and
-names the test that finds it. Exit status 1 if a test passes in spite of its mistake, fails without
-one, or does not exist, or if the text to be replaced is not there: then bring it up to date.
+Every mistake replaces a text that occurs once in a file, in a copy of the project, and names the
+test that must fail. The exit status is 1 if a test passes in spite of its mistake, fails without it
+or does not exist, or if the text to replace is not found; then update the mistake.
 """
 
 import argparse

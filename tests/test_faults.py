@@ -1,6 +1,6 @@
-"""Faults by name: each ends in the result of an undisturbed run, or in one line and its status.
+"""Faults by name: each ends with the result of an undisturbed run, or with a one-line error.
 
-Others are tested where the code is:
+Other faults are tested elsewhere:
 
     signals to a run, full disk under a checkpoint    tests/training/test_checkpointing.py
     a second process in a run directory               tests/training/test_checkpointing.py

@@ -573,7 +573,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
             ["--mask", "PHOTO", "--input-image", "PHOTO", "--sampler", "heun"],
             "works with --sampler ddpm alone",
         ),
-        (["--interpolate", "PHOTO", "PHOTO", "--precision", "bf16"], "which takes float32"),
+        (["--interpolate", "PHOTO", "PHOTO", "--precision", "bf16"], "which needs float32"),
         (
             ["--interpolate", "PHOTO", "PHOTO", "--sampler", "unipc"],
             "works with --sampler ddim alone",

@@ -1,4 +1,4 @@
-"""How the project is laid out: which room may import which, and habits that a machine can check."""
+"""The layout of the project: which room may import which, and habits that can be checked."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What the Trainer is given to iterate over: micro-batches for training, batches for validation.
+"""Micro-batches for training and batches for validation, as the Trainer iterates over them.
 
 Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and a `Share` that says which part
 of the step's random numbers belongs to these images.
@@ -17,8 +17,7 @@ from diffusion.draws import Share
 def micro_batches(
     x: Tensor, y: Tensor, accumulate: int, rank: int = 0, world_size: int = 1, attempt: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Share]]:
-    """`accumulate` equal micro-batches of one process's images (B,C,H,W) and labels (B,) of a
-    step."""
+    """Split one process's images (B,C,H,W) and labels (B,) of a step into micro-batches."""
     for i, (x_i, y_i) in enumerate(zip(x.chunk(accumulate), y.chunk(accumulate))):
         yield x_i, y_i, Share(rank * accumulate + i, world_size * accumulate, attempt)
 
@@ -26,8 +25,8 @@ def micro_batches(
 class TrainingBatches:
     """The micro-batches of one process: `accumulate` for each batch of `Dataset.Batches`.
 
-    attempt: the number of restarts after divergence; each has different noise. The state is that
-    of `batches`, after the last batch of which a micro-batch was served.
+    attempt: the number of restarts after divergence; each has different noise. The state is that of
+    `batches`, in which a batch counts as served once its first micro-batch is.
     """
 
     def __init__(self, batches: Batches, accumulate: int, attempt: int):
@@ -51,10 +50,10 @@ class TrainingBatches:
 
 
 class ValidationBatches:
-    """The validation batches of one process, which end early when `is_stopped` says so.
+    """The validation batches of one process, which end early if `is_stopped` returns true.
 
-    It is asked before each batch, by all processes equally often. `cut_short` tells whether the
-    last pass ended early.
+    It is called before each batch, the same number of times in all processes. `cut_short` is
+    whether the last pass ended early.
     """
 
     def __init__(self, batches: Batches, is_stopped: Callable[[], bool]):

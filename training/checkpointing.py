@@ -1,4 +1,4 @@
-"""When a training run saves a checkpoint and when it stops, in agreement between all processes."""
+"""Save checkpoints and stop a training run, at the same step in all processes."""
 
 import os
 import signal
@@ -23,10 +23,10 @@ TIME_IS_OVER = 1000  # a request to stop because of --max-time; larger than any 
 
 
 class StopRequests:
-    """Requests to stop, shared between all processes. Each step reads the result of the step
-    before, so that none waits for the exchange.
+    """Requests to stop, shared between all processes.
 
-    A request is the number of a signal, `TIME_IS_OVER`, or 0 for none. A single process needs no
+    Each step reads the result of the exchange that the previous step began, so no step waits. A
+    request is the number of a signal, `TIME_IS_OVER`, or 0 for none. A single process needs no
     exchange.
     """
 
@@ -40,7 +40,7 @@ class StopRequests:
         self.group = torch.distributed.new_group(backend="gloo")
 
     def exchange(self, request: int) -> int:
-        """Share this process's request; -> the largest request of the previous exchange."""
+        """Share this process's request; return the largest request of the previous exchange."""
         if not self.group:
             return request
         self.wait()
@@ -60,13 +60,13 @@ class StopRequests:
 class Checkpointing(StepCallback):
     """Save every `every` steps, at the end, and when a signal or `max_time` stops the run.
 
-    Signals only set `stop.signal`. Saving happens at the end of a step, always at this one point of
-    Lightning's loop. With several processes, a request to stop becomes known to all of them one
-    step later, so that they stop at the same step and none waits for another within a step.
+    A signal only sets `stop.signal`. Checkpoints are saved only at the end of a step, always at the
+    same point of Lightning's loop. With several processes, all of them learn of a request to stop
+    one step later, so they stop at the same step and none waits for another within a step.
 
     `max_time` (seconds) is measured by the first process and includes the runs that this one
     resumes. `fixed` is stored under the checkpoint's key "course". The newest `keep` checkpoints
-    are kept, and the newest one that was saved at a multiple of `every`.
+    are kept, and also the newest one saved at a multiple of `every`.
 
     Afterwards `stopped_by` is the signal or None, and `saved` is the last checkpoint. `diverged` is
     true, and nothing was saved, if the weights are not finite or no gradient has been finite for
@@ -124,13 +124,13 @@ class Checkpointing(StepCallback):
         self.stop_if_requested(trainer)
         save = trainer.should_stop or trainer.global_step % self.every == 0
         skipped = 0
-        if save or trainer.global_step % 10 == 0:  # seldom, because it waits for the device
+        if save or trainer.global_step % 10 == 0:  # not every step, because it waits for the device
             skipped = int(self.guard.skipped)
         self.diverged = skipped >= MAX_SKIPPED or (save and not has_finite_weights(pl_module))
         if self.diverged:
             trainer.limit_val_batches = 0
             trainer.should_stop = True
-        # After a skipped step the run may be diverging: no checkpoint to go back to is saved then.
+        # After a skipped step the run may be diverging, so no checkpoint to go back to is saved.
         elif save and (trainer.should_stop or not skipped):
             self.save(trainer)
 
@@ -153,7 +153,8 @@ class Checkpointing(StepCallback):
             remove_old_checkpoints(self.run_dir, self.keep, self.every)
 
     def signal_arrived(self) -> bool:
-        """Whether a signal was sent to any process. All processes must call this equally often."""
+        """Whether a signal was sent to any process. All processes must call this the same number of
+        times."""
         return self.requests.exchange(self.stop.signal or 0) in SIGNALS
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -18,7 +18,7 @@ MAX_RESTARTS = 3
 class Start:
     """Where training starts: at a checkpoint, or at the initial weights.
 
-    attempt: how often this run has gone back to an earlier checkpoint. Each attempt uses other
+    attempt: how often this run has gone back to an earlier checkpoint. Each attempt uses different
     noise. elapsed: seconds of training so far.
     """
 
@@ -42,11 +42,11 @@ def first_start(checkpoint: dict[str, Any] | None) -> Start:
 
 
 def restart(run: TrainingRun, machine: Machine, attempt: int, when: str, elapsed: float) -> Start:
-    """Return the last good checkpoint as the start of another attempt, and say so.
+    """Return the last good checkpoint as the start of another attempt, and print a message.
 
-    It is one that was saved at a multiple of `save_every`: a run that was stopped and resumed in
-    between goes back to the same one. when: of the divergence, for the message. Raises Refused if
-    there is nothing to go back to.
+    Only checkpoints saved at a multiple of `save_every` are used, so that a run that was stopped
+    and resumed in between goes back to the same one. when: step and time of the divergence, for the
+    message. Raises Refused if there is nothing to go back to.
     """
     path, refusal = None, ""
     if machine.is_first:

@@ -1,4 +1,4 @@
-"""Dropout as a function of the step."""
+"""Seed dropout from the step, so that a resumed run has the same dropout masks."""
 
 from typing import Any
 
@@ -10,8 +10,11 @@ from runtime.randomness import Purpose, seed_of
 
 
 class DropoutSeed(pl.Callback):
-    """Seed torch's default generators, from which dropout draws, before each step: by the model's
-    seed, the step, the process, and how often the run went back to an earlier checkpoint."""
+    """Seed torch's default generators, which dropout uses, before each step.
+
+    The seed depends on the model's seed, the step, the process, and how often the run went back to
+    an earlier checkpoint.
+    """
 
     def __init__(self, attempt: int):
         self.attempt = attempt

@@ -11,11 +11,11 @@ from training.batches import micro_batches
 from training.fit import prepare_network
 from training.setup import TrainingRun
 
-SECONDS = 5  # for which steps are timed
+SECONDS = 5  # duration of the timing
 
 
 class Step:
-    """A training step on one batch, always the same, without the Trainer."""
+    """A training step without the Trainer, always on the same batch."""
 
     def __init__(self, run: TrainingRun, machine: Machine):
         self.model = run.model.to(machine.device)
@@ -41,7 +41,7 @@ class Step:
 
 
 def dry_run(run: TrainingRun, machine: Machine) -> None:
-    """Print parameters, FLOPs, memory, speed and time to expect, measured in this process."""
+    """Measure and print the number of parameters, FLOPs, memory, speed and expected time."""
     settings, step = run.settings, Step(run, machine)
     # FLOPs cannot be counted in a compiled network.
     prepare_network(settings, step.model, step.images, "off", machine.precision)
@@ -68,7 +68,7 @@ def dry_run(run: TrainingRun, machine: Machine) -> None:
 
 
 def steps_per_second(step: Step) -> float:
-    """Return the speed of the step, measured for `SECONDS`."""
+    """Return the speed of training, measured for `SECONDS`."""
     began = time.monotonic()
     count = 0
     while time.monotonic() - began < SECONDS:

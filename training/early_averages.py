@@ -1,4 +1,4 @@
-"""The early averages of a run, which guide its model when it is sampled from."""
+"""Averages of the weights from early in a run, used as the guide in autoguidance."""
 
 from typing import Any
 
@@ -11,8 +11,11 @@ from training.step_callback import StepCallback
 
 
 class EarlyAverages(StepCallback):
-    """Keep the averages of `ema` at the steps of `checkpoints.early_average`, while they may still
-    be needed: one or two. Checkpoints store them under the key "early"."""
+    """Keep the averages of `ema` at the steps that `checkpoints.early_average` chooses.
+
+    One or two of them may still be needed; older ones are dropped. Checkpoints store them under the
+    key "early".
+    """
 
     def __init__(self, ema: Ema):
         self.ema = ema

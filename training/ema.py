@@ -14,9 +14,9 @@ from training.step_callback import StepCallback
 
 
 class Ema(StepCallback):
-    """Keep the exponential moving average of the parameters, which samples are drawn from.
+    """Keep the exponential moving average of the parameters, which is used for sampling.
 
-    The decay at update n is min(0.9999, (1 + n) / (10 + n)), so that the average of a short run is
+    The decay at update n is min(`decay`, (1 + n) / (10 + n)), so that the average of a short run is
     not dominated by its initialization. The average is kept beside the live weights and never
     written into them. Checkpoints store it under the key "ema".
     """
@@ -57,7 +57,7 @@ class Ema(StepCallback):
 
     @contextlib.contextmanager
     def applied(self, model: DiffusionModel) -> Iterator[None]:
-        """Give the model the averaged weights, in eval mode, inside the block.
+        """Put the averaged weights into the model, in eval mode, inside the block.
 
         Its own weights and mode are restored afterwards, bit for bit.
         """

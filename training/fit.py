@@ -30,7 +30,8 @@ class CannotWrite(Exception):
 class Outcome:
     """How one attempt to train ended.
 
-    complete: whether all steps are done or --max-time is over. all_steps: whether it was the steps.
+    complete: whether all steps are done or --max-time is over. all_steps: whether all steps are
+    done.
     """
 
     step: int
@@ -56,8 +57,8 @@ def fit_with_restarts(
 ) -> int:
     """Train to the end, or until a signal; return the exit status.
 
-    A run that diverges restarts from its last good checkpoint with different noise, `MAX_RESTARTS`
-    times at most. Raises Refused if training cannot start or resume.
+    A run that diverges restarts from its last good checkpoint with different noise, at most
+    `MAX_RESTARTS` times. Raises Refused if training cannot start or resume.
     """
     stop.deferred = True  # a signal that arrives before the first step is handled after it
     start = first_start(checkpoint)
@@ -87,7 +88,7 @@ def fit(
     """Train from `start` until all steps are done, or until something ends training early.
 
     Raises Refused if there is not enough memory or the checkpoint cannot be resumed, and
-    CannotWrite.
+    CannotWrite if the run directory cannot be written to.
     """
     callbacks = build_callbacks(run, start, machine, stop)
     trainer = build_trainer(run, start, machine, callbacks)
@@ -160,10 +161,10 @@ def prepare_network(
     precision: Any,
     say: Any = print,
 ) -> None:
-    """Prepare the network for training steps of this many images: compile it, save memory.
+    """Set up gradient checkpointing and compile the network.
 
-    mode: of torch.compile, "off", or "auto" for what suits the device. The results differ by
-    rounding at most.
+    images: images in a step of this process. mode: mode of torch.compile, "off", or "auto" to
+    choose by device. Results change by rounding errors at most.
     """
     model.unet.recompute_activations(settings.gradient_checkpointing)
     if mode == "auto":
@@ -191,7 +192,7 @@ def report(outcome: Outcome, run: TrainingRun, machine: Machine) -> int:
 
 
 def report_divergence(outcome: Outcome, run: TrainingRun, machine: Machine) -> int:
-    """Print that training has diverged once too often; return the exit status."""
+    """Print that training has diverged too often; return the exit status."""
     machine.processes.print(
         f"train.py: the loss is not finite {outcome.when}, for the {MAX_RESTARTS + 1}th time; "
         f"{describe_newest(run.run_dir)}; try a smaller --lr",

@@ -8,23 +8,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-# where torch's fused Adam uses grad_scale and found_inf; on "mps" it ignores both
+# devices on which torch's fused Adam uses grad_scale and found_inf; on "mps" it ignores both
 FUSED = ("cpu", "cuda")
 MAX_SKIPPED = 5  # steps in a row that count as divergence
 
 
 class GradientGuard(pl.Callback):
-    """Clip the norm of the gradient to `clip` (0: not at all), and skip the step if it is not
-    finite.
+    """Clip the gradient norm to `clip` (0: no clipping); skip steps whose gradient is not finite.
 
-    On `FUSED` devices nothing waits for the result: the optimizer divides by the norm and skips the
-    step by itself, as fused ones do for automatic mixed precision.
+    On `FUSED` devices nothing waits for the result: the fused optimizer scales the gradient and
+    skips the step itself, with the attributes it has for automatic mixed precision.
 
     Before a validation and at the end, it prints how many steps were skipped.
 
-    skipped (): the steps skipped in a row, on the device. It is stored under the checkpoint's key
-    "noise", with `attempt`: how often this run went back to an earlier checkpoint.
-    skipped_since_report (): those since the last message.
+    skipped (): number of steps skipped in a row, a tensor on the device. It is stored under the
+    checkpoint's key "noise", with `attempt`: how often this run went back to an earlier checkpoint.
+    skipped_since_report (): number of steps skipped since the last message.
     """
 
     def __init__(self, clip: float, attempt: int):
@@ -60,7 +59,7 @@ class GradientGuard(pl.Callback):
         elif scale is not None:
             torch._foreach_div_(gradients, scale)  # type: ignore[reportPrivateImportUsage]
         self.skipped_since_report += bad
-        # At MAX_SKIPPED the count stays: `Checkpointing` reads it only every tenth step.
+        # The count stays at MAX_SKIPPED, because `Checkpointing` reads it only every tenth step.
         counted = (self.skipped + bad) * bad
         self.skipped = torch.where(self.skipped >= MAX_SKIPPED, self.skipped, counted)
 

@@ -11,18 +11,18 @@ from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from runtime.image_size import Size, smaller_side
 
-# Layers whose shapes depend on the images, the classes, --patch, --variance or --augment: of a
-# `Unet`, and of a `UNet2D`.
+# Layers whose shapes depend on the images, the classes, --patch, --variance or --augment: those of
+# a `Unet`, then those of a `UNet2D`.
 MAY_BE_NEW = (
     *("conv_in.", "conv_out.", "label.", "augmentation."),
     *("net.conv_in.", "net.conv_out.", "net.class_embedding."),
 )
-# Settings that a network keeps that no flags can make; "unet2d" is its configuration.
+# Settings kept for a `UNet2D`, which no flags can describe; "unet2d" is its configuration.
 KEPT = ("width", "mults", "attention", "blocks", "patch", "film", "unet2d")
 
 
 def new_model(settings: ModelSettings) -> DiffusionModel:
-    """Return a model with the initial weights that belong to its seed."""
+    """Return a model with random initial weights, determined by its seed."""
     torch.manual_seed(settings.seed)
     return build_model(asdict(settings))
 
@@ -30,9 +30,9 @@ def new_model(settings: ModelSettings) -> DiffusionModel:
 def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str]:
     """Return a model with the averaged weights of another one, and a line about it.
 
-    The layers `MAY_BE_NEW` may have other shapes; they are then new. A UNet2DModel of diffusers
-    stays one, whatever network the settings have. Raises OSError or ValueError, in one line, if the
-    file cannot be read or holds another network.
+    Layers in `MAY_BE_NEW` may have other shapes; they are then newly initialized. A UNet2DModel of
+    diffusers is kept, whatever network the settings describe. Raises OSError or ValueError with a
+    one-line message if the file cannot be read or holds another network.
     """
     loaded = load_model(path)
     if loaded.model.settings.unet2d:

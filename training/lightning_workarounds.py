@@ -1,8 +1,8 @@
 """Workarounds for behaviour of PyTorch Lightning that this project cannot live with.
 
-Each is one function with the issue that describes the behaviour and the version it was last seen
-in. For each, tests/training/test_lightning_workarounds.py has a test that fails when the workaround
-is no longer needed. No other module uses private attributes of Lightning.
+Each is one function. Its docstring links to the issue about the behaviour and names the version in
+which it was last seen. For each, tests/training/test_lightning_workarounds.py has a test that fails
+when the workaround is no longer needed. No other module uses private attributes of Lightning.
 """
 
 import os
@@ -37,7 +37,7 @@ def unused_root_dir(run_dir: Path) -> Path:
     """Return a `default_root_dir` for the Trainer that does not exist and is never created.
 
     In a SLURM job the Trainer looks there for `hpc_ckpt_*.ckpt` and resumes from it
-    uninvited: https://github.com/Lightning-AI/pytorch-lightning/issues/20347 (seen in 2.6.6).
+    unasked: https://github.com/Lightning-AI/pytorch-lightning/issues/20347 (seen in 2.6.6).
     """
     return run_dir / ".none"
 

@@ -1,7 +1,7 @@
 """The logs of a training run: metrics.csv, and TensorBoard with curves and images.
 
-Both number the steps by how many are done, from 1. When a run resumes from a checkpoint, whatever
-it had logged for later steps is left out of both.
+In both, the step of an entry is the number of steps done, from 1. When a run resumes from a
+checkpoint, entries of later steps are dropped from metrics.csv and hidden in TensorBoard.
 """
 
 import csv
@@ -15,7 +15,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from runtime.atomic_file import complete_file
 
-# The columns that --eval-every adds to those of the losses.
+# The columns that --eval-every adds.
 MEASURED = ("bits_per_dim", "classifier_distance")
 
 
@@ -73,7 +73,7 @@ class MetricsCsv(Logger):
 class Curves(TensorBoardLogger):
     """Write `run_dir/tensorboard/`: curves, and images under their tags.
 
-    A resumed run adds a file, and hides what the earlier ones have of steps after `resumed_step`.
+    A resumed run adds a file and hides the entries of earlier files after `resumed_step`.
     """
 
     def __init__(self, run_dir: Path, resumed_step: int):

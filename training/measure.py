@@ -1,4 +1,4 @@
-"""Bits/dim and the distance of the classifier's features, measured while a model is trained.
+"""Measure bits/dim and the Frechet distance in classifier features during training.
 
 Measure(every=1000, count=500, unseen=unseen, ...)     # a callback of the Trainer, for --eval-every
 """
@@ -30,13 +30,13 @@ TERMS = 8  # terms of the variational bound that are evaluated for each image
 class Measure(StepCallback):
     """Measure the averaged weights every `every` steps, and log the results as `MEASURED`.
 
-    Measured are the variational bound in bits/dim of `count` unseen images and, if there is a
+    It measures the variational bound in bits/dim of `count` unseen images and, if there is a
     feature `extractor`, the Frechet distance between `count` samples and the training images, whose
     features are `real_features`.
 
-    Both use the same noise every time and leave the random numbers of the training alone. A signal
+    Both use the same noise every time and do not affect the random numbers of training. A signal
     ends a measurement without a result; a run that resumes from this step repeats it first.
-    (Several processes stop one step later; the measurement is then left out.) `exclude` is called
+    (Several processes stop one step later, and the measurement is skipped.) `exclude` is called
     with the seconds that a measurement took, which do not count as training time.
     """
 
@@ -101,7 +101,7 @@ class Measure(StepCallback):
         self.progress.write(text)
 
     def bound(self, model: DiffusionModel) -> dict[str, Any]:
-        """Return the bound in bits/dim of `count` unseen images; nothing after a signal."""
+        """Return the bound in bits/dim of `count` unseen images; empty after a signal."""
         return bits_per_dim.variational_bound(
             model,
             self.unseen,

@@ -24,9 +24,9 @@ def prepare_run_dir(
 ) -> Path | None:
     """Return the checkpoint to resume from, or None to start from the beginning.
 
-    The run directory stays locked until `locks` is closed. What a run starts with is written now,
-    so that a folder that cannot be written to is refused before training. Raises ValueError or
-    FileNotFoundError, in one line.
+    The run directory stays locked until `locks` is closed. config.json and the real images are
+    written now, so that a folder without write permission is refused before training. Raises
+    ValueError or FileNotFoundError with a one-line message.
     """
     try:
         lock = lock_run_dir(run.run_dir)
@@ -37,7 +37,7 @@ def prepare_run_dir(
         )
         if not resume or resume["global_step"] < run.settings.max_steps:
             (run.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-            # A new directory has no lock, and an earlier run that was moved aside took its lock.
+            # The directory is new, or an earlier run was moved aside together with its lock.
             if not lock or not (run.run_dir / ".lock").exists():
                 locks.enter_context(lock_run_dir(run.run_dir))
             write_config(run, invocation, machine)

@@ -12,7 +12,7 @@ from runtime.image_size import Size
 class TrainingSettings:
     """What is trained, and how. Made once from the flags of train.py.
 
-    preset: the one that the flags come from, never "auto".
+    preset: the preset in use, never "auto".
     """
 
     preset: str
@@ -31,8 +31,8 @@ class TrainingSettings:
     dropout: float | None
     class_conditional: bool
 
-    # A step: the images over all processes, in how many micro-batches each process computes it,
-    # the largest norm of the gradient (0: any), the averages of the weights.
+    # A step. batch_size: over all processes. accumulate: micro-batches in each process. clip: the
+    # largest norm of the gradient, 0 for no limit.
     batch_size: int
     accumulate: int
     gradient_checkpointing: bool
@@ -60,9 +60,9 @@ class TrainingSettings:
 
     @classmethod
     def from_flags(cls, flags: dict[str, Any], preset: str) -> "TrainingSettings":
-        """Return the settings that the flags of train.py stand for.
+        """Make the settings from the flags of train.py.
 
-        A flag has the name of its field, here or in `ModelSettings`.
+        Each flag has the name of a field of this class or of `ModelSettings`.
         """
         from_data = {"dataset", "dropout"}
         names = {field.name for field in fields(ModelSettings)} - from_data
@@ -75,7 +75,7 @@ class TrainingSettings:
         return self.model.seed
 
     def check(self, world_size: int) -> None:
-        """Raise ValueError, in one line, if the settings do not fit together."""
+        """Raise ValueError with a one-line message if the settings contradict each other."""
         if self.accumulate == 1:
             return
         if self.batch_size % (self.accumulate * world_size):
@@ -86,14 +86,14 @@ class TrainingSettings:
             )
         if self.compile in ("reduce-overhead", "max-autotune"):
             raise ValueError(
-                f"--compile {self.compile} takes CUDA graphs, which cannot add up the gradients "
+                f"--compile {self.compile} uses CUDA graphs, which cannot add up the gradients "
                 "of --accumulate: give --compile default"
             )
 
 
 @dataclass(frozen=True)
 class FixedSettings:
-    """Settings that a resumed run must share with the first one, beside those of the model.
+    """Settings that must stay the same when a run is resumed, besides those of the model.
 
     Checkpoints store them under the key "course". data: the digest of the training images.
     """

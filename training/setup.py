@@ -29,9 +29,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training run before its first step: its settings, and what it works on.
+    """A training run before its first step: settings, data, model and batches.
 
-    about_weights: a line about weights that are not random.
+    about_weights: a line about the initial weights, empty if they are random.
     """
 
     settings: TrainingSettings
@@ -50,10 +50,11 @@ class TrainingRun:
 def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False) -> TrainingRun:
     """Load the data and build the model.
 
-    evaluate: also load what --eval-every needs. Raises ValueError or OSError, in one line.
+    evaluate: also load what --eval-every needs. Raises ValueError or OSError with a one-line
+    message.
     """
     if settings.image_size is not None:
-        check_image_size(settings.image_size, settings.model)  # before a folder is decoded
+        check_image_size(settings.image_size, settings.model)  # before decoding a folder of images
     settings.check(machine.processes.world_size)
     data = load_data(settings, True, settings.image_size)
     unseen = load_data(settings, False, data.size)
@@ -96,14 +97,14 @@ def load_data(settings: TrainingSettings, train: bool, image_size: Size | None) 
 
 
 def check_image_size(size: Size, model: ModelSettings) -> None:
-    """Raise ValueError, in one line, if the network of these settings takes no such images."""
+    """Raise ValueError with a one-line message if the network does not accept this image size."""
     names = ("width", "mults", "patch")
     check_settings({"size": size, **{name: getattr(model, name) for name in names}}, flag_of)
     check_sizes(size, model.width, model.patch, len(model.mults), flag_of("size"))
 
 
 def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelSettings:
-    """Return the settings of the model with what depends on the data, checked."""
+    """Fill in the settings of the model that depend on the data, and check them all."""
     dropout = settings.dropout
     if dropout is None:
         dropout = 0.1 if data.name == "cifar10" and settings.preset == "paper" else 0.0
@@ -144,7 +145,7 @@ def fixed_settings(settings: TrainingSettings, data: DiffSet, flip: bool) -> Fix
 def load_reference(
     settings: TrainingSettings, data: DiffSet, unseen: DiffSet, device: torch.device
 ) -> Reference:
-    """Return the classifier as feature extractor, trained first if it is not there yet."""
+    """Return a classifier as feature extractor; it is trained first if it is not on disk."""
     root = settings.data_root
     extractor = load_feature_extractor("classifier", data, unseen, root, device)
     return Reference(extractor, reference_features(extractor, data, root))

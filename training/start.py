@@ -15,7 +15,7 @@ from training.run_directory import prepare_run_dir
 from training.settings import Invocation, TrainingSettings
 from training.setup import TrainingRun, set_up
 
-BUSY = 0.2  # share of the cores from which a warning is printed
+BUSY = 0.2  # warn if other programs use more than this share of the cores
 
 
 def prepare_data(settings: TrainingSettings, machine: Machine) -> int:

@@ -26,6 +26,6 @@ class StepCallback(pl.Callback):
             self.on_step_end(trainer, pl_module)
 
     def on_micro_batch_end(self, loss: Tensor) -> None:
-        """loss (): this process's, divided by the number of micro-batches."""
+        """loss (): the loss of this process, divided by the number of micro-batches."""
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None: ...

@@ -1,9 +1,9 @@
-"""The loggers of a run: metrics.csv always, and those of --logger that a run can do without.
+"""The loggers of a run: metrics.csv, and the optional ones that --logger selects.
 
     loggers = open_loggers(run, start.step)     # on the first process
 
-wandb and trackio are optional packages. They go on with the same run when training is resumed: its
-id is in RUN_DIR/tracker_id.
+wandb and trackio are optional packages. When training resumes, they continue the same run, whose id
+is in RUN_DIR/tracker_id.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from training.loggers import MEASURED, Curves, MetricsCsv
 from training.setup import TrainingRun
 from training.validation import bin_names
 
-PROJECT = "ddpm"  # that of all runs, unless WANDB_PROJECT is set
+PROJECT = "ddpm"  # the project of all runs, unless WANDB_PROJECT is set
 ID_FILE = "tracker_id"
-SECONDS = 60  # for which wandb waits: for a key to be typed, and for its last upload
+SECONDS = 60  # wandb waits this long for a key to be typed, and for its last upload
 
 
 def open_loggers(run: TrainingRun, resumed_step: int) -> list[Logger]:
@@ -43,10 +43,10 @@ def open_loggers(run: TrainingRun, resumed_step: int) -> list[Logger]:
 
 
 class Expendable(Logger):
-    """A logger that training can do without.
+    """An optional logger: if it fails, training continues without it.
 
-    Where it fails, that is reported once, in one line, and it is not used any more. `make` returns
-    the logger itself, and is called when there is something to log.
+    A failure is reported once, in one line, and the logger is not used again. `make` creates the
+    actual logger; it is called when there is something to log.
     """
 
     def __init__(self, name: str, make: Callable[[], Any]):
@@ -118,7 +118,7 @@ def plain_settings(run: TrainingRun) -> dict[str, Any]:
 
 
 class Wandb(WandbLogger):
-    """Log to Weights & Biases as its own variables say: WANDB_MODE=offline, WANDB_PROJECT, ...
+    """Log to Weights & Biases; its environment variables apply: WANDB_MODE, WANDB_PROJECT, ...
 
     Its files are in `run_dir/wandb/`. Metrics and images have the number of steps done as `STEP`.
     """
@@ -156,19 +156,19 @@ class Wandb(WandbLogger):
         self.log_image(tag, [str(path)], step - 1)
 
     def finalize(self, status: str) -> None:
-        """End the run, so that the same process can go on with it after a divergence."""
+        """End the run, so that the same process can resume it after a divergence."""
         self.experiment.finish(0 if status == "success" else 1)
 
 
 class Trackio(Logger):
-    """Log to trackio: without an account, into its own folder (TRACKIO_DIR)."""
+    """Log to trackio, which needs no account and has its own folder (TRACKIO_DIR)."""
 
     def __init__(self, run: TrainingRun):
         super().__init__()
         import trackio  # type: ignore[import-not-found]
 
         self.trackio = trackio
-        with contextlib.redirect_stdout(io.StringIO()):  # several lines of advice
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints several lines of advice
             self.run: Any = trackio.init(
                 project=PROJECT,
                 name=f"{run.run_dir.resolve().name}-{tracker_id(run.run_dir)}",

@@ -33,7 +33,7 @@ from training.validation import Validation
 
 @dataclass(frozen=True)
 class Callbacks:
-    """All callbacks, those that are needed by name, and the batches that belong to them."""
+    """All callbacks in order, the ones used elsewhere by name, and the training batches."""
 
     all: list[pl.Callback]
     checkpointing: Checkpointing
@@ -68,7 +68,7 @@ def build_callbacks(run: TrainingRun, start: Start, machine: Machine, stop: Stop
     if settings.posthoc_ema:
         callbacks.append(PowerEmas(run.run_dir / "averages", settings.save_every))
     if settings.eval_every and machine.is_first:
-        # Before the step is saved: a run that resumes from it has the measurement in its logs.
+        # Measure before saving: a run that resumes from this step has the result in its logs.
         callbacks.append(build_measure(run, ema, progress, checkpointing, stop))
     callbacks.append(checkpointing)
     if machine.is_first:

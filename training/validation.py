@@ -33,7 +33,7 @@ class Validation(pl.Callback):
         return self.batches.cut_short
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.context.enter_context(eager())  # a compiled network is for training steps
+        self.context.enter_context(eager())  # only training steps use the compiled network
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The sum of the errors in each bin, and the number of images.

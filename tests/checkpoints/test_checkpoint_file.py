@@ -1,4 +1,4 @@
-"""What is written by torch.save."""
+"""Files written with torch.save."""
 
 import errno
 from pathlib import Path

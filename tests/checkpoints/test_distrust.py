@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged, hostile or of another run is not resumed."""
+"""Checkpoints that are damaged, malicious or of another run are not resumed."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Networks of diffusers that are no `Unet`: they compute and sample here what they do there."""
+"""Networks of diffusers that are not a `Unet`: outputs and samples are those of diffusers."""
 
 import json
 import sys

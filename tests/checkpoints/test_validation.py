@@ -1,4 +1,4 @@
-"""Checkpoints may come from anywhere: what is wrong or hostile in one is refused at once."""
+"""Checkpoints are not trusted: wrong or malicious contents are refused at once."""
 
 import time
 import zipfile
@@ -24,7 +24,7 @@ from DiffusionModel import DiffusionModel
         ({"schedule": "x"}, "schedule must be"),
         ({"augment": 5.0}, "augment must be"),
         ({"outputs": 3}, "outputs must be"),
-        ({"class_names": ("a",)}, "class_names are 1, not 2"),
+        ({"class_names": ("a",)}, "class_names has 1 names, not 2"),
         ({"class_names": ("a", "b\nc")}, "printable"),
         ({"width": 10**9}, "width must be"),
         ({"size": 10**9}, "size must be"),

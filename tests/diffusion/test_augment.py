@@ -1,4 +1,4 @@
-"""Augmentation: what is done to the images, and what the network is given of it."""
+"""Augmentation: the transformations of the images, and the labels given to the network."""
 
 import math
 

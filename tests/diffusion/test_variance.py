@@ -1,4 +1,4 @@
-"""A learned variance: the bound that it learns from, and the step that it makes."""
+"""Learned variance: the bound in the loss, and the reverse step."""
 
 import math
 

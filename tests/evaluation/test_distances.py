@@ -1,4 +1,4 @@
-"""Distances, feature extractors and neighbours, against other derivations."""
+"""Distances, feature extractors and neighbours, against independent implementations."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The networks whose features distances compare."""
+"""Feature extractors."""
 
 import builtins
 import hashlib

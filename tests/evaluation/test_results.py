@@ -1,4 +1,4 @@
-"""What is written into metrics.json."""
+"""The contents of metrics.json."""
 
 import json
 

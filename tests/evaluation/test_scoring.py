@@ -1,4 +1,4 @@
-"""evaluate.py --samples: images that any program made, against a dataset or each other."""
+"""evaluate.py --samples: images made by any program, against a dataset or each other."""
 
 import json
 

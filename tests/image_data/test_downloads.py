@@ -1,4 +1,4 @@
-"""Downloads: what a user is told without a network, and torchvision's data in the .npz layout."""
+"""Downloads: the error without a network, and torchvision's data in the .npz layout."""
 
 import types
 import urllib.request

@@ -1,4 +1,4 @@
-"""Mapped images are the images in memory, to the bit, and are read when they are needed."""
+"""Memory-mapped images equal those in memory, bit for bit, and are read when needed."""
 
 import os
 import subprocess

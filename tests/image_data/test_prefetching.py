@@ -1,4 +1,4 @@
-"""Results are made ahead, in their order."""
+"""Prefetching: results are computed ahead and come in order."""
 
 import threading
 import time

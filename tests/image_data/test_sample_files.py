@@ -1,4 +1,4 @@
-"""Images that other programs made: .npz files and folders."""
+"""Images made by other programs: .npz files and folders."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Charts."""
+"""Line charts as inline SVG."""
 
 import re
 

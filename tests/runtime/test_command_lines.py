@@ -1,4 +1,4 @@
-"""Command lines of all scripts: --help, misspelled names, the TAB key."""
+"""Command lines of all scripts: --help, misspelled names, TAB completion."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Cores are shared with other programs: threads stop spinning while there are too few."""
+"""Cores shared with other programs: idle threads stop spinning if there are too few."""
 
 import subprocess
 import sys

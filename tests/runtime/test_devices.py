@@ -1,4 +1,4 @@
-"""Which device and precision a run has."""
+"""The choice of device and precision."""
 
 import mmap
 from pathlib import Path

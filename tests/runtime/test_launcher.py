@@ -1,6 +1,6 @@
 """How a script starts its work and ends it: processes, bad input, exit statuses.
 
-Runs of two processes are tested in tests/training/test_survival.py and with each script.
+Runs of two processes are tested in tests/runtime/test_processes.py and with each script.
 """
 
 import os
@@ -134,7 +134,7 @@ def test_layout_is_that_of_srun_or_torchrun(monkeypatch, environment, arguments,
         (srun(3, 2), "cpu", (None, None), "3 tasks do not spread evenly over 2 nodes"),
         (srun(4, 2), "cpu", (4, None), "--devices 4 and --num-nodes None are not the 2 tasks on"),
         (TORCHRUN, "cpu", (3, 1), "--num-nodes 1 are not the 3 tasks on each of 2 nodes"),
-        ({}, "cuda", (99, None), "99 processes on this machine, and it has"),
+        ({}, "cuda", (99, None), "99 processes need as many GPUs, and this machine has"),
         ({}, "mps", (2, None), "--devices 2: there is one mps device"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Several processes: they compute what one does, and end together."""
+"""Several processes compute the same as one, and end together."""
 
 import os
 import signal

@@ -1,6 +1,6 @@
 """Requests to stop: exit statuses, and when a signal ends a program or is only recorded.
 
-What a signal does to a whole run is tested in tests/training/test_survival.py.
+The effect of a signal on a whole run is tested in tests/training/test_checkpointing.py.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Signals to scripts that have only begun."""
+"""Signals that arrive while a script is starting."""
 
 import shutil
 import signal

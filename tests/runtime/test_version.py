@@ -1,4 +1,4 @@
-"""--version, and the places where the version stands."""
+"""--version, and the files that contain the version."""
 
 import re
 from importlib import metadata

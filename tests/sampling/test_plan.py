@@ -1,4 +1,4 @@
-"""One plan, checked once, and one loop: the settings, the refusals, and image i in any batch."""
+"""Sampling plans: settings and refusals; image i is the same in any batch."""
 
 import dataclasses
 

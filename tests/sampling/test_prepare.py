@@ -1,4 +1,4 @@
-"""From a request to a job: defaults, classes in rows, the steps that are saved, large images."""
+"""From a request to a job: defaults, classes in rows, saved steps, large images."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Sets of samples in files: the same in any batch and process, completed later, counted."""
+"""Sets of samples in files: the same for any batch size and process, and resumable."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A step's images in parts, one after another: the same step."""
+"""Gradient accumulation: a step in micro-batches is the same step."""
 
 import pytest
 import torch

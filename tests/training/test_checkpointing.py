@@ -1,6 +1,6 @@
-"""Kills, signals and full disks: every disturbed run is compared with one that nothing disturbed.
+"""Kills, signals and full disks: every disturbed run is compared with an undisturbed one.
 
-Every loss and a hash of all weights, to the last bit.
+Every loss and a hash of all weights must be equal, bit for bit.
 """
 
 import contextlib

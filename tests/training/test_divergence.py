@@ -1,4 +1,4 @@
-"""A run that diverges: steps are skipped, then it goes back and on with other noise."""
+"""A run that diverges: it skips steps, then restarts from a checkpoint with other noise."""
 
 import pytest
 import torch

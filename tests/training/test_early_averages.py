@@ -1,4 +1,4 @@
-"""The early averages that guide a model."""
+"""The early averages used for autoguidance."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run."""
+"""The TensorBoard log of a run."""
 
 import io
 from pathlib import Path

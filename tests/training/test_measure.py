@@ -1,5 +1,4 @@
-"""--eval-every: bits/dim and the classifier's distance while a model is trained, beside a training
-that it does not touch."""
+"""--eval-every: measures bits/dim and the classifier's distance without changing training."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A resumed run is the run that was not stopped."""
+"""A resumed run equals an uninterrupted one."""
 
 import pytest
 from conftest import TINY

@@ -1,5 +1,5 @@
-"""--logger: wandb and trackio as stand-ins, which write down what they are asked, and the real
-ones where they are installed."""
+"""--logger: stand-ins for wandb and trackio that record their calls, and the real packages if
+they are installed."""
 
 import json
 import sys
