@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
-# From nothing to pictures: environment, data, training, samples at t = 0/50/500/1000, denoising
-# GIF, one page with all of it.
+# One command for everything: set up the environment and the data, train, sample at t = 0, 50, 500
+# and 1000, and make a denoising GIF and a report page.
 #
 #   bash run.sh                         the built-in dataset of coloured shapes
 #   bash run.sh fashionmnist            or mnist, cifar10, a folder of images, an .npz file
-#   bash run.sh cifar10 --max-time 8h   whatever follows goes to train.py
+#   bash run.sh cifar10 --max-time 8h   flags after the dataset go to train.py
 #                                       (see: python train.py --help)
-#   bash run.sh setup [DATASET]         environment and data only: for a login node, before offline
-#                                       compute nodes
-#   bash run.sh demo                    pictures of the models in pretrained/, without training;
+#   bash run.sh setup [DATASET]         environment and data only, on a login node, for compute
+#                                       nodes without a network
+#   bash run.sh demo                    sample from the models in pretrained/, without training;
 #                                       flags go to Inference.py
-#   bash run.sh test                    set up and run the tests; --all: the slow ones, too
-#   bash run.sh bench                   speed beside other projects', which it installs: a table
+#   bash run.sh test                    set up and run the tests; with --all also the slow ones
+#   bash run.sh bench                   install other projects and compare the speed with theirs
 #                                       (see benchmarks/)
-#   sbatch run.sh cifar10               the same, as a SLURM job on one GPU, in runs/cifar10-JOB
+#   sbatch run.sh cifar10               train and sample in a SLURM job on one GPU, in
+#                                       runs/cifar10-JOB
 #   sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 run.sh cifar10
-#                                       on eight: one task a GPU
+#                                       the same on eight GPUs, with one task for each
 #
-# It makes .venv from requirements.txt; with --locked as the first word, in the tested versions of
-# requirements.lock. PYTHON=/path/to/python uses that interpreter as it is. Run again, it resumes.
+# The same command resumes an interrupted run. The environment is .venv, with the packages in
+# requirements.txt. With --locked as the first argument, it has the tested versions in
+# requirements.lock. PYTHON=/path/to/python uses an existing environment instead.
 #SBATCH --job-name=ddpm
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -37,7 +39,7 @@ fail() {  # fail TEXT..: print an error and exit
 }
 
 here=$(cd "$(dirname "$0")" && pwd)
-# SLURM runs a copy of this file, which lies elsewhere
+# SLURM runs a copy of this file in another folder
 [[ -f $here/train.py ]] || here=${SLURM_SUBMIT_DIR:-$PWD}
 [[ -f $here/train.py ]] || fail "no train.py in $here: submit from the project's folder"
 
@@ -47,11 +49,11 @@ if [[ ${1:-} == --locked ]]; then
   shift
 fi
 
-# setup FILE..: make the environment from these requirement files, once. It is made again when a
-# file has changed, or when an earlier attempt did not finish.
+# setup FILE..: make the environment from these requirement files. It is made again only if a file
+# has changed or an earlier attempt did not finish.
 setup() {
   if [[ -n ${PYTHON:-} ]]; then
-    PYTHON=$(command -v "$PYTHON") || fail "PYTHON is set to something that is no program"
+    PYTHON=$(command -v "$PYTHON") || fail "PYTHON is not a program: $PYTHON"
     [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
     return
   fi
@@ -66,9 +68,9 @@ setup() {
   fi
   if is_ready; then return; fi
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail "python3 must be 3.10 or newer, and is $(python3 --version 2>&1):" \
-      "set PYTHON to another one"
-  echo "== making .venv from $* (once, some minutes: torch's CUDA build is 5.5 GB) =="
+    fail "Python 3.10 or newer is needed, not $(python3 --version 2>&1):" \
+      "set PYTHON to a newer one"
+  echo "== making .venv from $* (only once; takes some minutes, torch's CUDA build is 5.5 GB) =="
   "$PYTHON" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$here/.venv"
   "$PYTHON" -m pip install --quiet --disable-pip-version-check \
     -r "$here/$1" ${2:+-r "$here/$2"} ${locked[@]+"${locked[@]}"}
@@ -76,7 +78,7 @@ setup() {
 }
 
 # resolve DATASET [COMMAND..]: print a known name in lower case, or the absolute path of a file or
-# folder. Anything else is an error before the environment is made; the commands are suggested, too.
+# folder. Anything else is an error, which may suggest a dataset or one of the commands.
 resolve() {
   local name
   name=$(tr '[:upper:]' '[:lower:]' <<<"$1")
@@ -106,8 +108,8 @@ print("run.sh: error:", message, file=sys.stderr)' "$here" "$@"
 job=${SLURM_JOB_ID:-}
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-# step [--once] COMMAND..: run a command; in a job, as a job step with a process for each task, or
-# with a single process. A job whose step was stopped is put back into the queue.
+# step [--once] COMMAND..: run a command. In a SLURM job it is a job step with one process for each
+# task, or with --once a single process. A job whose step was stopped is requeued.
 step() {
   local status=0 restarts=${SLURM_RESTART_COUNT:-0} srun=(srun --kill-on-bad-exit=1)
   [[ $1 != --once ]] || { shift; srun+=(--nodes=1 --ntasks=1); }
@@ -115,12 +117,13 @@ step() {
   ${srun[@]+"${srun[@]}"} "$@" || status=$?
   case $status in
     0) return ;;
-    # stopped in good order; aborted by NCCL; killed; stopped by SIGUSR1, SIGUSR2 or SIGTERM while starting
+    # stopped with a checkpoint; aborted by NCCL; killed; stopped by SIGUSR1, SIGUSR2 or SIGTERM
+    # before the first step
     75|134|137|138|140|143)
-      # in a terminal within a job, that job is not the one of this script
+      # in the terminal of an interactive job, the job does not run this script: leave it alone
       if [[ -z $job || -t 0 || -t 1 ]]; then exit "$status"; fi
       if ((restarts >= 8)); then
-        echo "== stopped for the 9th time: not queued again;" \
+        echo "== stopped for the 9th time and not requeued;" \
           "the same sbatch command with --run-dir $run_dir added goes on ==" >&2
       else
         echo "== stopped with status $status: job $job goes back into the queue," \
@@ -148,8 +151,8 @@ case ${1:-} in
     for file in pretrained/*.safetensors; do names+=("$(basename "$file" .safetensors)"); done
     for name in "${names[@]}"; do
       echo "== $name =="
-      "$PYTHON" Inference.py --ckpt "pretrained/$name.safetensors" --num 20 --steps 25 --out "runs/demo/$name" \
-        --no-preview "${@:2}"
+      "$PYTHON" Inference.py --ckpt "pretrained/$name.safetensors" --num 20 --steps 25 \
+        --out "runs/demo/$name" --no-preview "${@:2}"
       "$PYTHON" make_gif.py "runs/demo/$name/trajectory.npz" --out "runs/demo/$name.gif" \
         --columns 10 --scale 2
     done
@@ -161,7 +164,7 @@ case ${1:-} in
       done
     } >runs/demo/.index.html
     mv runs/demo/.index.html runs/demo/index.html
-    echo "== done: open runs/demo/index.html; more:" \
+    echo "== done: open runs/demo/index.html; for more images:" \
       "python Inference.py --ckpt ${names[0]} --num 64 =="
     exit 0 ;;
   test)
@@ -182,7 +185,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   shift
 fi
 run_dir=$here/runs/$(basename "${dataset%.npz}")${job:+-$job}
-machine=()  # flags that Inference.py gets, too
+machine=()  # flags that are also passed to Inference.py
 for ((i = 1; i <= $#; i++)); do
   j=$((i + 1))
   case ${!i} in
@@ -201,12 +204,12 @@ exec 9>&-
 [[ $run_dir == /* ]] || run_dir=$PWD/$run_dir
 cd "$here"
 run_dir=${run_dir#"$here"/}
-# srun no longer takes this number from the job
+# srun does not read this number from the job
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # tasks may not be bound to their cores
 [[ -z $job ]] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 
-# each job of an array has a seed of its own; a later --seed replaces it
+# each job of an array has its own seed; a later --seed overrides it
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then set -- --seed "$SLURM_ARRAY_TASK_ID" "$@"; fi
 # a requeued job resumes from its own checkpoints, also after --resume none
 if [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] &&
@@ -221,21 +224,21 @@ echo "== sampling, from t = T to 0 =="
 step "$PYTHON" Inference.py --ckpt "$run_dir" --out "$run_dir/images" ${machine[@]+"${machine[@]}"}
 echo "== denoising GIF =="
 step --once "$PYTHON" make_gif.py "$run_dir/images/trajectory.npz" --out "$run_dir/denoise.gif"
-echo "== all of it as one page =="
+echo "== report page =="
 step --once "$PYTHON" report.py "$run_dir"
 
 cat <<END
 
 == done: everything is in $run_dir ==
-  report.html               all of it as one page: open it in a browser, on any machine; \
-after evaluate.py: python report.py $run_dir
-  images/t0000.png          samples; the other t*.png: the same images on their way; \
-x0_t*.png: what was predicted there
-  images/samples.npz        the samples as numbers, uint8 (N,H,W,C)
+  report.html               the whole run on one page, to open in a browser; \
+update it with: python report.py $run_dir
+  images/t0000.png          samples; t*.png: the same images with noise, at other t; \
+x0_t*.png: the predictions of x_0
+  images/samples.npz        the samples as an array, uint8 (N,H,W,C)
   denoise.gif               from noise to images
-  samples/step_*.png        samples while it was trained, beside samples/real.png
-  metrics.csv, tensorboard/ losses; look with: ${PYTHON#"$here"/} -m tensorboard.main --logdir runs
-  checkpoints/              python Inference.py --ckpt $run_dir --num 64
-                            python evaluate.py --ckpt $run_dir    how good it is; \
-with --doctor: what looks wrong
+  samples/step_*.png        samples during training; samples/real.png: real images
+  metrics.csv, tensorboard/ losses; show them: ${PYTHON#"$here"/} -m tensorboard.main --logdir runs
+  checkpoints/              more samples: python Inference.py --ckpt $run_dir --num 64
+                            quality: python evaluate.py --ckpt $run_dir; \
+problems: the same with --doctor
 END

@@ -44,7 +44,7 @@ def describe_schedule(process: DiffusionModel) -> Schedule:
     signal = Series("alpha_bar", times, [alpha_bar[t] for t in times])
     ratio = Series("log-SNR", times, [log_snr[t] for t in times])
     charts = [
-        chart("What remains of the image", "t", "alpha_bar", [signal]),
+        chart("Share of the image in x_t", "t", "alpha_bar", [signal]),
         chart("Signal-to-noise ratio", "t", "log-SNR", [ratio]),
     ]
     tenths = evenly_spaced_times(process.T, 10)
