@@ -195,7 +195,7 @@ for ((i = 1; i <= $#; i++)); do
     --run-dir) run_dir=${!j:-$run_dir} ;;
     --device=*|--devices=*|--num-nodes=*) machine+=("${!i}") ;;
     --device|--devices|--num-nodes) machine+=("${!i}" "${!j:-}") ;;
-    --dry-run|-h|--help|--prepare-data) only_train=yes ;;
+    --dry-run|-h|--help|--version|--prepare-data) only_train=yes ;;
   esac
 done
 

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import TINY
 from finished_run import image_of
 from PIL import Image
 from training_runs import contents, losses, validation_losses, weights_hash
@@ -204,13 +204,3 @@ def test_sizes_in_a_checkpoint_are_checked(size, good):
     else:
         with pytest.raises(ValueError, match="size must be a side of a square or height and width"):
             check_settings({"size": size})
-
-
-def test_the_commands_of_the_page_are_understood():
-    page = (ROOT / "docs" / "train-on-your-own-images.md").read_text()
-    commands = re.findall(r"^    python (\w+)\.py (.*)$", page, re.MULTILINE)
-    assert len(commands) > 5
-    scripts = {"train": train, "Inference": Inference, "evaluate": evaluate, "make_gif": make_gif}
-    for script, flags in commands:
-        words = flags.split("#")[0].split()
-        scripts[script].build_parser().parse_args(words)

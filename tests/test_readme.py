@@ -70,6 +70,12 @@ PYTHON = [
 OF_RUN_SH = [c for c in commands() if " run.sh" in c and not c.startswith("python")]
 
 
+def skip_without_its_packages(command: str) -> None:
+    for package in ("wandb", "trackio"):
+        if package in command:
+            pytest.importorskip(package)
+
+
 def parsed(script: str, flags: list[str]) -> None:
     importlib.import_module(script.removesuffix(".py")).build_parser().parse_args(flags)
 
@@ -81,6 +87,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", [c for c in PYTHON if not c.endswith("--help")])
 def test_each_is_understood(command):
+    skip_without_its_packages(command)
     parsed(*script_of(command))
 
 
@@ -125,6 +132,7 @@ def of_each_script(commands: list[str]) -> list:
 
 @pytest.mark.parametrize("command", of_each_script(PYTHON))
 def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, monkeypatch, capsys):
+    skip_without_its_packages(command)
     script, flags = script_of(command)
     if "inception" in flags:
         pytest.skip("its weights are downloaded")
