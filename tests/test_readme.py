@@ -103,16 +103,22 @@ def test_what_run_sh_hands_on_is_understood(command):
 def folder(tmp_path_factory, conditional_run, tiny_data):
     """Where a reader might stand: runs of the three datasets, some images."""
     place = tmp_path_factory.mktemp("reader")
-    for name in ("mnist", "fashionmnist"):
+    for name in ("mnist", "fashionmnist", "photos"):
         shutil.copytree(conditional_run, place / "runs" / name)
     run, narrow = str(place / "runs" / "cifar10"), "--max-steps 2 --width 6 --mults 1,1".split()
     # one that diffusers has, too
     assert train.main(["--dataset", str(tiny_data), "--run-dir", run, *TINY, *narrow]) == 0
-    (place / "photos").mkdir()
+    for name in ("photos", "generated", "scans"):
+        (place / name).mkdir()
     shutil.copytree(ROOT / "images", place / "images")
     pixels = np.load(tiny_data)["train_images"]
     for i in range(20):
-        Image.fromarray(pixels[i]).save(place / "photos" / f"{i}.png")
+        for name in ("photos", "generated"):
+            Image.fromarray(pixels[i]).save(place / name / f"{i}.png")
+        scan = pixels[i, :, :, 0].astype(np.uint16) * 10
+        Image.fromarray(scan).save(place / "scans" / f"{i}.png")
+    for name in ("photos", "generated", "a", "b"):
+        np.savez(place / f"{name}.npz", pixels)
     for i, name in enumerate(("photo.jpg", "a.png", "b.png")):
         Image.fromarray(pixels[i]).resize((32, 32)).save(place / name)
     assert Inference.main(["--ckpt", run, "--num", "4", "--out", str(place / "samples")]) == 0
@@ -161,7 +167,8 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
             str(tiny_data.parent),
         ]
         always += ["--preset", "paper"] if "--init-from" in flags else []  # as runs/mnist was made
-        always += [] if "photos/" in flags else ["--dataset", str(tiny_data)]
+        own = {"photos/", "scans/", "photos.npz"} & {*flags}
+        always += [] if own else ["--dataset", str(tiny_data)]
     elif script == "evaluate.py":
         # a pretrained model's images are not those of tiny_data
         flags = [f"runs/{flag}" if flag in pretrained_names() else flag for flag in flags]
@@ -171,6 +178,8 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
             else [*always, "--dataset", str(tiny_data), "--data-root", str(tiny_data.parent)]
         )
         always += ["--features", "classifier"] if "efficientnet-lite0" in " ".join(flags) else []
+        # other commands have written larger ones there
+        flags = ["generated.npz" if flag == "samples/samples.npz" else flag for flag in flags]
         if "--samples" in flags:
             always = always[always.index("--device") :]  # nothing is sampled
     elif "--ckpt" not in flags:
