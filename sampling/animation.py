@@ -86,7 +86,11 @@ def write_gif_or_webp(path: Path, frames: list[np.ndarray], fps: float, hold: fl
     }
     if path.suffix.lower() == ".webp":
         options["lossless"] = True
-    imageio.imwrite(path, frames, plugin="pillow", **options)
+    # Into memory: imageio would write to a full disk twice, and print a traceback the second time.
+    extension = path.suffix.lower()
+    data = imageio.imwrite("<bytes>", frames, extension=extension, plugin="pillow", **options)
+    assert isinstance(data, bytes)
+    path.write_bytes(data)
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: float, hold: float) -> None:

@@ -547,6 +547,22 @@ MUTANTS = [
         "log",
     ),
     Mutant(
+        "a validation that a kill cut off stays missing",
+        "training/missed_validation.py",
+        "if not has_loss:",
+        "if False:",
+        "test_a_validation_that_a_kill_cut_off_is_done_when_it_resumes",
+        "validation and 6",
+    ),
+    Mutant(
+        "the last validation that a kill cut off stays missing",
+        "training/start.py",
+        "return not machine.processes.broadcast(there)",
+        "return False",
+        "test_a_validation_that_a_kill_cut_off_is_done_when_it_resumes",
+        "12",
+    ),
+    Mutant(
         "a resumed run is a new one in a tracker",
         "training/trackers.py",
         'if re.fullmatch(r"[0-9a-f]{8}", found):',

@@ -89,6 +89,7 @@ def scripts_that_write(run_dir, trajectory, out) -> dict[str, tuple]:
 WRITES = ("samples", "GIF", "WebP", "MP4", "safetensors", "diffusers", "report")
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("room", [0, 8])
 @pytest.mark.parametrize("name", WRITES)
 def test_a_full_disk_under_what_a_script_writes(plain_run, sampled, full_disk, capsys, name, room):

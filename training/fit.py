@@ -121,7 +121,7 @@ def fit(
         all_steps=all_steps,
         diverged=checkpointing.diverged,
         stopped_by=checkpointing.stopped_by,
-        saved=checkpointing.saved,
+        saved=checkpointing.saved or start.path,
     )
 
 

@@ -53,6 +53,40 @@ def log_now(trainer: pl.Trainer, metrics: dict[str, Any], steps: int) -> None:
         logger.log_metrics(metrics, steps - 1)  # Lightning's step counts from 0
 
 
+def validate_now(trainer: pl.Trainer) -> None:
+    """Validate at the start of training, with all callbacks and loggers.
+
+    When the Trainer resumes a step, it counts the validation of that step as done, although the
+    checkpoint was saved before it:
+    https://github.com/Lightning-AI/pytorch-lightning/issues/19549 (seen in 2.6.6).
+    """
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    restarting, loop.restarting = loop.restarting, False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    loop.restarting = restarting
+
+
+def start_without_steps(trainer: pl.Trainer) -> None:
+    """Call `on_train_start` and `on_train_end` also where no step is left.
+
+    The Trainer then returns at once, by design (seen in 2.6.6): a run that was killed in the
+    validation of its last step could not make up for it.
+    """
+    loop, run = trainer.fit_loop, trainer.fit_loop.run
+
+    def run_or_start() -> None:
+        loop.setup_data()
+        if trainer.global_step < trainer.max_steps:
+            run()
+        else:
+            loop.on_run_start()
+            loop.on_run_end()
+
+    loop.run = run_or_start
+
+
 def exit_without_teardown(status: int) -> NoReturn:
     """End this process at once, after another process of the run is gone.
 

@@ -70,6 +70,15 @@ class MetricsCsv(Logger):
             csv.DictWriter(file, self.columns).writerow(row)
 
 
+def is_validated(file: Path, step: int) -> bool:
+    """Return whether a metrics.csv has the validation loss of this step."""
+    if not file.is_file():
+        return False
+    with open(file, newline="", errors="replace") as opened:
+        rows = csv.DictReader(opened)
+        return any(row.get("step") == str(step) and row.get("val_loss") for row in rows)
+
+
 class Curves(TensorBoardLogger):
     """Write `run_dir/tensorboard/`: curves, and images under their tags.
 

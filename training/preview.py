@@ -14,6 +14,10 @@ from training.ema import Ema
 from training.trackers import Expendable
 
 
+def preview_file(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.png"
+
+
 class Preview(pl.Callback):
     """Write `folder/step_*.png` after every validation: 36 samples of the averaged weights.
 
@@ -40,7 +44,7 @@ class Preview(pl.Callback):
         assert isinstance(pl_module, DiffusionModel)
         images = self.sample(pl_module)
         if images is not None:
-            file = self.folder / f"step_{trainer.global_step:08d}.png"
+            file = preview_file(self.folder, trainer.global_step)
             write_grid(file, pixels_of(images))
             self.show(trainer, "samples", file)
 

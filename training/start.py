@@ -11,6 +11,7 @@ from runtime.launcher import Machine, Refused
 from runtime.signals import Stop
 from training.dry_run import dry_run
 from training.fit import fit_with_restarts
+from training.missed_validation import what_is_there
 from training.run_directory import prepare_run_dir
 from training.settings import Invocation, TrainingSettings
 from training.setup import TrainingRun, set_up
@@ -56,7 +57,7 @@ def train(
     run, resume = machine.prepare_shared(prepare)
     say = machine.processes.print
     say(describe(run, invocation, machine), flush=True)
-    if resume and is_trained(resume, settings):
+    if resume and is_trained(resume, settings) and not misses_validation(run, resume, machine):
         falls = settings.model.lr_schedule != "constant"
         at_its_end = falls and resume["global_step"] >= settings.max_steps
         say(
@@ -89,6 +90,13 @@ def is_trained(checkpoint: dict[str, Any], settings: TrainingSettings) -> bool:
     if checkpoint["global_step"] >= settings.max_steps:
         return True
     return bool(settings.max_time) and checkpoint["elapsed"] >= settings.max_time
+
+
+def misses_validation(run: TrainingRun, checkpoint: dict[str, Any], machine: Machine) -> bool:
+    """Whether the run was killed in the validation of its last step."""
+    step = checkpoint["global_step"]
+    there = step != run.settings.max_steps or all(what_is_there(run.run_dir, step))
+    return not machine.processes.broadcast(there)
 
 
 def describe_images(run: TrainingRun) -> str:

@@ -20,9 +20,11 @@ from training.gradient_guard import GradientGuard
 from training.lightning_workarounds import (
     leave_signals_alone,
     skip_sigterm_broadcast,
+    start_without_steps,
     unused_root_dir,
 )
 from training.measure import Measure
+from training.missed_validation import MissedValidation
 from training.posthoc_averages import PowerEmas
 from training.preview import Preview
 from training.progress import Progress
@@ -71,9 +73,11 @@ def build_callbacks(run: TrainingRun, start: Start, machine: Machine, stop: Stop
         # Measure before saving: a run that resumes from this step has the result in its logs.
         callbacks.append(build_measure(run, ema, progress, checkpointing, stop))
     callbacks.append(checkpointing)
+    preview = None
     if machine.is_first:
-        callbacks.append(Preview(run.run_dir / "samples", ema, settings.batch_size, stop))
-        callbacks.append(progress)
+        preview = Preview(run.run_dir / "samples", ema, settings.batch_size, stop)
+        callbacks += [preview, progress]
+    callbacks.append(MissedValidation(run.run_dir, settings.val_every, preview))
     batches = TrainingBatches(run.batches, settings.accumulate, start.attempt)
     return Callbacks(callbacks, checkpointing, validation, batches)
 
@@ -127,4 +131,5 @@ def build_trainer(
     )
     leave_signals_alone(trainer)
     skip_sigterm_broadcast(trainer)
+    start_without_steps(trainer)
     return trainer

@@ -21,6 +21,7 @@ from training_runs import (
     long_validation,
     losses,
     steps,
+    validation_losses,
     weights_hash,
 )
 
@@ -164,9 +165,12 @@ def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path)
     assert process.ends(10) == 75
     assert "trained, at step 30" in process.out.splitlines()[-1]
     assert "SIGUSR1 came in the last validation" in process.out.splitlines()[-1]
-    again = start(tmp_path / "run", *long, "--max-steps", 30)
-    assert again.ends() == 0
-    assert "is already trained" in again.out
+    assert not validation_losses(tmp_path / "run")
+    for said in ("trained, at step 30", "is already trained"):  # the validation is made up for
+        again = start(tmp_path / "run", *long, "--max-steps", 30)
+        assert again.ends() == 0
+        assert said in again.out
+        assert len(validation_losses(tmp_path / "run")) == 1
 
 
 def test_a_second_process_in_the_same_folder_is_refused(start, tmp_path, tiny_data, refused):

@@ -164,3 +164,57 @@ def test_the_trainer_tears_down_after_an_exception(tmp_path):
     with pytest.raises(RuntimeError):
         t.fit(Fails())
     assert events == ["on_exception", "teardown"]
+
+
+class SaveAtTwo(pl.Callback):
+    """Save step 2 before its validation."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.file)
+
+
+class Validated(pl.Callback):
+    """Remember at which steps training was started, ended and validated."""
+
+    def __init__(self, at_start=lambda trainer: None):
+        self.at_start = at_start
+        self.steps, self.called = [], []
+
+    def on_train_start(self, trainer, pl_module):
+        self.called.append("start")
+        self.at_start(trainer)
+
+    def on_train_end(self, trainer, pl_module):
+        self.called.append("end")
+
+    def on_validation_end(self, trainer, pl_module):
+        self.steps.append(trainer.global_step)
+
+
+ONCE = dict(limit_val_batches=2, val_check_interval=2, num_sanity_val_steps=0)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_the_validation_of_a_resumed_step_is_made_up_for(tmp_path, applied):
+    file = tmp_path / "x.ckpt"
+    trainer(tmp_path, SaveAtTwo(file), max_steps=2, **ONCE).fit(Model())
+    seen = Validated(workarounds.validate_now if applied else lambda trainer: None)
+    trainer(tmp_path, seen, max_steps=4, **ONCE).fit(Model(), ckpt_path=file)
+    assert seen.steps == ([2, 4] if applied else [4])
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_training_starts_where_no_step_is_left(tmp_path, applied):
+    file = tmp_path / "x.ckpt"
+    trainer(tmp_path, SaveAtTwo(file), max_steps=2, **ONCE).fit(Model())
+    seen = Validated(workarounds.validate_now if applied else lambda trainer: None)
+    t = trainer(tmp_path, seen, max_steps=2, **ONCE)
+    if applied:
+        workarounds.start_without_steps(t)
+    t.fit(Model(), ckpt_path=file)
+    assert seen.called == (["start", "end"] if applied else [])
+    assert seen.steps == ([2] if applied else [])

@@ -112,3 +112,29 @@ def test_two_checkpoints_are_kept(tiny_data, tmp_path):
         "step_00000007.ckpt",
         "step_00000007.ckpt.sha256",
     ]
+
+
+@pytest.mark.parametrize("lost", ["validation", "preview"])
+@pytest.mark.parametrize("at", [6, 12])
+def test_a_validation_that_a_kill_cut_off_is_done_when_it_resumes(
+    tiny_data, tmp_path, capsys, at, lost
+):
+    """The checkpoint of step `at` was saved before the validation of the same step."""
+    fit(tiny_data, tmp_path / "whole", "--max-steps", 12)
+    fit(tiny_data, tmp_path / "parts", "--max-steps", at)
+    metrics, preview = tmp_path / "parts" / "metrics.csv", f"samples/step_{at:08d}.png"
+    rows = metrics.read_text().splitlines(keepends=True)
+    if lost == "validation":
+        metrics.write_text("".join(row for row in rows if not row.startswith(f"{at},,")))
+    (tmp_path / "parts" / preview).unlink()
+    capsys.readouterr()
+    assert fit(tiny_data, tmp_path / "parts", "--max-steps", 12) == 0
+    assert "checkpoint None" not in capsys.readouterr().out
+    assert metrics.read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    assert (tmp_path / "parts" / preview).read_bytes() == (
+        tmp_path / "whole" / preview
+    ).read_bytes()
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert same(whole["state_dict"], parts["state_dict"])
+    assert fit(tiny_data, tmp_path / "parts", "--max-steps", 12) == 0
+    assert "is already trained" in capsys.readouterr().out
