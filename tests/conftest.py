@@ -39,7 +39,7 @@ def copy_project(folder: Path) -> None:
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", dest="all_tests", help="run slow tests, too")
-    parser.addoption("--kills", type=int, default=0, help="kills in test_strain.py (0, skipped)")
+    parser.addoption("--kills", type=int, default=12, help="kills in test_strain.py (12)")
     parser.addoption("--seed", type=int, help="seed of test_strain.py (a random one, printed)")
 
 

@@ -218,7 +218,6 @@ def commands(tiny_data, conditional_run, sampled, tmp_path) -> list[Command]:
     return [Command(name, tmp_path, conditional_run, words) for name, words in lines.items()]
 
 
-@pytest.mark.skipif("config.option.kills == 0", reason="takes --kills N")
 @pytest.mark.slow
 def test_killed_at_random_moments(commands, pytestconfig):
     seed = pytestconfig.option.seed
