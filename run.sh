@@ -144,6 +144,13 @@ case ${1:-} in
     cd "$here"
     exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
   demo)
+    for flag in "${@:2}"; do
+      case $flag in
+        -h|--help) exec bash "$here/run.sh" --help ;;
+        --version|--out|--out=*|--ckpt|--ckpt=*)
+          fail "demo takes no $flag: python Inference.py does" ;;
+      esac
+    done
     setup requirements.txt
     cd "$here"
     mkdir -p runs/demo
@@ -191,6 +198,7 @@ for ((i = 1; i <= $#; i++)); do
   case ${!i} in
     --dataset|--dataset=*)
       fail "the dataset comes first and without --dataset: bash run.sh cifar10 ..." ;;
+    --locked) fail "--locked comes first: bash run.sh --locked $dataset" ;;
     --run-dir=*) run_dir=${!i#*=} ;;
     --run-dir) run_dir=${!j:-$run_dir} ;;
     --device=*|--devices=*|--num-nodes=*) machine+=("${!i}") ;;

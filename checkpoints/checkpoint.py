@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.averaging import average_weights
-from checkpoints.checkpoint_file import DamagedFile, read_checkpoint_file, sha256_of
+from checkpoints.checkpoint_file import DamagedFile, no_checkpoint, read_checkpoint_file, sha256_of
 from checkpoints.early_average import read_early_average
 from checkpoints.loaded_model import LoadedModel
 from checkpoints.networks import build_model
@@ -86,9 +86,7 @@ def first_valid_checkpoint(
     is_run_dir = Path(path).is_dir() and not is_other_format(path)
     files = list_checkpoints(run_dir_of(Path(path)), every) if is_run_dir else [Path(path)]
     if not files:
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: give a file written by train.py, or a run directory"
-        )
+        raise FileNotFoundError(no_checkpoint(path))
     reasons: list[str] = []
     for file in files:
         try:
@@ -105,7 +103,7 @@ def first_valid_checkpoint(
             for reason in reasons:
                 print(f"skipped: {reason}", file=sys.stderr)
             return checkpoint
-    others = f"; nor is any of the {len(files) - 1} older ones usable" if len(files) > 1 else ""
+    others = f"; older checkpoints were refused, too: {len(files) - 1}" if len(files) > 1 else ""
     raise ValueError(reasons[0] + others)
 
 

@@ -14,6 +14,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from runtime.atomic_file import complete_file
+from runtime.pretrained import pretrained_names
 
 
 class DamagedFile(ValueError):
@@ -33,6 +34,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def no_checkpoint(path: str | Path) -> str:
+    """The message for a path without a checkpoint."""
+    return (
+        f"no checkpoint at {path}: train one first, or give a file written by train.py, a run "
+        f"directory, or a pretrained model: {', '.join(pretrained_names())}"
+    )
+
+
 def read_checkpoint_file(path: str | Path) -> Any:
     """Read a file that torch.save wrote, without running any code in it.
 
@@ -42,9 +51,7 @@ def read_checkpoint_file(path: str | Path) -> Any:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: give a file written by train.py, or a run directory"
-        )
+        raise FileNotFoundError(no_checkpoint(path))
     check_sha256(file)
     try:
         refuse_compressed(file)

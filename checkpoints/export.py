@@ -106,7 +106,7 @@ def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
     """
     model, network = loaded.model, loaded.model.unet.state_dict()
     if not model.unet.classes:
-        raise ValueError("this model knows no classes: leave out --class")
+        raise ValueError("this model has no classes: leave out --class")
     label = find_label(model, name)
     early = loaded.early
     if early:

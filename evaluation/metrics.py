@@ -12,7 +12,7 @@ Letters in the shape columns: N images, C channels, H and W height and width, F 
 K classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from evaluation.distances import (
 from evaluation.features import FeatureExtractor, extract_features
 from evaluation.neighbours import audit, draw_neighbours, nearest
 from evaluation.real_images import OTHER_SPLIT, RealImages, Split
+from image_data.mapped_images import Images
 from runtime.progress_bar import progress_bar
 from runtime.randomness import Purpose
 from sampling.noise import Noise
@@ -233,18 +234,29 @@ def memorization(
             real.features(extractor, "test"),
         ),
     }
-    audits, quotients = {}, {}
+    audits, scores = {}, {}
     title = f"memorization, {extractor.name}"
     for name in progress_bar(compared, title, unit=" audits", leave=False):
-        audits[name], quotients[name] = audit(*compared[name])
-    chosen = quotients["features"].argsort()[:LIKE_TRAINING]
-    count = min(NEIGHBOURS, len(train))
-    rows = {
-        name: nearest(of_samples[chosen], of_train, count)[1]
-        for name, (of_samples, of_train, _) in compared.items()
-    }
-    picture = draw_neighbours(samples[chosen], train, rows["pixels"], rows["features"])
+        audits[name], scores[name] = audit(*compared[name])
+    pairs = {name: (of_samples, of_train) for name, (of_samples, of_train, _) in compared.items()}
+    picture = picture_of_nearest(samples, train, pairs, scores["features"])
     return {"images": len(samples), "train_images": len(train), **audits}, picture
+
+
+def picture_of_nearest(
+    samples: Tensor, real: Images, pairs: Mapping[str, tuple[Images, Images]], scores: Tensor
+) -> Tensor:
+    """Draw the samples (N,C,H,W) with the lowest scores (N,), and the real images nearest to them.
+
+    pairs: samples and real images in "pixels" and in "features". Returns uint8 (C,H',W').
+    """
+    chosen = scores.argsort()[:LIKE_TRAINING]
+    count = min(NEIGHBOURS, len(real))
+    rows = {
+        name: nearest(of_samples[chosen], of_real, count)[1]
+        for name, (of_samples, of_real) in pairs.items()
+    }
+    return draw_neighbours(samples[chosen], real, rows["pixels"], rows["features"])
 
 
 def sweep(

@@ -18,6 +18,7 @@ from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor
 from evaluation.plan import EvaluationPlan
 from evaluation.real_images import RealImages
+from evaluation.results import make_writable
 from runtime.pretrained import is_pretrained
 from runtime.processes import Processes
 from sampling.guidance import choose_guidance
@@ -233,13 +234,8 @@ def check_split_sizes(train_set: DiffSet, test_set: DiffSet) -> None:
 
 def check_writable(directory: Path) -> None:
     """Raise OSError with a one-line message, before sampling, if results cannot be written."""
-    try:
-        (directory / "evaluation").mkdir(parents=True, exist_ok=True)
-        for folder in (directory, directory / "evaluation"):
-            (folder / ".writable").touch()
-            (folder / ".writable").unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"cannot write to {directory} ({error.strerror}), where metrics.json and the samples "
-            "go: copy the checkpoint elsewhere"
-        ) from None
+    make_writable(
+        [directory, directory / "evaluation"],
+        "metrics.json and the samples",
+        "copy the checkpoint elsewhere",
+    )

@@ -8,6 +8,7 @@ were measured; tables.py formats them.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,23 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def make_writable(folders: Sequence[Path], content: str, remedy: str) -> None:
+    """Create folders, the first of which contains the others, and check that they are writable.
+
+    content, remedy: what goes there, and what to do otherwise, for the message. Raises OSError with
+    a one-line message.
+    """
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folders[0]} ({error.strerror}), where {content} go: {remedy}"
+        ) from None
 
 
 def write_image(file: Path, pixels: Tensor) -> None:

@@ -41,7 +41,7 @@ from evaluation.preparation import (
     with_real_images,
 )
 from evaluation.real_images import RealImages
-from evaluation.results import read_records, write_image
+from evaluation.results import make_writable, read_records, write_image
 from evaluation.set_comparison import distances_to_set, neighbours_in_set
 from runtime.image_size import size_of
 from runtime.launcher import Machine
@@ -92,7 +92,7 @@ def prepare(plan: ScoringPlan, device: torch.device) -> Scoring:
         sets = [fit_to_dataset(one, real.train_set) for one in sets]
     if len(sets) == 2:
         sets = list(fit_to_each_other(*sets))
-    make_writable(directory)
+    make_writable([directory], "the results", "give an --out elsewhere")
     train_set, test_set = (real.train_set, real.test_set) if real else (None, None)
     root, weights = plan.data_root, plan.inception_weights
     extractors = [
@@ -143,19 +143,6 @@ def check_directory(plan: ScoringPlan, directory: Path) -> None:
     records = read_records(directory / METRICS_FILE)
     if any("samples_digest" not in record for record in records):
         raise ValueError(f"{directory / METRICS_FILE} is that of a model: give another --out")
-
-
-def make_writable(directory: Path) -> None:
-    """Create the folder and check that it is writable. Raises OSError with a one-line message."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / ".writable").touch()
-        (directory / ".writable").unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"cannot write to {directory} ({error.strerror}), where the results go: give an --out "
-            "elsewhere"
-        ) from None
 
 
 # ---- measuring -----------------------------------------------------------------------------------

@@ -17,14 +17,13 @@ from evaluation.distances import inception_score
 from evaluation.features import FeatureExtractor, cached_features, extract_features
 from evaluation.image_sets import ImageSet
 from evaluation.metrics import (
-    LIKE_TRAINING,
-    NEIGHBOURS,
     describe,
     distances_from,
     extract_samples,
+    picture_of_nearest,
     spread,
 )
-from evaluation.neighbours import audit_pair, draw_neighbours, nearest
+from evaluation.neighbours import audit_pair
 from runtime.progress_bar import progress_bar
 
 
@@ -81,11 +80,5 @@ def neighbours_in_set(
     title = f"nearest neighbours, {extractor.name}"
     for name in progress_bar(compared, title, unit=" audits", leave=False):
         audits[name], distances[name] = audit_pair(*compared[name])
-    chosen = distances["features"].argsort()[:LIKE_TRAINING]
-    columns = min(NEIGHBOURS, len(reference))
-    rows = {
-        name: nearest(of_samples[chosen], of_reference, columns)[1]
-        for name, (of_samples, of_reference) in compared.items()
-    }
-    picture = draw_neighbours(images[chosen], reference.images, rows["pixels"], rows["features"])
+    picture = picture_of_nearest(images, reference.images, compared, distances["features"])
     return {"images": len(images), "reference_images": len(reference), **audits}, picture

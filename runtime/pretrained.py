@@ -23,7 +23,8 @@ def is_pretrained(path: Path) -> bool:
 
 def model_path(text: str, other_words: Iterable[str] = ()) -> Path:
     """Parse the path or the name of a model. An existing file or folder takes precedence over a
-    name from `pretrained_names`. A misspelled name, or one of `other_words`, gets a suggestion."""
+    name from `pretrained_names`. Any other single word is an error, with a suggestion for a
+    misspelled name or one of `other_words`."""
     path, names = Path(text), pretrained_names()
     if path.exists() or path.suffix or len(path.parts) != 1:
         return path
@@ -31,4 +32,5 @@ def model_path(text: str, other_words: Iterable[str] = ()) -> Path:
         return FOLDER / f"{text}.safetensors"
     if similar := nearest(text, [*names, *other_words]):
         raise argparse.ArgumentTypeError(f"no checkpoint at {text}, did you mean {similar}?")
-    return path
+    known = ", ".join([*other_words, *names])
+    raise argparse.ArgumentTypeError(f"no checkpoint at {text}: give a path, or one of {known}")

@@ -150,10 +150,13 @@ def other_guide(loaded: LoadedModel, path: Path) -> Guide:
     differ."""
     guide = load_model(path, loaded.model.device)
     model, worse = loaded.model, guide.model
-    for what in ("depth", "size", "classes"):
-        ours, theirs = getattr(model.unet, what), getattr(worse.unet, what)
+    compared = {"depth": "number of channels", "size": "image size", "classes": "number of classes"}
+    for name, what in compared.items():
+        ours, theirs = getattr(model.unet, name), getattr(worse.unet, name)
         if ours != theirs:
-            raise ValueError(f"--guide-with {path} has {what} {theirs}, and the model {ours}")
+            raise ValueError(
+                f"--guide-with {path} has another {what} than the model: {theirs}, not {ours}"
+            )
     if model.schedule != worse.schedule:
         raise ValueError(f"--guide-with {path} has another schedule than the model")
     return Guide(worse, f"model {guide.sha256[:16]}")

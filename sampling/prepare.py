@@ -237,7 +237,8 @@ def find_labels(text: str, model: DiffusionModel) -> list[int]:
     count = model.unet.classes
     if not count:
         raise ValueError(
-            "this model knows no classes: train one with --class-conditional, or leave out --class"
+            "this model has no classes: train one with --class-conditional on images of two "
+            "or more classes, or leave out --class"
         )
     if text.lower() == "all":
         return list(range(count))

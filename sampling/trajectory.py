@@ -29,10 +29,9 @@ def read_trajectory(path: Path) -> Trajectory:
         raise ValueError(
             f"no trajectory at {path}: give the trajectory.npz that Inference.py writes"
         ) from None
-    except NpzError as error:
+    except NpzError:
         raise ValueError(
-            f"{path} is not a trajectory ({error.kind}): "
-            "give the trajectory.npz that Inference.py writes"
+            f"{path} is not a trajectory: give the trajectory.npz that Inference.py writes"
         ) from None
     frames, times, predicted = arrays["frames"], arrays["times"], arrays.get("predicted")
     if not is_image_array(frames, ndim=5) or times.shape != frames.shape[:1]:

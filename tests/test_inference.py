@@ -554,7 +554,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--class", "0"], "knows no classes: train one with --class-conditional"),
+        (["--class", "0"], "has no classes: train one with --class-conditional"),
         (["--guidance", "2"], "needs a model trained with --class-conditional"),
         (["--eta", "0.5"], "add --sampler ddim"),
         (["--sampler", "heun", "--eta", "0.5"], "add --sampler ddim"),

@@ -199,6 +199,31 @@ def test_locked_installs_the_versions_of_the_lock_file(tmp_path, locked):
     assert "train.py --dataset shapes --prepare-data" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("shapes", "--locked"), "--locked comes first: bash run.sh --locked shapes"),
+        (("demo", "--out", "x"), "demo takes no --out"),
+        (("demo", "--ckpt=x"), "demo takes no --ckpt=x"),
+    ],
+)
+def test_flags_in_the_wrong_place_are_one_line(tmp_path, words, message):
+    done = run(tmp_path, *words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_help_and_version_train_nothing(tmp_path):
+    shown = run(tmp_path, "demo", "--help")
+    assert shown.returncode == 0
+    assert "bash run.sh demo" in shown.stdout
+    version = run(tmp_path, "--version")
+    assert version.returncode == 0
+    assert "DDPM 1." in version.stdout
+    assert "sampling" not in version.stdout
+
+
 def test_the_lock_file_has_every_requirement():
     def names(file):
         lines = (ROOT / file).read_text().splitlines()

@@ -185,15 +185,14 @@ LOADERS = {
     ".safetensors": load_file,
     ".pt": lambda file: torch.load(file, weights_only=True),
     **dict.fromkeys((".png", ".gif"), load_image),
-    # sha256 is read with its checkpoint; TensorBoard adds to its own files
-    **dict.fromkeys((".sha256", ".yaml", ".0"), lambda file: None),
+    **dict.fromkeys((".sha256", ".yaml"), lambda file: None),  # read with its checkpoint; hparams
 }
 
 
 def check_complete(folder: Path) -> None:
-    """Load every file that has its final name."""
+    """Load every file that has its final name, except those that TensorBoard appends to."""
     for file in folder.rglob("*"):
-        if file.is_file() and not file.name.startswith("."):
+        if file.is_file() and not file.name.startswith((".", "events.out")):
             LOADERS[file.suffix](file)
 
 

@@ -182,11 +182,11 @@ def report(outcome: Outcome, run: TrainingRun, machine: Machine) -> int:
             flush=True,
         )
         return own_exit_status(exit_status(signal))
-    over = "" if outcome.all_steps else ", --max-time is over"
+    over = "" if outcome.all_steps else f" of {run.settings.max_steps}, because of --max-time"
     if over and run.model_settings.lr_schedule != "constant":
-        over += " before the learning rate fell to 0"
+        over += ": a longer one lets the learning rate fall to 0"
     late = f"; {signal.name} came in the last validation" if signal else ""
-    message = f"trained{over}, {outcome.when}; checkpoint {outcome.saved}{late}"
+    message = f"trained, {outcome.when}{over}; checkpoint {outcome.saved}{late}"
     machine.processes.print(message, flush=True)
     return own_exit_status(exit_status(signal)) if signal else 0
 

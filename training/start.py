@@ -66,13 +66,7 @@ def train(
             + ("; with more steps the learning rate rises and falls again" if at_its_end else "")
         )
         return 0
-    if machine.device.type == "cpu" and machine.processes.world_size == 1:
-        others, cores = cores_in_use(), len(usable_cores())
-        if others > BUSY * cores:
-            say(
-                f"other programs use {others:.1f} of {cores} cores: training will be slower",
-                file=sys.stderr,
-            )
+    report_busy_cores(machine)
     if run.about_weights:
         say("resumed: --init-from is not used again" if resume else run.about_weights)
     curves = run.run_dir / "metrics.csv"
@@ -83,6 +77,18 @@ def train(
         return fit_with_restarts(run, resume, machine, stop)
     except Refused as error:
         return machine.fail(str(error), by_all=error.by_all)
+
+
+def report_busy_cores(machine: Machine) -> None:
+    """Print that training on the CPU will be slower if other programs use many cores."""
+    if machine.device.type != "cpu" or machine.processes.world_size > 1:
+        return
+    others, cores = cores_in_use(), len(usable_cores())
+    if others > BUSY * cores:
+        machine.processes.print(
+            f"other programs use {others:.1f} of {cores} cores: training will be slower",
+            file=sys.stderr,
+        )
 
 
 def is_trained(checkpoint: dict[str, Any], settings: TrainingSettings) -> bool:

@@ -326,7 +326,7 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
         "--class",
         "0",
     )
-    assert "knows no classes" in line
+    assert "has no classes" in line
 
 
 # ---- refusals -----------------------------------------------------------------------------------

@@ -133,12 +133,12 @@ def test_the_command_line_knows_every_name_of_the_modules():
     [
         (
             "Inference.py",
-            "--ckpt x --guidence 3",
+            "--ckpt runs/x --guidence 3",
             "unknown flag --guidence, did you mean --guidance?",
         ),
         (
             "Inference.py",
-            "--ckpt x --sampler dmp++",
+            "--ckpt runs/x --sampler dmp++",
             "did you mean dpm++? expected one of ddpm, ddim, heun, dpm++, ",
         ),
         ("Inference.py", "-ckpt x", "unknown flag -ckpt, did you mean --ckpt?"),
@@ -157,7 +157,7 @@ def test_the_command_line_knows_every_name_of_the_modules():
         ("evaluate.py", "--ckp x", "unknown flag --ckp, did you mean --ckpt?"),
         (
             "evaluate.py",
-            "--ckpt x --sampler ddpm,unpic",
+            "--ckpt runs/x --sampler ddpm,unpic",
             "did you mean unipc? expected some, separated by commas, of ddpm, ddim",
         ),
         ("make_gif.py", "x.npz --culumns 3", "did you mean --columns?"),

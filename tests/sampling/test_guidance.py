@@ -105,7 +105,8 @@ def test_which_guide_is_chosen():
 
 def test_a_guide_of_other_images_is_refused(tmp_path):
     m = model()
-    for other, said in ((model(size=16), "size 16"), (model(schedule="cosine"), "schedule")):
+    size = "another image size than the model: 16, not 8"
+    for other, said in ((model(size=16), size), (model(schedule="cosine"), "schedule")):
         file = tmp_path / "other.safetensors"
         write_model(loaded(other), file, "ema")
         with pytest.raises(ValueError, match=said):

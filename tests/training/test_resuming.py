@@ -72,7 +72,7 @@ def test_run_again_it_is_done_and_none_starts_anew(tiny_data, tmp_path, capsys):
 
 def test_time_ends_a_run_and_is_counted_over_its_parts(tiny_data, tmp_path, capsys):
     fit(tiny_data, tmp_path, "--max-steps", 100_000, "--max-time", "2s")
-    assert "trained, --max-time is over, at step" in capsys.readouterr().out
+    assert "because of --max-time; checkpoint" in capsys.readouterr().out
     first = contents(tmp_path)
     assert 0 < first["global_step"] < 100_000
     fit(tiny_data, tmp_path, "--max-steps", 100_000, "--max-time", "2s")
