@@ -5,7 +5,8 @@
     for x, y in Batches(data, batch_size=128, seed=0):
         ...                                    # x (128,1,32,32), y (128,)
 
-A dataset is "mnist", "fashionmnist", "cifar10", "shapes", a folder of images or an .npz file.
+A dataset is "mnist", "fashionmnist", "cifar10", "shapes", a folder of images or an .npz file; or
+pairs of images, for an image-conditional model.
 Downloads and folders are decoded once into an .npz file in `root` and read from there afterwards;
 its layout is described in image_data/dataset_files.py. If the images take more than a GiB, they
 are not loaded into memory: every batch is read from the file.
@@ -27,6 +28,7 @@ from image_data.downloads import DOWNLOADS, download
 from image_data.fitting import DEFAULT_SIZE, read_fitted
 from image_data.image_files import decode_folder
 from image_data.mapped_images import Images, chunks
+from image_data.pairs import INPUT, TARGET, check_pairs, joined
 from image_data.prefetching import prefetched
 from image_data.value_range import ValueRange
 from runtime.image_size import Size, height_and_width
@@ -69,6 +71,7 @@ class DiffSet(torch.utils.data.Dataset):
     size: Size
     original_size: tuple[int, int]  # height and width before they were fitted to `size`
     depth: int  # channels, 1 or 3
+    paired: int = 0  # further channels, those of the input of a pair
     flip: bool  # whether mirroring an image gives a plausible image of the dataset
     padded: bool  # whether the images were padded from 28x28 to 32x32
 
@@ -133,6 +136,47 @@ class DiffSet(torch.utils.data.Dataset):
         """
         random = np.random.default_rng((0, Purpose.SUBSET))
         return torch.from_numpy(random.permutation(len(self))[:count])
+
+
+class PairedSet(DiffSet):
+    """The training or the test images of a folder of pairs, see `image_data.pairs`.
+
+    Every image has the channels of the target, then those of the input. The images of both are
+    resized and cropped alike. Raises ValueError or OSError with a one-line message.
+    """
+
+    def __init__(
+        self,
+        train: bool,
+        folder: str,
+        root: str = "data",
+        image_size: Size | None = None,
+        value_range: tuple[float, float] | None = None,
+    ):
+        path = Path(folder).expanduser()
+        check_pairs(path)
+        target, given = (
+            DiffSet(train, str(path / part), root, image_size, value_range)
+            for part in (TARGET, INPUT)
+        )
+        self.images, self.labels = joined(target.images, given.images), target.labels
+        self.classes, self.name = target.classes, path.resolve().name
+        self.size, self.original_size = target.size, target.original_size
+        self.depth, self.paired = target.depth, given.depth
+        self.flip, self.padded = True, False
+
+
+def load_dataset(
+    train: bool,
+    name: str,
+    root: str = "data",
+    image_size: Size | None = None,
+    value_range: tuple[float, float] | None = None,
+    condition: str = "",
+) -> DiffSet:
+    """A `PairedSet` for the condition "pairs", and a `DiffSet` for all others."""
+    kind = PairedSet if condition == "pairs" else DiffSet
+    return kind(train, name, root, image_size, value_range)
 
 
 class Batches:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion import objective
+from diffusion.conditions import beside, keep_known
 from diffusion.denoiser import Denoiser, Prediction
 from diffusion.draws import Draws, split_batch
 from diffusion.likelihood import learned_variance_bound
@@ -114,7 +115,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """The network's output (B,C or 2C,H,W) for x_t (B,C,H,W), t (B,) in 1..T, labels y (B,)."""
+        """The network's output (B,C or 2C,H,W) for x_t (B,C,H,W), t (B,) in 1..T, labels y (B,).
+        A condition follows x_t as further channels, see `conditions.beside`."""
         return self.unet(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -138,10 +140,18 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return Prediction(signal * x - sigma * output, fraction)
 
     def denoise(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, clip: bool = True
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        clip: bool = True,
+        condition: Tensor | None = None,
     ) -> Prediction:
-        """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,); `clip` to [-1, 1]."""
-        x0_hat, fraction = self.predictions(self(x, t, y), x, *self.signal_and_sigma(t))
+        """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,) and a condition
+        (B,K,H,W); `clip` to [-1, 1]."""
+        output = self(beside(x, condition), t, y)
+        x0_hat, fraction = self.predictions(output, x, *self.signal_and_sigma(t))
+        x0_hat = keep_known(self.settings.condition, x0_hat, condition)
         return Prediction(x0_hat.clamp(-1, 1) if clip else x0_hat, fraction)
 
     def denoise_sample(
@@ -180,11 +190,12 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         x_0, y, share = split_batch(batch, self.unet.classes)  # (B,C,H,W), (B,)
         draws = Draws(x_0, (self.seed, Purpose.TRAIN, batch_idx, share.attempt), share)
         t = draws.times(self.settings.t_sampling, self._ratio[1:])  # (B,)
-        eps = draws.normal()  # (B,C,H,W)
+        eps = draws.normal(self.unet.depth)  # (B,C,H,W)
         y = draws.hide(y, self.settings.label_dropout, self.unet.classes)  # (B,)
         x_0, augmentation = draws.augment(x_0, self.settings.augment)  # (B,C,H,W), (B,L)
+        x_0, condition = draws.condition(x_0, self.settings.condition, self.unet.depth)
         x_t = self.q_sample(x_0, t, eps)  # (B,C,H,W)
-        output = self(x_t, t, y, augmentation).float()  # (B,C or 2C,H,W)
+        output = self(beside(x_t, condition), t, y, augmentation).float()  # (B,C or 2C,H,W)
         error = self.squared_error(output, x_0, eps, t) * self.weight(t)  # (B,)
         if self.variance == "learned":
             bound = learned_variance_bound(self, output, x_0, x_t, t)  # (B,)
@@ -207,8 +218,9 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         """t (B,) and its squared error (B,). Every validation draws the same t and eps."""
         x_0, y, share = split_batch(batch, self.unet.classes)
         draws = Draws(x_0, (self.seed, Purpose.VALIDATE, batch_idx * share.parts + share.part))
-        t, eps = draws.times("uniform", self._ratio[1:]), draws.normal()
-        output = self(self.q_sample(x_0, t, eps), t, y).float()
+        t, eps = draws.times("uniform", self._ratio[1:]), draws.normal(self.unet.depth)
+        x_0, condition = draws.condition(x_0, self.settings.condition, self.unet.depth)
+        output = self(beside(self.q_sample(x_0, t, eps), condition), t, y).float()
         return {"t": t, "error": self.squared_error(output, x_0, eps, t)}
 
     def configure_optimizers(self, max_steps: int | None = None) -> Any:

@@ -11,6 +11,8 @@
     python Inference.py --ckpt runs/cifar10 --input-image a.png --start-step 500
     # repaint where the mask is white
     python Inference.py --ckpt runs/cifar10 --input-image a.png --mask mask.png
+    # super-resolution, after train.py --condition downscale:4
+    python Inference.py --ckpt runs/cifar10 --condition-image small.png
     # from one image to another
     python Inference.py --ckpt runs/cifar10 --interpolate a.png b.png
     # image -> noise, no checkpoint needed
@@ -116,6 +118,12 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="interpolate between two images in the space of DDIM latents (none)",
     )
+    add(
+        "--condition-image",
+        type=Path,
+        metavar="FILE",
+        help="the condition of a model of train.py --condition (an unseen image of the run)",
+    )
     group = parser.add_argument_group("without --ckpt")
     flags.add_forward_process(group)
     parser.set_defaults(**dict.fromkeys(FORWARD_PROCESS))
@@ -220,6 +228,7 @@ def image_request(args: argparse.Namespace, precision: str) -> ImageRequest:
         start_step=args.start_step,
         mask=args.mask,
         interpolate=tuple(args.interpolate) if args.interpolate else None,
+        condition_image=args.condition_image,
         out=args.out,
         save_steps=args.save_steps,
         frames=args.frames,
@@ -261,6 +270,7 @@ def without_checkpoint(args: argparse.Namespace) -> str:
         )
     need_a_model = {
         **edits(args),
+        "--condition-image": args.condition_image,
         "--class": args.label,
         "--sampler": args.sampler,
         "--steps": args.steps,
@@ -297,6 +307,8 @@ def of_editing(args: argparse.Namespace) -> str:
         return f"{' and '.join(given)} are different ways to edit: choose one"
     if args.ckpt is None:
         return ""
+    if args.condition_image:
+        return of_condition(args)
     takes_input_image = args.start_step is not None or args.mask is not None
     if args.input_image and not takes_input_image:
         return (
@@ -308,9 +320,21 @@ def of_editing(args: argparse.Namespace) -> str:
     return ""
 
 
+def of_condition(args: argparse.Namespace) -> str:
+    others = {
+        "--input-image": args.input_image,
+        "--start-step": args.start_step,
+        "--interpolate": args.interpolate,
+    }
+    for flag, value in others.items():
+        if value:
+            return f"{flag} edits an image without a condition: leave it or --condition-image out"
+    return ""
+
+
 def of_sampler(args: argparse.Namespace) -> str:
     edit, sampler = "", args.sampler
-    if args.mask:
+    if args.mask and not args.condition_image:
         edit, sampler = "--mask", "ddpm"
     elif args.interpolate:
         edit, sampler = "--interpolate", "ddim"

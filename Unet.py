@@ -200,6 +200,8 @@ class Unet(nn.Module):
     of 0.1.
 
     depth: channels of the image.
+    condition_depth: channels of a second image beside it, the condition (Saharia et al. 2021,
+        "SR3"); 0 for none.
     size: (height, width) of the image, or one number for a square.
     width: base channels; level i has `width * mults[i]`.
     attention: resolutions with self-attention, as the smaller side of the feature map; the middle
@@ -232,10 +234,12 @@ class Unet(nn.Module):
         classes: int = 0,
         outputs: int = 1,
         augmentations: int = 0,
+        condition_depth: int = 0,
     ):
         super().__init__()
         check_sizes(size, width, patch, len(mults))
-        self.depth, self.size, self.patch = depth, size, patch
+        self.depth, self.condition_depth = depth, condition_depth
+        self.size, self.patch = size, patch
         self.shape = (depth, *height_and_width(size))  # of an image, (C,H,W)
         self.width, self.classes, self.augmentations = width, classes, augmentations
         self.recompute = False
@@ -248,7 +252,7 @@ class Unet(nn.Module):
         # The last row of the label embedding means "no label".
         self.label = nn.Embedding(classes + 1, E) if classes else None
         self.augmentation = nn.Linear(augmentations, E, bias=False) if augmentations else None
-        self.conv_in = nn.Conv2d(depth * patch**2, width, 3, padding=1)
+        self.conv_in = nn.Conv2d((depth + condition_depth) * patch**2, width, 3, padding=1)
 
         sides = [smaller_side(size) // patch // 2**i for i in range(len(mults))]
         levels = [Level(width * m, side in attention) for m, side in zip(mults, sides)]
@@ -286,7 +290,7 @@ class Unet(nn.Module):
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
         """x (B, depth, H, W), t (B,) from 0, labels y (B,) or None, augmentation (B, augmentations)
-        or None -> (B, outputs * depth, H, W)."""
+        or None -> (B, outputs * depth, H, W). A condition follows x as further channels."""
         e = self.time(time_embedding(t, self.width))  # (B, E)
         if self.label is not None:
             e = e + self.label(torch.full_like(t, self.classes) if y is None else y)
@@ -323,7 +327,7 @@ class Unet(nn.Module):
         """Arguments of `forward` for B images, all zero. The augmentation vector is None outside of
         training mode."""
         device = self.conv_in.weight.device
-        x = torch.zeros(B, *self.shape, device=device)
+        x = torch.zeros(B, self.depth + self.condition_depth, *self.shape[1:], device=device)
         t = torch.zeros(B, dtype=torch.long, device=device)
         augmentation = None
         if self.augmentation is not None and self.training:

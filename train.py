@@ -20,6 +20,7 @@ SIGUSR1 save a checkpoint and stop.
 import argparse
 import contextlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from runtime import flags
 from runtime.arguments import (
     Parser,
     duration,
+    expected,
     image_size,
     names,
     numbers,
@@ -41,6 +43,9 @@ from runtime.signals import Stop
 
 LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
 OPTIONAL = ("wandb", "trackio")  # packages that are not in requirements.txt
+CONDITIONS = ("downscale:N", "gray", "mask", "edges", "pairs")
+# What a preset sets except for image-conditional models.
+UNCONDITIONAL = ("class_conditional", "guidance")
 
 # The defaults are those of the paper (Ho et al. 2020, appendix B, CIFAR-10). A preset replaces some
 # of them.
@@ -254,6 +259,14 @@ def add_diffusion_flags(group: flags.Group) -> None:
         "in the paper (1, none)",
     )
     add(
+        "--condition",
+        type=condition,
+        default="",
+        metavar="WHAT",
+        help="condition the network on an image: downscale:N, gray, mask, edges or pairs; see "
+        "docs/condition-on-images.md; not in the paper (none)",
+    )
+    add(
         "--label-dropout",
         type=real(0, 1),
         default=0.1,
@@ -449,6 +462,15 @@ def loggers(text: str) -> tuple[str, ...]:
     return chosen
 
 
+def condition(text: str) -> str:
+    """Parse one of `CONDITIONS`, with a number for N; "" or "none" for none."""
+    if text in ("", "none"):
+        return ""
+    if text in CONDITIONS[1:] or re.fullmatch(r"downscale:\d+", text):
+        return text
+    raise argparse.ArgumentTypeError(expected("one of", CONDITIONS, text))
+
+
 def as_typed(preset: dict[str, Any]) -> str:
     """Return the flags that make up a preset."""
     words = []
@@ -475,7 +497,10 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
 
     machine = launch(parser.prog, args.device, args.precision, args.devices, args.num_nodes)
     preset = choose_preset(args.preset, machine.device.type)
-    parser.set_defaults(**PRESETS[preset])
+    values = PRESETS[preset]
+    if args.condition:
+        values = {name: value for name, value in values.items() if name not in UNCONDITIONAL}
+    parser.set_defaults(**values)
     args = parser.parse_args(argv)
     settings = TrainingSettings.from_flags(vars(args), preset)
     invocation = Invocation(sys.argv, vars(args))

@@ -60,6 +60,12 @@ def export(settings: ExportSettings) -> str:
     if settings.format == "diffusers":
         check_output_folder(settings.out)
     loaded = load_model(settings.checkpoint, "cpu", settings.ema, settings.ema_length)
+    condition = loaded.model.settings.condition
+    if condition and settings.format != "safetensors":
+        raise ValueError(
+            f"--to {settings.format} cannot express an image-conditional model ({condition}): "
+            "give --to safetensors"
+        )
     if settings.class_name is not None:
         loaded = with_one_class(loaded, settings.class_name)
     write = {"diffusers": write_diffusers, "safetensors": write_safetensors, "onnx": write_network}

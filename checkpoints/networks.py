@@ -39,6 +39,10 @@ def build_unet2d(settings: ModelSettings) -> "UNet2D":
             "augment tells the network how an image was augmented, and a UNet2DModel of diffusers "
             "cannot be told: give --augment 0"
         )
+    if settings.condition:
+        raise ValueError(
+            "a UNet2DModel of diffusers takes no condition: leave out --condition, or train a Unet"
+        )
     if config != fitted(config, settings.network):
         raise ValueError("unet2d is the network for other images, classes or outputs")
     known = config["num_train_timesteps"] or 0
@@ -90,6 +94,7 @@ class UNet2D(nn.Module):
     def __init__(self, config: Settings):
         super().__init__()
         self.depth, self.size = config["in_channels"], config["sample_size"]
+        self.condition_depth = 0
         self.shape = (self.depth, *height_and_width(self.size))  # of an image, (C,H,W)
         self.classes, self.augmentations = (config["num_class_embeds"] or 1) - 1, 0
         self.whole_times = config["time_embedding_type"] == "learned"

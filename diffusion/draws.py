@@ -1,7 +1,7 @@
 """The random numbers of a training or validation batch.
 
     draws = Draws(x_0, (seed, Purpose.TRAIN, step))
-    t, eps = draws.times("uniform", ratio), draws.normal()
+    t, eps = draws.times("uniform", ratio), draws.normal(depth=3)
 
 They are drawn for the whole batch of a step in a fixed order, and each process and each micro-batch
 takes its own rows. So the numbers depend on the global batch size, but not on how the batch is
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusion.augment import augmented, draw
+from diffusion.conditions import make_condition, random_masks
 from diffusion.objective import draw_times
 from runtime.randomness import generator
 
@@ -46,9 +47,9 @@ class Draws:
         """t (B,) in 1..T from `draw_times`. ratio (T,): sigma / signal at t = 1 .. T."""
         return draw_times(kind, self.count, ratio, self.random)[self.rows]
 
-    def normal(self) -> Tensor:
-        """Standard normal noise, (B,C,H,W)."""
-        shape = (self.count, *self.shape[1:])
+    def normal(self, depth: int) -> Tensor:
+        """Standard normal noise for images of `depth` channels, (B,depth,H,W)."""
+        shape = (self.count, depth, *self.shape[2:])
         return torch.randn(shape, generator=self.random, device=self.device)[self.rows]
 
     def chance(self, probability: float) -> Tensor:
@@ -67,6 +68,20 @@ class Draws:
         if not probability:
             return x, None
         return augmented(x, draw(self.count, probability, self.random)[self.rows])
+
+    def condition(self, x: Tensor, kind: str, depth: int) -> tuple[Tensor, Tensor | None]:
+        """x_0 (B,C,H,W) and its condition (B,K,H,W), see `conditions`; None if kind is "".
+
+        depth: C. For "pairs", x has the channels of x_0 and then those of the condition.
+        """
+        if kind in ("", "pairs"):
+            return x[:, :depth], x[:, depth:] if kind else None
+        mask = None
+        if kind == "mask":
+            height, width = x.shape[2:]
+            masks = random_masks(self.count, height, width, self.random, self.device)
+            mask = masks[self.rows]
+        return x, make_condition(kind, x, mask)
 
 
 def split_batch(batch: Tensor | tuple, classes: int) -> tuple[Tensor, Tensor | None, Share]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from diffusion import augment, schedules
+from diffusion.conditions import KINDS as CONDITIONS
+from diffusion.conditions import LARGEST_FACTOR, is_condition
 from diffusion.objective import T_SAMPLINGS, WEIGHTINGS
 from diffusion.schedules import SCHEDULES
 from runtime.image_size import Size, size_of
@@ -23,9 +25,15 @@ VARIANCES = ("large", "small", "learned")
 OPTIMIZERS = ("adam", "muon")
 LR_SCHEDULES = ("constant", "linear", "cosine")
 DERIVED = ("outputs", "augmentations")  # computed from other settings, but kept in checkpoints
-NETWORK = "depth width mults attention blocks dropout size patch film classes".split()
+NETWORK = (
+    *("depth", "condition_depth", "width", "mults", "attention", "blocks", "dropout", "size"),
+    *("patch", "film", "classes"),
+)
 # Settings that checkpoints of earlier versions lack. Those were trained with the defaults.
-ADDED = ("optimizer", "muon_lr", "lr_schedule", "cooldown", "guidance", "unet2d")
+ADDED = (
+    *("optimizer", "muon_lr", "lr_schedule", "cooldown", "guidance", "unet2d"),
+    *("condition", "condition_depth"),
+)
 LEAST_SIGNAL = 1e-30  # the smallest alpha_bar at which x_t in float32 still depends on x_0
 
 
@@ -79,8 +87,12 @@ class ModelSettings:
     dataset: str = ""
     class_names: tuple[str, ...] = ()
 
+    # The condition of an image-conditional model: see `conditions`; "" for none.
+    condition: str = ""
+
     # The network: see `Unet`.
     depth: int = 3
+    condition_depth: int = 0
     width: int = 128
     mults: tuple[int, ...] = (1, 2, 2, 2)
     attention: tuple[int, ...] = (16,)
@@ -155,6 +167,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "beta_small": (float, 1e-12, 0.9999),
     "beta_large": (float, 1e-12, 0.9999),
     "depth": (int, 1, 16),
+    "condition_depth": (int, 0, 16),
     "width": (int, 4, 1024),
     "blocks": (int, 1, 16),
     "dropout": (float, 0, 0.999),
@@ -222,6 +235,9 @@ def check_setting(name: str, value: Any) -> tuple[bool, str]:
         return good, f"{fewest} to {most} whole numbers from 1 to {high}"
     if name in CHOICES:
         return value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+    if name == "condition":
+        good = type(value) is str and is_condition(value)
+        return good, f"one of {', '.join(CONDITIONS)}, where N is from 2 to {LARGEST_FACTOR}"
     if name == "size":
         return is_size(value), f"a side of a square or height and width, from 1 to {LONGEST_SIDE}"
     if name == "betas":

@@ -15,6 +15,8 @@ import torch
 
 from evaluation import metrics
 from evaluation.bits_per_dim import flow_likelihood, variational_bound
+from evaluation.conditional_samples import SAMPLES_EACH, measure_conditional
+from evaluation.features import ClassifierFeatures
 from evaluation.plan import EvaluationPlan
 from evaluation.preparation import Prepared, prepare
 from evaluation.results import finite, write_image, write_metrics, write_plot
@@ -32,7 +34,8 @@ def evaluate(plan: EvaluationPlan, machine: Machine) -> None:
     """Measure what the plan asks for. Exits on bad input; later raises ValueError or OSError."""
     processes = machine.processes
     prepared = machine.prepare_shared(lambda path: prepare(plan, path, processes), plan.checkpoint)
-    prepared = write_samples(prepared, processes)
+    if not prepared.model.settings.condition:
+        prepared = write_samples(prepared, processes)
     processes.leave()  # only the first process measures, and the others do not wait
     if machine.is_first:
         measure(prepared)
@@ -151,6 +154,9 @@ def identify(prepared: Prepared) -> dict[str, Any]:
 
 def measurements(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Yield the results part by part, as dictionaries for metrics.json."""
+    if prepared.model.settings.condition:
+        yield {"conditional": conditional(prepared)}
+        return
     if prepared.plan.sweep:
         yield {"sweep": sweep(prepared)}
         return
@@ -203,6 +209,28 @@ def measure_samples(prepared: Prepared) -> Iterator[dict[str, Any]]:
         file = prepared.directory / "evaluation" / f"nearest-{extractor.name}.png"
         write_image(file, picture)
         yield {"memorization": {extractor.name: audit | {"picture": str(file)}}}
+
+
+def conditional(prepared: Prepared) -> dict[str, Any]:
+    """The distances of samples from the originals, for an image-conditional model; also writes the
+    picture."""
+    assert prepared.real_images
+    plan, sampling_plan = prepared.plan, prepared.sampling_plans[0]
+    networks = [extractor.network for extractor in prepared.extractors]
+    classifiers = [one.net for one in networks if isinstance(one, ClassifierFeatures)]
+    measured, picture = measure_conditional(
+        prepared.model,
+        sampling_plan,
+        prepared.real_images.test_set,
+        classifiers[0] if classifiers else None,
+        max(1, plan.num // SAMPLES_EACH),
+        plan.seeds[0],
+        plan.batch_size,
+    )
+    file = prepared.directory / "evaluation" / "conditional.png"
+    write_image(file, picture)
+    sampling = sample_sets.plan_settings(sampling_plan) | {"seed": plan.seeds[0]}
+    return measured | {"sampling": sampling, "picture": str(file)}
 
 
 def sweep(prepared: Prepared) -> dict[str, Any]:

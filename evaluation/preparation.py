@@ -13,7 +13,7 @@ from torch import Tensor
 from checkpoints.checkpoint import load_model
 from checkpoints.loaded_model import LoadedModel
 from checkpoints.run_dir import read_run_settings, run_dir_of
-from Dataset import DiffSet
+from Dataset import DiffSet, load_dataset
 from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor
 from evaluation.plan import EvaluationPlan
@@ -81,6 +81,7 @@ def load_checkpoint(plan: EvaluationPlan, path: Path, device: torch.device) -> P
     """Load the model and choose how to sample. Raises ValueError or OSError with a one-line
     message."""
     loaded = load_model(path, device, plan.weights == "ema", plan.ema_length)
+    check_condition_flags(plan, loaded.model.settings.condition)
     weights = plan.weights
     if plan.ema_length is not None:
         weights = f"ema of length {plan.ema_length:g}"
@@ -91,6 +92,22 @@ def load_checkpoint(plan: EvaluationPlan, path: Path, device: torch.device) -> P
         directory=results_directory(plan.checkpoint),
         sampling_plans=sampling_plans(plan, loaded),
     )
+
+
+def check_condition_flags(plan: EvaluationPlan, condition: str) -> None:
+    """Raise ValueError if the plan asks for what is not measured for an image-conditional model."""
+    asked = {
+        "--bound": plan.bound,
+        "--flow": plan.flow,
+        "--sweep": plan.sweep,
+        "--features": plan.features,
+        "--references": plan.references,
+    }
+    for flag, value in asked.items():
+        if condition and value:
+            raise ValueError(
+                f"{flag} does not apply to an image-conditional model ({condition}): leave it out"
+            )
 
 
 def results_directory(checkpoint: Path) -> Path:
@@ -149,9 +166,17 @@ def with_real_images(prepared: Prepared) -> Prepared:
     if plan.bound is None:
         plan = replace(plan, bound=min(BOUND_IMAGES, len(test_set)))
     check_counts(plan, train_set, test_set)
-    plan = replace(plan, features=choose_features(plan.features, train_set))
+    plan = replace(plan, features=features_of(plan, prepared.model, train_set))
     real_images = RealImages(train_set, test_set, plan.data_root, plan.references, plan.batch_size)
     return replace(prepared, plan=plan, real_images=real_images)
+
+
+def features_of(plan: EvaluationPlan, model: DiffusionModel, train_set: DiffSet) -> tuple[str, ...]:
+    """The names of the feature extractors. The samples of an image-conditional model are compared
+    with the originals in the features of a classifier, if the images have labels."""
+    if not model.settings.condition:
+        return choose_features(plan.features, train_set)
+    return ("classifier",) if len(train_set.classes) > 1 and not train_set.paired else ()
 
 
 def choose_features(features: tuple[str, ...], train_set: DiffSet) -> tuple[str, ...]:
@@ -193,8 +218,12 @@ def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
         )
     # The value range of the run applies only to the images of the run.
     value_range = None if plan.dataset else config.get("value_range")
-    train_set = DiffSet(True, name, plan.data_root, model.unet.size, value_range)
-    test_set = DiffSet(False, name, plan.data_root, model.unet.size, value_range)
+    train_set, test_set = (
+        load_dataset(
+            train, name, plan.data_root, model.unet.size, value_range, model.settings.condition
+        )
+        for train in (True, False)
+    )
     if test_set.depth != model.unet.depth:
         raise ValueError(
             f"{test_set.name} has {test_set.depth} channels, and the model {model.unet.depth}: "

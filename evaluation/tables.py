@@ -224,7 +224,38 @@ def sweep_line(row: dict[str, Any], sets: int) -> str:
     return line
 
 
+# ---- image-conditional models --------------------------------------------------------------------
+
+
+def conditional_lines(conditional: dict[str, Any]) -> list[str]:
+    """Lines of "conditional": how near samples are to the originals."""
+    kind, sampling = conditional["condition"], conditional["sampling"]
+    given = "bicubic interpolation" if kind.startswith("downscale") else "the given image"
+    titles = {
+        "condition": given,
+        "one_sample": "one sample",
+        "mean_sample": f"mean of {conditional['samples_each']} samples",
+    }
+    perceptual = conditional.get("perceptual", {})
+    each = conditional["samples_each"]
+    lines = [
+        f"{conditional['images']} unseen images, {kind}; {each} samples each by "
+        f"{sampling['sampler']}, {sampling['steps']} steps",
+        f"  {'':24} {'PSNR, dB':>9}" + (f"   {'perceptual distance':>19}" if perceptual else ""),
+    ]
+    for name, title in titles.items():
+        if name in conditional["psnr"]:
+            line = f"  {title:24} {conditional['psnr'][name]:>9.2f}"
+            lines.append(line + (f"   {perceptual[name]:>19.4f}" if perceptual else ""))
+    lines.append(
+        f"  standard deviation of a pixel between samples: {conditional['spread']:.1f} of 255"
+    )
+    lines.append(f"  condition, samples, their mean and the original: {conditional['picture']}")
+    return lines
+
+
 TABLES = {
+    "conditional": conditional_lines,
     "bits_per_dim": bits_per_dim_lines,
     "distances": distances_lines,
     "memorization": memorization_lines,

@@ -132,7 +132,36 @@ class MappedImages:
         )
 
 
-Images = Tensor | MappedImages
+class JoinedImages:
+    """Images whose channels come from two sets, of which at least one is mapped: uint8 (N,C+K,H,W).
+
+    first: (N,C,H,W). second: (N,K,H,W).
+    """
+
+    def __init__(self, first: "Images", second: "Images"):
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def shape(self) -> torch.Size:
+        N, C, H, W = self.first.shape
+        return torch.Size((N, C + self.second.shape[1], H, W))
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        return torch.cat([self.first[index], self.second[index]], dim=-3)
+
+    def index_select(self, dim: int, index: Tensor) -> "JoinedImages":
+        return JoinedImages(
+            self.first.index_select(dim, index), self.second.index_select(dim, index)
+        )
+
+    def split(self, size: int) -> tuple["JoinedImages", ...]:
+        return tuple(map(JoinedImages, self.first.split(size), self.second.split(size)))
+
+
+Images = Tensor | MappedImages | JoinedImages
 
 
 def chunks(images: Images, size: int = CHUNK) -> Iterator[Tensor]:

@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     LIKELIHOOD_TIME = 8  # times and dequantization offsets in the likelihood of one image
     SUBSET = 9  # the random subset of a dataset that represents it
     PURE_NOISE = 10  # images of pure noise, the reference for a large distance
+    CONDITION = 11  # masks of the conditions in previews, samples and evaluations
 
 
 def seed_of(*key: int) -> int:

@@ -140,6 +140,7 @@ def sample_batch(
         edit.start_image,
         edit.mask,
         latents,
+        edit.conditions(len(indices)),
     )
     shown = max(0, min(len(indices), len(image_set.order) - indices[0]))
     frames, predicted, last = {}, {}, None

@@ -44,6 +44,7 @@ class Guided:
         1 (Kynkäänniemi et al. 2024, who give it in sigma).
     clip: whether x0_hat is clipped to [-1, 1], after guidance.
     guide: the worse model, or None for `model` without labels.
+    condition (N,K,H,W): for an image-conditional model, see `diffusion.conditions`.
 
     Raises ValueError for labels that the model was not trained with.
     """
@@ -56,6 +57,7 @@ class Guided:
         interval: tuple[float, float] = (0, float("inf")),
         clip: bool = True,
         guide: Any = None,
+        condition: Tensor | None = None,
     ):
         classes = model.unet.classes
         if y is not None and not 0 <= int(y.min()) <= int(y.max()) < classes:
@@ -65,6 +67,7 @@ class Guided:
             )
         self.model, self.y, self.clip, self.guide = model, y, clip, guide
         self.scale, self.interval = scale, interval
+        self.condition = condition
 
     def alpha_bar(self, t: int) -> float:
         return self.model.alpha_bar(t)
@@ -73,20 +76,28 @@ class Guided:
         """Predict x_0 from x_t (N,C,H,W) at t (N,), the same t for all images."""
         low, high = self.interval
         if self.scale == 1 or not low <= int(t[0]) <= high:
-            x0_hat, fraction = self.model.denoise(x, t, self.y, clip=False)
+            x0_hat, fraction = self.predict(self.model, x, t, self.y)
         elif self.guide is not None:
             x0_hat, fraction = self.guided_by_model(x, t)
         elif self.y is not None:
             x0_hat, fraction = self.guided_by_label(x, t, self.y)
         else:
-            x0_hat, fraction = self.model.denoise(x, t, clip=False)
+            x0_hat, fraction = self.predict(self.model, x, t)
         return Prediction(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
+
+    def predict(self, model: Any, x: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        """The prediction of a model, not clipped, for x (N,C,H,W) or for several such batches in
+        one."""
+        if self.condition is None:
+            return model.denoise(x, t, y, clip=False)
+        condition = self.condition.repeat(len(x) // len(self.condition), 1, 1, 1)
+        return model.denoise(x, t, y, clip=False, condition=condition)
 
     def guided_by_label(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
         """Classifier-free guidance. A learned variance is taken from the conditional prediction."""
         N, null = len(x), torch.full_like(y, self.model.unet.classes)
-        both, fraction = self.model.denoise(  # (2N,C,H,W)
-            torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]), clip=False
+        both, fraction = self.predict(  # (2N,C,H,W)
+            self.model, torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null])
         )
         conditional, unconditional = both[:N], both[N:]
         x0_hat = unconditional + self.scale * (conditional - unconditional)
@@ -94,8 +105,8 @@ class Guided:
 
     def guided_by_model(self, x: Tensor, t: Tensor) -> Prediction:
         """Autoguidance. A learned variance is taken from the better model."""
-        x0_hat, fraction = self.model.denoise(x, t, self.y, clip=False)
-        worse = self.guide.denoise(x, t, self.y, clip=False).x0_hat
+        x0_hat, fraction = self.predict(self.model, x, t, self.y)
+        worse = self.predict(self.guide, x, t, self.y).x0_hat
         return Prediction(worse + self.scale * (x0_hat - worse), fraction)
 
 
@@ -150,7 +161,12 @@ def other_guide(loaded: LoadedModel, path: Path) -> Guide:
     differ."""
     guide = load_model(path, loaded.model.device)
     model, worse = loaded.model, guide.model
-    compared = {"depth": "number of channels", "size": "image size", "classes": "number of classes"}
+    compared = {
+        "depth": "number of channels",
+        "condition_depth": "condition",
+        "size": "image size",
+        "classes": "number of classes",
+    }
     for name, what in compared.items():
         ours, theirs = getattr(model.unet, name), getattr(worse.unet, name)
         if ours != theirs:

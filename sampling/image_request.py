@@ -31,6 +31,7 @@ class ImageRequest:
     start_step: int | None = None
     mask: Path | None = None
     interpolate: tuple[Path, Path] | None = None
+    condition_image: Path | None = None
     out: Path = Path("samples")
     save_steps: tuple[int, ...] | None = None
     frames: int = 50

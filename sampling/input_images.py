@@ -1,31 +1,45 @@
-"""Read images and masks for editing, in the size and with the channels of a model.
+"""Read images and masks in the size and with the channels of a model: for editing, or for a model
+that is conditional on an image.
 
-Letters in the shape columns: C channels, H and W height and width.
+Letters in the shape columns: N images, C channels, K channels of a condition, H and W height and
+width.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from Dataset import to_float
+from diffusion.conditions import enlarge, factor_of, make_condition, random_masks
 from DiffusionModel import DiffusionModel
 from image_data.image_files import open_image, resize_and_crop
+from runtime.image_size import Size, height_and_width, size_of
+from runtime.randomness import Purpose, generator
+
+# In a run directory: an unseen image, the condition if no other is given.
+EXAMPLE_CONDITION = "samples/condition.png"
 
 
 @dataclass(frozen=True)
 class EditInputs:
-    """The images from which sampling starts, instead of noise alone.
+    """The images from which sampling starts, instead of noise alone, or the condition.
 
     start_image (C,H,W): from --input-image. mask (H,W): from --mask, true where the image is
-    repainted. endpoints, (C,H,W) each: the two images from --interpolate.
+    repainted. endpoints, (C,H,W) each: the two images from --interpolate. condition (K,H,W): from
+    --condition-image.
     """
 
     start_image: Tensor | None = None
     mask: Tensor | None = None
     endpoints: tuple[Tensor, Tensor] | None = None
+    condition: Tensor | None = None
+
+    def conditions(self, count: int) -> Tensor | None:
+        """The same condition for a batch of images, (count,K,H,W)."""
+        return None if self.condition is None else self.condition.expand(count, -1, -1, -1)
 
 
 def read_edit_inputs(
@@ -52,15 +66,47 @@ def read_edit_inputs(
 
 def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
     """Read an image file as (C,H,W) in [-1,1], resized and cropped if a model is given."""
-    picture = open_image(path)
     if model is not None:
-        net = model.unet
-        if picture.size == (28, 28) and net.size == 32:
-            picture = ImageOps.expand(picture, 2)  # with black, like the datasets
-        picture = picture.convert("L" if net.depth == 1 else "RGB")
-        picture = resize_and_crop(picture, net.size)
+        return read_resized(path, model.unet.size, model.unet.depth)
+    return to_tensor(open_image(path))
+
+
+def read_resized(path: Path, size: Size, depth: int) -> Tensor:
+    """Read an image file as (depth,H,W) in [-1,1], resized and cropped to a size."""
+    picture = open_image(path)
+    if picture.size == (28, 28) and size == 32:
+        picture = ImageOps.expand(picture, 2)  # with black, like the datasets
+    return to_tensor(resize_and_crop(picture.convert("L" if depth == 1 else "RGB"), size))
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """A picture as (C,H,W) in [-1,1]."""
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return to_float(pixels.view(picture.height, picture.width, -1).permute(2, 0, 1))
+
+
+def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: int) -> Tensor:
+    """Read the condition (K,H,W) from an image, as it is made of images in training.
+
+    A low-resolution image for "downscale:N" may have its own size or that of the model. mask: for
+    "mask"; without one, it is random as in training. Raises ValueError or OSError.
+    """
+    kind, depth, size = model.settings.condition, model.unet.depth, model.unet.size
+    if kind == "pairs":
+        return read_resized(path, size, model.unet.condition_depth)
+    height, width = height_and_width(size)
+    factor = factor_of(kind)
+    if factor and open_image(path).size not in ((width, height), (28, 28)):
+        small = read_resized(path, size_of(height // factor, width // factor), depth)
+        return enlarge(small[None], factor)[0]
+    x = read_resized(path, size, depth)[None]
+    hidden = None
+    if kind == "mask" and mask:
+        hidden = read_mask(mask, model)[None, None]
+    elif kind == "mask":
+        random = generator("cpu", seed, Purpose.CONDITION)
+        hidden = random_masks(1, height, width, random, x.device)
+    return make_condition(kind, x, hidden)[0]
 
 
 def read_mask(path: Path, model: DiffusionModel) -> Tensor:

@@ -164,11 +164,17 @@ def labels_in_turn(model: DiffusionModel, indices: range) -> list[int] | None:
     return [i % classes for i in indices] if classes else None
 
 
-def guided_model(model: DiffusionModel, plan: SamplingPlan, labels: Sequence[int] | None) -> Guided:
-    """The model with this plan's guidance. labels: one for each image of a batch, or None."""
+def guided_model(
+    model: DiffusionModel,
+    plan: SamplingPlan,
+    labels: Sequence[int] | None,
+    condition: Tensor | None = None,
+) -> Guided:
+    """The model with this plan's guidance. labels, condition (N,K,H,W): one for each image of a
+    batch, or None."""
     y = None if labels is None else torch.tensor(labels, device=model.device)
     guide = plan.guide.model if plan.guide else None
-    return Guided(model, y, plan.guidance, plan.guidance_interval, plan.clip, guide)
+    return Guided(model, y, plan.guidance, plan.guidance_interval, plan.clip, guide, condition)
 
 
 def sample_steps(
@@ -180,6 +186,7 @@ def sample_steps(
     start_image: Tensor | None = None,
     mask: Tensor | None = None,
     latents: Tensor | None = None,
+    condition: Tensor | None = None,
 ) -> Iterator[Step]:
     """Yield t, x_t and x0_hat (N,C,H,W) of the images with these indices at every t of the plan.
 
@@ -187,10 +194,11 @@ def sample_steps(
     start_image (C,H,W): without a mask, start from this image, noised to the first t (SDEdit).
     mask (H,W): start from noise, and keep `start_image` where the mask is false (RePaint).
     latents (N,C,H,W): start from these instead of noise.
+    condition (N,K,H,W): for an image-conditional model.
     """
     device = model.device
     noise = Noise(seed, indices, model.unet.shape, device)
-    guided = guided_model(model, plan, labels)
+    guided = guided_model(model, plan, labels, condition)
     x = noise()  # (N,C,H,W)
     if start_image is not None and mask is not None:
         steps = repaint(guided, x, plan.times, noise, start_image, mask, plan.variance)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
 from checkpoints.checkpoint import load_model
 from checkpoints.loaded_model import LoadedModel
@@ -19,7 +20,13 @@ from runtime.suggestions import nearest
 from sampling.generate import ImageSet, NoisingJob, SamplingJob
 from sampling.guidance import Guide, choose_guidance
 from sampling.image_request import ImageRequest
-from sampling.input_images import read_edit_inputs, read_image
+from sampling.input_images import (
+    EXAMPLE_CONDITION,
+    EditInputs,
+    read_condition,
+    read_edit_inputs,
+    read_image,
+)
 from sampling.output_files import check_writable
 from sampling.plan import SamplingPlan, plan_sampling
 
@@ -43,11 +50,15 @@ def prepare(request: ImageRequest, device: str | torch.device) -> SamplingJob | 
         return prepare_noising(request)
     loaded = load_model(request.checkpoint, device, request.ema, request.ema_length)
     model = loaded.model
+    check_condition_flags(request, model.settings.condition)
     start = request.start_step or model.T
     saved = saved_steps(request, model.T, start)
     image_set = arrange_images(request, model)
     plan = plan_request(request, loaded, saved)
-    edit = read_edit_inputs(model, request.input_image, request.mask, request.interpolate)
+    if model.settings.condition:
+        edit = EditInputs(condition=requested_condition(request, loaded))
+    else:
+        edit = read_edit_inputs(model, request.input_image, request.mask, request.interpolate)
     return SamplingJob(
         model=model,
         plan=plan,
@@ -74,6 +85,38 @@ def prepare_to_write(
         message = f"{error.filename}: {error.strerror}; choose a place that can be used"
         raise ValueError(message) from None
     return job
+
+
+def check_condition_flags(request: ImageRequest, condition: str) -> None:
+    """Raise ValueError unless the flags suit a model with this condition, "" for none."""
+    if not condition:
+        if request.condition_image:
+            raise ValueError(
+                "--condition-image needs a model of train.py --condition: train one, or edit the "
+                "image with --input-image"
+            )
+        return
+    if request.input_image or request.interpolate:
+        raise ValueError(
+            f"this model is conditional on an image ({condition}) and does not edit others: give "
+            "--condition-image"
+        )
+    if request.mask and condition != "mask":
+        raise ValueError(f"--mask is for models of --condition mask, not {condition}: leave it out")
+
+
+def requested_condition(request: ImageRequest, loaded: LoadedModel) -> Tensor:
+    """The condition (K,H,W) of a request: by default an unseen image in the run directory."""
+    path = request.condition_image
+    if path is None:
+        path = loaded.path.resolve().parent.parent / EXAMPLE_CONDITION
+        if not path.is_file():
+            raise ValueError(
+                f"this model is conditional on an image ({loaded.model.settings.condition}): "
+                "give --condition-image"
+            )
+    condition = read_condition(loaded.model, path, request.mask, request.seed)
+    return condition.to(loaded.model.device)
 
 
 def prepare_noising(request: ImageRequest) -> NoisingJob:
@@ -140,7 +183,7 @@ def plan_request(request: ImageRequest, loaded: LoadedModel, saved: list[int]) -
     model = loaded.model
     start = request.start_step or model.T
     sampler, steps, variance = request.sampler, request.steps, request.variance
-    if request.mask:
+    if repaints(request):
         sampler = "ddpm"
         steps = steps or min(DEFAULT_STEPS_WITH_MASK, start)
         variance = variance or "small"
@@ -168,13 +211,19 @@ def plan_request(request: ImageRequest, loaded: LoadedModel, saved: list[int]) -
     return plan
 
 
-def is_edit(request: ImageRequest) -> bool:
-    return bool(request.input_image or request.interpolate)
+def is_edit(request: ImageRequest, model: DiffusionModel) -> bool:
+    """Whether an image is given, so that no class is assumed."""
+    return bool(request.input_image or request.interpolate or model.settings.condition)
+
+
+def repaints(request: ImageRequest) -> bool:
+    """Whether an image is repainted by RePaint, rather than by a model of --condition mask."""
+    return bool(request.mask and request.input_image)
 
 
 def request_guidance(request: ImageRequest, loaded: LoadedModel) -> tuple[float, Guide | None]:
     """The guidance of a request. Edits have none by default."""
-    scale, edits = request.guidance, is_edit(request)
+    scale, edits = request.guidance, is_edit(request, loaded.model)
     if scale is None and request.guide_with is None and edits:
         scale = 1.0
     labelled = request.label != "none" and not (request.label is None and edits)
@@ -193,7 +242,7 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
     always_labelled = model.settings.label_dropout == 0
     if label in (None, "none") and classes and always_labelled:  # it needs a label
         label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
-    if label is None and classes and not is_edit(request):
+    if label is None and classes and not is_edit(request, model):
         return of_all_classes(classes, num or DEFAULT_NUM)
     labels = [] if label in (None, "none") else find_labels(label, model)
     if len(labels) > 1 and request.interpolate:

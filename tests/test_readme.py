@@ -86,8 +86,10 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", [c for c in PYTHON if not c.endswith("--help")])
-def test_each_is_understood(command):
+def test_each_is_understood(command, tmp_path, monkeypatch):
     skip_without_its_packages(command)
+    (tmp_path / "pipeline").mkdir()  # --ckpt takes an existing folder, or a model's name
+    monkeypatch.chdir(tmp_path)
     parsed(*script_of(command))
 
 

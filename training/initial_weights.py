@@ -4,6 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from checkpoints.checkpoint import load_model
 from checkpoints.networks import build_model, refitted
@@ -17,6 +19,7 @@ MAY_BE_NEW = (
     *("conv_in.", "conv_out.", "label.", "augmentation."),
     *("net.conv_in.", "net.conv_out.", "net.class_embedding."),
 )
+FIRST = "conv_in.weight"
 # Settings kept for a `UNet2D`, which no flags can describe; "unet2d" is its configuration.
 KEPT = ("width", "mults", "attention", "blocks", "patch", "film", "unet2d")
 
@@ -40,6 +43,7 @@ def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str
         settings = refitted(replace(settings, **kept_settings))
     model = new_model(settings)
     theirs, network = loaded.model.unet.state_dict(), model.unet.state_dict()
+    theirs = with_condition(theirs, model)
     kept = {
         name: value
         for name, value in theirs.items()
@@ -66,6 +70,20 @@ def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str
         if before != now:
             line += f"; they were trained with {name} {before}, not {now}"
     return model, line
+
+
+def with_condition(weights: dict[str, Tensor], model: DiffusionModel) -> dict[str, Tensor]:
+    """Weights of a network without a condition, fitted to a model with one. The new input channels
+    get weights of 0, so that the network begins as it was."""
+    channels = model.unet.condition_depth * model.settings.patch**2
+    first = weights.get(FIRST)
+    wanted = model.unet.state_dict().get(FIRST)
+    if not channels or first is None or wanted is None:
+        return weights
+    missing = wanted.shape[1] - first.shape[1]
+    if missing != channels:
+        return weights
+    return weights | {FIRST: F.pad(first, (0, 0, 0, 0, 0, missing))}
 
 
 def network_flags(settings: ModelSettings, size: Size) -> str:

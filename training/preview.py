@@ -1,25 +1,53 @@
 """Preview images of a training run."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from Dataset import DiffSet, to_float
+from diffusion.conditions import as_picture
+from diffusion.draws import Draws
+from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from image_data.grids import pixels_of, write_grid
+from runtime.randomness import Purpose
 from runtime.signals import Stop
 from sampling.plan import labels_in_turn, plan_sampling, sample_steps
 from training.ema import Ema
 from training.trackers import Expendable
+
+CONDITIONS = 12  # in the preview of an image-conditional model
 
 
 def preview_file(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.png"
 
 
+@dataclass(frozen=True)
+class PreviewInputs:
+    """Unseen images originals (n,C,H,W) and their conditions (n,K,H,W)."""
+
+    originals: Tensor
+    conditions: Tensor
+
+
+def preview_inputs(data: DiffSet, model: ModelSettings, device: torch.device) -> PreviewInputs:
+    """The first unseen images and their conditions, for an image-conditional model."""
+    x = to_float(data.images[:CONDITIONS])
+    draws = Draws(x, (model.seed, Purpose.CONDITION))
+    originals, conditions = draws.condition(x, model.condition, model.depth)
+    assert conditions is not None
+    return PreviewInputs(originals, conditions.to(device))
+
+
 class Preview(pl.Callback):
     """Write `folder/step_*.png` after every validation: 36 samples of the averaged weights.
+
+    For an image-conditional model, write 12 conditions instead, each followed by a sample and by
+    the original image.
 
     The samples always start from the same noise and take `steps` steps of UniPC: a quick look, not
     a result. With a class-conditional model, image i has class i, modulo the number of classes. A
@@ -27,13 +55,21 @@ class Preview(pl.Callback):
     """
 
     def __init__(
-        self, folder: Path, ema: Ema, batch_size: int, stop: Stop, count: int = 36, steps: int = 20
+        self,
+        folder: Path,
+        ema: Ema,
+        batch_size: int,
+        stop: Stop,
+        count: int = 36,
+        steps: int = 20,
+        inputs: PreviewInputs | None = None,
     ):
+        self.inputs = inputs
         self.folder = folder
         self.ema = ema
         self.batch_size = batch_size
         self.stop = stop
-        self.count = count
+        self.count = len(inputs.originals) if inputs else count
         self.steps = steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -44,6 +80,8 @@ class Preview(pl.Callback):
         assert isinstance(pl_module, DiffusionModel)
         images = self.sample(pl_module)
         if images is not None:
+            if self.inputs:
+                images = with_inputs(images.cpu(), self.inputs)
             file = preview_file(self.folder, trainer.global_step)
             write_grid(file, pixels_of(images))
             self.show(trainer, "samples", file)
@@ -56,7 +94,11 @@ class Preview(pl.Callback):
             for first in range(0, self.count, self.batch_size):
                 indices = range(first, min(first + self.batch_size, self.count))
                 labels = labels_in_turn(model, indices)
-                for t, x_t, _ in sample_steps(model, plan, indices, model.seed, labels):
+                given = (
+                    self.inputs.conditions[indices.start : indices.stop] if self.inputs else None
+                )
+                steps = sample_steps(model, plan, indices, model.seed, labels, condition=given)
+                for t, x_t, _ in steps:
                     if self.stop.signal:
                         return None
                     if t == 0:
@@ -68,3 +110,9 @@ class Preview(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, Expendable):
                 logger.show(tag, file, trainer.global_step)
+
+
+def with_inputs(samples: Tensor, inputs: PreviewInputs) -> Tensor:
+    """The condition, the sample and the original of each image in turn, (3n,C,H,W)."""
+    pictures = as_picture(inputs.conditions.cpu(), samples.shape[1])
+    return torch.stack([pictures, samples, inputs.originals], dim=1).flatten(0, 1)

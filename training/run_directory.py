@@ -15,6 +15,7 @@ from image_data.grids import write_grid
 from runtime.atomic_file import complete_file
 from runtime.devices import hardware
 from runtime.launcher import Machine
+from sampling.input_images import EXAMPLE_CONDITION
 from training.settings import Invocation
 from training.setup import TrainingRun
 
@@ -41,8 +42,7 @@ def prepare_run_dir(
             if not lock or not (run.run_dir / ".lock").exists():
                 locks.enter_context(lock_run_dir(run.run_dir))
             write_config(run, invocation, machine)
-            real = run.unseen.images[:36].permute(0, 2, 3, 1).numpy()
-            write_grid(run.run_dir / "samples" / "real.png", real)
+            write_real_images(run)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -50,6 +50,15 @@ def prepare_run_dir(
             f"cannot use {run.run_dir} ({error.strerror}): choose another --run-dir"
         ) from None
     return resume["path"] if resume else None
+
+
+def write_real_images(run: TrainingRun) -> None:
+    """Write samples/real.png, and samples/condition.png for an image-conditional model."""
+    images, folder, depth = run.unseen.images[:36], run.run_dir / "samples", run.unseen.depth
+    write_grid(folder / "real.png", images[:, :depth].permute(0, 2, 3, 1).numpy())
+    if run.model_settings.condition:
+        given = images[:1, depth:] if run.unseen.paired else images[:1]
+        write_grid(run.run_dir / EXAMPLE_CONDITION, given.permute(0, 2, 3, 1).numpy())
 
 
 def write_config(run: TrainingRun, invocation: Invocation, machine: Machine) -> None:

@@ -76,6 +76,11 @@ class TrainingSettings:
 
     def check(self, world_size: int) -> None:
         """Raise ValueError with a one-line message if the settings contradict each other."""
+        if self.model.condition and self.eval_every:
+            raise ValueError(
+                "--eval-every does not measure image-conditional models: leave it out, and run "
+                "evaluate.py after training"
+            )
         if self.accumulate == 1:
             return
         if self.batch_size % (self.accumulate * world_size):

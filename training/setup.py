@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from Dataset import Batches, DiffSet
+from Dataset import Batches, DiffSet, load_dataset
+from diffusion.conditions import check_condition, condition_channels
 from diffusion.settings import ModelSettings, check_settings, read_schedule
 from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor, reference_features
 from runtime.flags import flag_of
-from runtime.image_size import Size
+from runtime.image_size import Size, height_and_width
 from runtime.launcher import Machine
 from training.initial_weights import model_from, new_model
 from training.settings import FixedSettings, TrainingSettings
@@ -93,7 +94,14 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
 
 
 def load_data(settings: TrainingSettings, train: bool, image_size: Size | None) -> DiffSet:
-    return DiffSet(train, settings.dataset, settings.data_root, image_size, settings.value_range)
+    return load_dataset(
+        train,
+        settings.dataset,
+        settings.data_root,
+        image_size,
+        settings.value_range,
+        settings.model.condition,
+    )
 
 
 def check_image_size(size: Size, model: ModelSettings) -> None:
@@ -109,10 +117,13 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
     if dropout is None:
         dropout = 0.1 if data.name == "cifar10" and settings.preset == "paper" else 0.0
     conditional = settings.class_conditional and len(data.classes) > 1
+    condition = settings.model.condition
+    check_condition(condition, data.depth, *height_and_width(data.size))
     model = replace(
         settings.model,
         dropout=dropout,
         depth=data.depth,
+        condition_depth=condition_channels(condition, data.depth, data.paired),
         size=data.size,
         dataset=data.name,
         class_names=data.classes,

@@ -26,7 +26,7 @@ from training.lightning_workarounds import (
 from training.measure import Measure
 from training.missed_validation import MissedValidation
 from training.posthoc_averages import PowerEmas
-from training.preview import Preview
+from training.preview import Preview, preview_inputs
 from training.progress import Progress
 from training.setup import TrainingRun
 from training.training_loss import TrainingLoss
@@ -75,7 +75,11 @@ def build_callbacks(run: TrainingRun, start: Start, machine: Machine, stop: Stop
     callbacks.append(checkpointing)
     preview = None
     if machine.is_first:
-        preview = Preview(run.run_dir / "samples", ema, settings.batch_size, stop)
+        inputs = None
+        if run.model_settings.condition:
+            inputs = preview_inputs(run.unseen, run.model_settings, machine.device)
+        folder = run.run_dir / "samples"
+        preview = Preview(folder, ema, settings.batch_size, stop, inputs=inputs)
         callbacks += [preview, progress]
     callbacks.append(MissedValidation(run.run_dir, settings.val_every, preview))
     batches = TrainingBatches(run.batches, settings.accumulate, start.attempt)

@@ -89,8 +89,8 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
 @pytest.mark.parametrize(
     ("script", "most"),
     [
-        ("train.py", 157),
-        ("Inference.py", 110),
+        ("train.py", 160),
+        ("Inference.py", 115),
         ("make_gif.py", 20),
         ("evaluate.py", 112),
         ("convert.py", 45),

@@ -1,0 +1,52 @@
+"""Pairs of images: FOLDER/input/a.png and FOLDER/target/a.png.
+
+    check_pairs(Path("photos"))                  # each input has a target of the same name
+    images = joined(target, given)               # uint8 (N,C+K,H,W)
+
+Letters in the shape comments: N pairs, C channels of a target, K of an input, H and W height and
+width.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from image_data.image_files import image_paths
+from image_data.mapped_images import Images, JoinedImages
+
+INPUT, TARGET = "input", "target"
+
+
+def check_pairs(folder: Path) -> None:
+    """Raise ValueError, in one line, unless both folders have images of the same names."""
+    names = {part: names_in(folder / part) for part in (INPUT, TARGET)}
+    for part, found in names.items():
+        if not found:
+            raise ValueError(
+                f"no image in {folder / part}: --condition pairs takes a folder with the folders "
+                f"{INPUT} and {TARGET}"
+            )
+    if names[INPUT] == names[TARGET]:
+        return
+    without = set(names[INPUT]) ^ set(names[TARGET])
+    if not without:
+        raise ValueError(f"{folder} has two images of one name: rename one of them")
+    name = min(without)
+    here, there = (INPUT, TARGET) if name in names[INPUT] else (TARGET, INPUT)
+    raise ValueError(
+        f"{folder / here} has {name}, and {folder / there} has not: "
+        "both need images of the same names"
+    )
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of a folder's images without their endings, in the order of `image_paths`."""
+    return [str(path.relative_to(folder).with_suffix("")) for path in image_paths(folder)]
+
+
+def joined(target: Images, given: Images) -> Images:
+    """The channels of the target, then those of the input, for each pair."""
+    if isinstance(target, Tensor) and isinstance(given, Tensor):
+        return torch.cat([target, given], dim=1)
+    return JoinedImages(target, given)
