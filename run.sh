@@ -95,10 +95,10 @@ resolve() {
 import sys
 project, name, *commands = sys.argv[1:]
 sys.path.insert(0, project)
-from runtime.suggestions import unknown
+from runtime.suggestions import unknown_or_missing
 kind = "dataset or command" if commands else "dataset"
 known = ["mnist", "fashionmnist", "cifar10", "shapes", *commands]
-message = unknown(kind, name, known, ", a folder of images or an .npz file")
+message = unknown_or_missing(kind, name, known, ", a folder of images or an .npz file")
 print("run.sh: error:", message, file=sys.stderr)' "$here" "$@"
          return 2
        fi ;;

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GAP = 2  # pixels between the images of a grid, and around them
+SHORTEST = 512  # pixels on the longer side of a grid that is enlarged for a screen
 
 
 def square_columns(count: int, height: int = 1, width: int = 1) -> int:
@@ -81,9 +82,20 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(temporary)
 
 
-def write_grid(path: str | Path, images: np.ndarray, columns: int = 0) -> None:
-    """Write uint8 images (N,H,W,C) as a PNG file: one image unchanged, several as an RGB grid."""
+def grid_scale(images: np.ndarray, columns: int = 0) -> int:
+    """The factor that enlarges a grid of images (N,H,W,C) to 512 to 1023 pixels on its longer side;
+    1 if the grid is larger than that."""
+    height, width = image_grid(images[..., :1], columns).shape[:2]
+    return -(-SHORTEST // max(height, width))
+
+
+def write_grid(path: str | Path, images: np.ndarray, columns: int = 0, scale: int = 1) -> None:
+    """Write uint8 images (N,H,W,C) as a PNG file: one image unchanged, several as an RGB grid.
+
+    scale: factor by which the grid is enlarged.
+    """
     if len(images) == 1:
         write_png(path, images[0])
-    else:
-        write_png(path, image_grid(np.broadcast_to(images, (*images.shape[:3], 3)), columns))
+        return
+    grid = image_grid(np.broadcast_to(images, (*images.shape[:3], 3)), columns)
+    write_png(path, enlarge(grid, scale))

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from Dataset import to_float
 from DiffusionModel import DiffusionModel
 from image_data.image_files import open_image, resize_and_crop
+from runtime.image_size import Size, height_and_width
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class EditInputs:
     """The images from which sampling starts, instead of noise alone.
 
     start_image (C,H,W): from --input-image. mask (H,W): from --mask, true where the image is
-    repainted. endpoints, (C,H,W) each: the two images from --interpolate.
+    repainted. endpoints, (C,H,W) each: the two images from --interpolate. notes: a line for each
+    image that was not of the model's size.
     """
 
     start_image: Tensor | None = None
     mask: Tensor | None = None
     endpoints: tuple[Tensor, Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_edit_inputs(
@@ -47,20 +50,39 @@ def read_edit_inputs(
             f"{mask} does not have the aspect ratio of {input_image}: "
             "give a mask of the same width and height"
         )
-    return EditInputs(start_image, mask_values, endpoints)
+    paths = interpolate or ([input_image] if input_image else [])
+    notes = [describe_fit(path, model) for path in paths]
+    return EditInputs(start_image, mask_values, endpoints, tuple(filter(None, notes)))
 
 
 def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
     """Read an image file as (C,H,W) in [-1,1], resized and cropped if a model is given."""
-    picture = open_image(path)
+    picture = open_image(path, remedy="give another file")
     if model is not None:
         net = model.unet
-        if picture.size == (28, 28) and net.size == 32:
+        if is_padded(picture, net.size):
             picture = ImageOps.expand(picture, 2)  # with black, like the datasets
         picture = picture.convert("L" if net.depth == 1 else "RGB")
         picture = resize_and_crop(picture, net.size)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return to_float(pixels.view(picture.height, picture.width, -1).permute(2, 0, 1))
+
+
+def is_padded(picture: Image.Image, size: Size) -> bool:
+    """Whether a picture is padded to this size instead of being resized."""
+    return picture.size == (28, 28) and size == 32
+
+
+def describe_fit(path: Path, model: DiffusionModel) -> str:
+    """A line that says how an image was made to fit the model, or "" if it has the model's size."""
+    picture, size = open_image(path), model.unet.size
+    height, width = height_and_width(size)
+    if picture.size == (width, height):
+        return ""
+    fit = "resized and cropped"
+    if picture.width * height == picture.height * width:
+        fit = "padded with black" if is_padded(picture, size) else "resized"
+    return f"{path}: {picture.width}x{picture.height}, {fit} to {width}x{height} (width x height)"
 
 
 def read_mask(path: Path, model: DiffusionModel) -> Tensor:

@@ -166,7 +166,7 @@ def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_pat
     np.savez(tmp_path / "few.npz", train_images=np.zeros((39, 8, 8, 3), np.uint8))
     np.savez(tmp_path / "flat.npz", train_images=np.zeros((40, 8, 8, 3), np.uint8))
     assert "no checkpoint at" in refused(evaluate.main, "--ckpt", tmp_path / "none")
-    assert "unknown dataset 'tiny'" in refused(
+    assert "no folder tiny: give mnist, " in refused(
         evaluate.main, "--ckpt", tiny_run / "checkpoints" / "step_00000012.ckpt", "--device", "cpu"
     )
     assert "leave out --weights raw" in said(*here, "--ema-length", 0.1, "--weights", "raw")

@@ -83,8 +83,9 @@ def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
 def test_it_stops_where_training_is_refused(tmp_path):
     done = run(tmp_path, "nist")
     assert done.returncode == 2
-    assert "did you mean mnist?" in done.stderr
+    assert "unknown dataset or command 'nist', did you mean mnist?" in done.stderr
     assert "sampling" not in done.stdout
+    assert "run.sh: error: no folder photos/: give mnist, " in run(tmp_path, "photos/").stderr
 
 
 def test_setup_and_help(tmp_path):

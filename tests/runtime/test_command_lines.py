@@ -139,7 +139,7 @@ def test_the_command_line_knows_every_name_of_the_modules():
         (
             "Inference.py",
             "--ckpt runs/x --sampler dmp++",
-            "did you mean dpm++? expected one of ddpm, ddim, heun, dpm++, ",
+            "--sampler: invalid choice 'dmp++', did you mean dpm++? Choose from ddpm, ddim, heun, ",
         ),
         ("Inference.py", "-ckpt x", "unknown flag -ckpt, did you mean --ckpt?"),
         ("train.py", "--preset laptob", "did you mean laptop?"),
@@ -158,9 +158,14 @@ def test_the_command_line_knows_every_name_of_the_modules():
         (
             "evaluate.py",
             "--ckpt runs/x --sampler ddpm,unpic",
-            "did you mean unipc? expected some, separated by commas, of ddpm, ddim",
+            "--sampler: invalid choice 'unpic', did you mean unipc? Choose from ddpm, ddim",
         ),
         ("make_gif.py", "x.npz --culumns 3", "did you mean --columns?"),
+        (
+            "convert.py",
+            "--ckpt runs/x --to difusers --out x",
+            "--to: invalid choice 'difusers', did you mean diffusers? Choose from diffusers, ",
+        ),
     ],
 )
 def test_the_nearest_known_name_is_suggested_once(refused, script, words, said):
