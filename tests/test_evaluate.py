@@ -37,6 +37,7 @@ def test_a_run_directory_knows_its_images(tiny_run, tiny_data, tmp_path, capsys)
                     "0",
                     "--bound",
                     "4",
+                    "--json",
                     *map(str, given),
                 ]
             )
@@ -89,6 +90,7 @@ def test_two_processes_measure_what_one_does(fresh_run, tiny_data, capsys, tmp_p
         "5,6",
         "--devices",
         "2",
+        "--json",
     ]
     changes = [f"classifier.{name} = {value}" for name, value in QUICK.items()]
     (tmp_path / "sitecustomize.py").write_text(

@@ -108,7 +108,9 @@ def test_the_pngs_are_the_frames(sampled):
     assert np.array_equal(grid[2:10, 2:10], frame[0])
     assert np.array_equal(grid[2:10, 12:20], frame[1])
     predicted = trajectory["predicted"][trajectory["times"].tolist().index(10)]
-    assert np.array_equal(small_grid(sampled / "x0_t0010.png", 2 * 10 + 2)[2:10, 2:10], predicted[0])
+    assert np.array_equal(
+        small_grid(sampled / "x0_t0010.png", 2 * 10 + 2)[2:10, 2:10], predicted[0]
+    )
     assert not np.array_equal(predicted, frame)
     assert np.array_equal(
         np.asarray(Image.open(sampled / "x0_t0000.png")),
