@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GAP = 2  # pixels between the images of a grid, and around them
-SHORTEST = 512  # pixels on the longer side of a grid that is enlarged for a screen
+WIDTH, HEIGHT = 512, 2048  # least width and greatest height of an enlarged grid
 
 
 def square_columns(count: int, height: int = 1, width: int = 1) -> int:
@@ -83,10 +83,12 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def grid_scale(images: np.ndarray, columns: int = 0) -> int:
-    """The factor that enlarges a grid of images (N,H,W,C) to 512 to 1023 pixels on its longer side;
-    1 if the grid is larger than that."""
+    """The factor that enlarges a grid of images (N,H,W,C) to a width of 512 to 1023 pixels.
+
+    It is 1 for a wider grid, and smaller if the height would be more than 2048.
+    """
     height, width = image_grid(images[..., :1], columns).shape[:2]
-    return -(-SHORTEST // max(height, width))
+    return max(1, min(-(-WIDTH // width), HEIGHT // height))
 
 
 def write_grid(path: str | Path, images: np.ndarray, columns: int = 0, scale: int = 1) -> None:

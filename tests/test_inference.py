@@ -94,7 +94,7 @@ def test_pure_noise_has_the_one_value_range(sampled):
 def small_grid(file, width):
     """The grid in a PNG file without its enlargement, which must be to 512 to 1023 pixels."""
     grid = np.asarray(Image.open(file))
-    assert 512 <= max(grid.shape) < 1024
+    assert 512 <= grid.shape[1] < 1024
     scale = grid.shape[1] // width
     small = grid[::scale, ::scale]
     assert np.array_equal(small.repeat(scale, axis=0).repeat(scale, axis=1), grid)
@@ -235,7 +235,7 @@ def test_several_classes_are_rows_of_one_grid(conditional_run, tmp_path):
     assert np.load(tmp_path / "out" / "samples.npz")["arr_1"].tolist() == [1, 0] * 3
 
 
-def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path):
+def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path, capsys):
     Image.new("RGB", (30, 20), (250, 10, 10)).save(tmp_path / "red.png")
     infer(
         "--ckpt",
@@ -249,6 +249,8 @@ def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path):
         "--out",
         tmp_path / "near",
     )
+    fit = f"{tmp_path / 'red.png'}: 30x20, resized and cropped to 8x8 (width x height)"
+    assert fit in capsys.readouterr().out.splitlines()
     near = np.load(tmp_path / "near" / "samples.npz")["arr_0"].astype(int)
     assert near.shape == (3, 8, 8, 3)
     assert (

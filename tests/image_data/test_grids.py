@@ -64,7 +64,14 @@ def test_a_grid_of_images_that_are_not_square_is_about_square():
 
 @pytest.mark.parametrize(
     ("count", "size", "columns", "scale"),
-    [(16, 32, 0, 4), (64, 32, 0, 2), (80, 32, 8, 2), (16, 128, 0, 1), (800, 32, 8, 1)],
+    [
+        (16, 32, 0, 4),
+        (20, 32, 0, 4),
+        (64, 32, 0, 2),
+        (16, 128, 0, 1),
+        (800, 32, 8, 1),
+        (9, 32, 1, 6),
+    ],
 )
 def test_a_grid_of_small_images_is_enlarged(tmp_path, count, size, columns, scale):
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
