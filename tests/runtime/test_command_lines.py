@@ -92,7 +92,7 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
         ("train.py", 157),
         ("Inference.py", 110),
         ("make_gif.py", 20),
-        ("evaluate.py", 112),
+        ("evaluate.py", 113),
         ("convert.py", 45),
         ("report.py", 16),
     ],
