@@ -33,7 +33,7 @@ from image_data.prefetching import prefetched
 from image_data.value_range import ValueRange
 from runtime.image_size import Size, height_and_width
 from runtime.randomness import Purpose
-from runtime.suggestions import unknown
+from runtime.suggestions import unknown_or_missing
 
 NAMES = (*DOWNLOADS, "shapes")
 
@@ -105,7 +105,7 @@ class DiffSet(torch.utils.data.Dataset):
                 self.name = path.resolve().name
             else:
                 alternatives = ", a folder of images or an .npz file"
-                raise ValueError(unknown("dataset", dataset_name, NAMES, alternatives))
+                raise ValueError(unknown_or_missing("dataset", dataset_name, NAMES, alternatives))
             known = DOWNLOADS.get(key)
             self.flip = known.flip if known else True
             names = known.classes if known else ()

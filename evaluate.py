@@ -19,12 +19,13 @@ memorization. Or score images made by any program.
     # or against other images
     python evaluate.py --samples generated.npz photos/ --features inception
 
-Prints a table and one line of JSON, and adds the results to metrics.json in the run directory or
-beside the checkpoint. Samples are kept there in evaluation/, so that a stopped evaluation resumes
+Prints a table, and adds the results to metrics.json in the run directory or beside the checkpoint.
+Samples are kept there in evaluation/, so that a stopped evaluation resumes
 when it is run again. The results of --samples NAME are in NAME-evaluation/.
 """
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,7 @@ SCORING_FLAGS = {
     "references",
     "batch_size",
     "device",
+    "json",
 }
 MODEL_FLAGS = {"ckpt", "weights", "ema_length", "bound", "terms", "exact", "flow", "seeds"}
 
@@ -108,6 +110,11 @@ def build_parser() -> Parser:
         type=names("sampler", "steps"),
         metavar="WHAT",
         help="instead: compare samplers, numbers of steps, or both: sampler,steps (none)",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="also print the results as one line of JSON, after the table",
     )
     group = parser.add_argument_group("bits/dim")
     add = group.add_argument
@@ -235,15 +242,18 @@ def main(argv: list[str] | None = None) -> int:
         with memory_errors():
             if args.samples:
                 plan = make_scoring_plan(args, machine.device.type, machine.precision)
-                score(plan, machine)
+                results = score(plan, machine)
             else:
-                evaluate(make_plan(args, machine.device.type, machine.precision), machine)
+                plan = make_plan(args, machine.device.type, machine.precision)
+                results = evaluate(plan, machine)
     except torch.OutOfMemoryError:
         return machine.fail(f"out of memory: choose a smaller --batch-size than {args.batch_size}")
     except MemoryError:
         return machine.fail("out of memory: choose a smaller --num, or fewer --references")
     except (OSError, ValueError) as error:
         return machine.fail(str(error))
+    if args.json and results:
+        print(json.dumps(results))
     return 0
 
 

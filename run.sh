@@ -95,10 +95,10 @@ resolve() {
 import sys
 project, name, *commands = sys.argv[1:]
 sys.path.insert(0, project)
-from runtime.suggestions import unknown
+from runtime.suggestions import unknown_or_missing
 kind = "dataset or command" if commands else "dataset"
 known = ["mnist", "fashionmnist", "cifar10", "shapes", *commands]
-message = unknown(kind, name, known, ", a folder of images or an .npz file")
+message = unknown_or_missing(kind, name, known, ", a folder of images or an .npz file")
 print("run.sh: error:", message, file=sys.stderr)' "$here" "$@"
          return 2
        fi ;;
@@ -147,32 +147,34 @@ case ${1:-} in
     for flag in "${@:2}"; do
       case $flag in
         -h|--help) exec bash "$here/run.sh" --help ;;
-        --version|--out|--out=*|--ckpt|--ckpt=*)
+        --version|--out|--out=*|--ckpt|--ckpt=*|--class|--class=*)
           fail "demo takes no $flag: python Inference.py does" ;;
       esac
     done
     setup requirements.txt
     cd "$here"
     mkdir -p runs/demo
-    names=()
-    for file in pretrained/*.safetensors; do names+=("$(basename "$file" .safetensors)"); done
-    for name in "${names[@]}"; do
+    SECONDS=0  # counted up by the shell
+    durations=()
+    for file in pretrained/*.safetensors; do
+      name=$(basename "$file" .safetensors)
       echo "== $name =="
+      start=$SECONDS
       "$PYTHON" Inference.py --ckpt "pretrained/$name.safetensors" --num 20 --steps 25 \
         --out "runs/demo/$name" --no-preview "${@:2}"
       "$PYTHON" make_gif.py "runs/demo/$name/trajectory.npz" --out "runs/demo/$name.gif" \
         --columns 10 --scale 2
+      durations+=("$name=$((SECONDS - start))")
     done
-    {
-      echo '<!doctype html><meta charset="utf-8"><title>DDPM: pretrained models</title>'
-      echo '<style>body{font-family:sans-serif;margin:2em} img{image-rendering:pixelated}</style>'
-      for name in "${names[@]}"; do
-        echo "<h2>$name</h2><img src=\"$name.gif\" alt=\"from noise to images\">"
-      done
-    } >runs/demo/.index.html
-    mv runs/demo/.index.html runs/demo/index.html
-    echo "== done: open runs/demo/index.html; for more images:" \
-      "python Inference.py --ckpt ${names[0]} --num 64 =="
+    echo "== report page =="
+    "$PYTHON" -c '
+import sys
+from pathlib import Path
+from run_page.demo_page import write_demo_page
+seconds = dict(word.split("=") for word in sys.argv[1:])
+print(*write_demo_page(Path("runs/demo"), seconds), sep="\n")' "${durations[@]}"
+    echo "== done in $((SECONDS / 60)) min $((SECONDS % 60)) s: open runs/demo/index.html;" \
+      "for more images: python Inference.py --ckpt $name --num 64 =="
     exit 0 ;;
   test)
     setup requirements.txt requirements-dev.txt

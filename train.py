@@ -29,8 +29,8 @@ from runtime import flags
 from runtime.arguments import (
     Parser,
     duration,
-    expected,
     image_size,
+    invalid_choice,
     names,
     numbers,
     real,
@@ -468,7 +468,7 @@ def condition(text: str) -> str:
         return ""
     if text in CONDITIONS[1:] or re.fullmatch(r"downscale:\d+", text):
         return text
-    raise argparse.ArgumentTypeError(expected("one of", CONDITIONS, text))
+    raise argparse.ArgumentTypeError(invalid_choice(text, CONDITIONS))
 
 
 def as_typed(preset: dict[str, Any]) -> str:

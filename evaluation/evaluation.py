@@ -5,7 +5,6 @@
 Results are printed as soon as they are known and added to metrics.json.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +29,17 @@ from sampling.plan import compile_for_sampling
 AUDITED = 1000  # samples that are compared with every training image
 
 
-def evaluate(plan: EvaluationPlan, machine: Machine) -> None:
-    """Measure what the plan asks for. Exits on bad input; later raises ValueError or OSError."""
+def evaluate(plan: EvaluationPlan, machine: Machine) -> dict[str, Any] | None:
+    """Measure what the plan asks for, print a table and return the numbers, in the first process.
+
+    Exits on bad input; later raises ValueError or OSError.
+    """
     processes = machine.processes
     prepared = machine.prepare_shared(lambda path: prepare(plan, path, processes), plan.checkpoint)
     if not prepared.model.settings.condition:
         prepared = write_samples(prepared, processes)
     processes.leave()  # only the first process measures, and the others do not wait
-    if machine.is_first:
-        measure(prepared)
+    return measure(prepared) if machine.is_first else None
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -100,11 +101,12 @@ def any_missing(prepared: Prepared) -> bool:
 # ---- measuring -----------------------------------------------------------------------------------
 
 
-def measure(prepared: Prepared) -> None:
-    """Print the model and its results. Raises OSError or ValueError with a one-line message."""
+def measure(prepared: Prepared) -> dict[str, Any]:
+    """Print the model and its results, and return them. Raises OSError or ValueError with a
+    one-line message."""
     identity = identify(prepared)
     print_model(prepared, identity)
-    publish(prepared.directory / "metrics.json", identity, measurements(prepared))
+    return publish(prepared.directory / "metrics.json", identity, measurements(prepared))
 
 
 def print_model(prepared: Prepared, identity: dict[str, Any]) -> None:
@@ -121,8 +123,11 @@ def print_model(prepared: Prepared, identity: dict[str, Any]) -> None:
         print("  these are not the images that it was trained on", flush=True)
 
 
-def publish(file: Path, identity: dict[str, Any], parts: Iterable[dict[str, Any]]) -> None:
-    """Print each part as it is measured, add it to `file`, and finally print all parts as JSON."""
+def publish(
+    file: Path, identity: dict[str, Any], parts: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
+    """Print each part as it is measured and add it to `file`. Returns all parts, as in a file but
+    without the terms of the bound, which may be a thousand."""
     measured: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():
@@ -130,9 +135,8 @@ def publish(file: Path, identity: dict[str, Any], parts: Iterable[dict[str, Any]
         print("\n".join(table(part)), flush=True)
         write_metrics(file, identity, part)
     print(f"  written to {file}")
-    # up to a thousand terms: only in the file
     measured.get("bits_per_dim", {}).get("bound", {}).pop("terms", None)
-    print(json.dumps(finite(identity | measured)))
+    return finite(identity | measured)
 
 
 def identify(prepared: Prepared) -> dict[str, Any]:

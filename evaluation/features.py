@@ -50,7 +50,7 @@ class FeatureExtractor:
     """
 
     name: str
-    network: nn.Module
+    network: "ClassifierFeatures | EfficientNetLite0 | Inception"
     digest: str
     published: bool = False
     accuracy: float | None = None
@@ -58,6 +58,8 @@ class FeatureExtractor:
 
 class EfficientNetLite0(nn.Module):
     """1280 features and no logits. Raises ValueError if its packages are not installed."""
+
+    size = 1280
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,6 +99,8 @@ class Inception(nn.Module):
     it is missing. `published`: whether these are the published weights. Raises ValueError or
     OSError with a one-line message.
     """
+
+    size = 2048
 
     def __init__(self, root: Path, weights: Path | None = None):
         super().__init__()
@@ -144,6 +148,7 @@ class ClassifierFeatures(nn.Module):
     def __init__(self, net: Classifier):
         super().__init__()
         self.net = net
+        self.size = net.head.in_features
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.net.features(images)

@@ -6,6 +6,7 @@ Results are printed as soon as they are known and added to metrics.json in a fol
 images.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ from evaluation.set_comparison import distances_to_set, neighbours_in_set
 from runtime.image_size import size_of
 from runtime.launcher import Machine
 
+FEW = 1000  # fewer samples than this are few; so are fewer than twice the number of features
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -64,12 +67,14 @@ class Scoring:
     directory: Path
 
 
-def score(plan: ScoringPlan, machine: Machine) -> None:
-    """Measure what the plan asks for. Exits on bad input; later raises ValueError or OSError."""
+def score(plan: ScoringPlan, machine: Machine) -> dict[str, Any] | None:
+    """Measure what the plan asks for, print a table and return the numbers, in the first process.
+
+    Exits on bad input; later raises ValueError or OSError.
+    """
     scoring = machine.prepare(lambda: prepare(plan, machine.device) if machine.is_first else None)
     machine.processes.leave()  # only the first process measures, and the others do not wait
-    if scoring:
-        measure(plan, scoring)
+    return measure(plan, scoring) if scoring else None
 
 
 # ---- preparing -----------------------------------------------------------------------------------
@@ -148,8 +153,9 @@ def check_directory(plan: ScoringPlan, directory: Path) -> None:
 # ---- measuring -----------------------------------------------------------------------------------
 
 
-def measure(plan: ScoringPlan, scoring: Scoring) -> None:
-    """Print the comparison and results. Raises OSError or ValueError with a one-line message."""
+def measure(plan: ScoringPlan, scoring: Scoring) -> dict[str, Any]:
+    """Print the comparison and results, and return them. Raises OSError or ValueError with a
+    one-line message."""
     samples = scoring.samples
     identity = identify_images(scoring)
     if scoring.model:
@@ -157,7 +163,24 @@ def measure(plan: ScoringPlan, scoring: Scoring) -> None:
         print_model(scoring.model, identity)
     other = scoring.reference.path if scoring.reference else identity["dataset"]
     print(f"{len(samples)} images of {samples.path} against {other}", flush=True)
-    publish(scoring.directory / METRICS_FILE, identity, measurements(plan, scoring))
+    if warning := warning_of_few(scoring):
+        print(warning, file=sys.stderr)
+    return publish(scoring.directory / METRICS_FILE, identity, measurements(plan, scoring))
+
+
+def warning_of_few(scoring: Scoring) -> str:
+    """A line about the bias of the Frechet distance if the images are few, or ""."""
+    count = len(scoring.samples)
+    names = [one.name for one in scoring.extractors if count < max(FEW, 2 * one.network.size)]
+    if not names:
+        return ""
+    remedy = f"compare it only with that of {count} other images"
+    if not scoring.reference:
+        remedy = 'compare it with that in the column "real images", which has the same bias'
+    return (
+        f"warning: {count} images are few, so their Frechet distance in features of "
+        f"{', '.join(names)} is biased upward: {remedy}"
+    )
 
 
 def identify_images(scoring: Scoring) -> dict[str, Any]:

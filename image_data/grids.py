@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GAP = 2  # pixels between the images of a grid, and around them
+WIDTH, HEIGHT = 512, 2048  # least width and greatest height of an enlarged grid
 
 
 def square_columns(count: int, height: int = 1, width: int = 1) -> int:
@@ -81,9 +82,22 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(temporary)
 
 
-def write_grid(path: str | Path, images: np.ndarray, columns: int = 0) -> None:
-    """Write uint8 images (N,H,W,C) as a PNG file: one image unchanged, several as an RGB grid."""
+def grid_scale(images: np.ndarray, columns: int = 0) -> int:
+    """The factor that enlarges a grid of images (N,H,W,C) to a width of 512 to 1023 pixels.
+
+    It is 1 for a wider grid, and smaller if the height would be more than 2048.
+    """
+    height, width = image_grid(images[..., :1], columns).shape[:2]
+    return max(1, min(-(-WIDTH // width), HEIGHT // height))
+
+
+def write_grid(path: str | Path, images: np.ndarray, columns: int = 0, scale: int = 1) -> None:
+    """Write uint8 images (N,H,W,C) as a PNG file: one image unchanged, several as an RGB grid.
+
+    scale: factor by which the grid is enlarged.
+    """
     if len(images) == 1:
         write_png(path, images[0])
-    else:
-        write_png(path, image_grid(np.broadcast_to(images, (*images.shape[:3], 3)), columns))
+        return
+    grid = image_grid(np.broadcast_to(images, (*images.shape[:3], 3)), columns)
+    write_png(path, enlarge(grid, scale))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from image_data.npz_files import Parts, write_npz
@@ -29,12 +29,14 @@ DECODER = 2  # version of the decoding; raise it if the same files would give ot
 LOOKED_AT = 16  # images of a folder that are checked for colour before it is decoded
 
 
-def open_image(path: str | Path, values: ValueRange | None = None) -> Image.Image:
+def open_image(
+    path: str | Path, values: ValueRange | None = None, remedy: str = "replace or remove it"
+) -> Image.Image:
     """Read an image file of any mode as RGB, or as L if its mode has no colour.
 
     The image is rotated as its EXIF data say. Transparent pixels become white. values: the range of
     an image of more than 8 bits, by default found in this image. Raises ValueError with the file's
-    name if it cannot be read.
+    name and the remedy if it cannot be read.
     """
     try:
         image = ImageOps.exif_transpose(Image.open(path))
@@ -48,9 +50,11 @@ def open_image(path: str | Path, values: ValueRange | None = None) -> Image.Imag
         return image.convert("L" if gray else "RGB")
     except FileNotFoundError:
         raise ValueError(f"no image at {path}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image that can be read: {remedy}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{path} cannot be read as an image ({one_line(error)}): repair or remove it"
+            f"{path} is not an image that can be read ({one_line(error)}): {remedy}"
         ) from None
 
 

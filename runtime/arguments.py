@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            raise argparse.ArgumentError(action, expected("one of", action.choices, str(value)))
+            raise argparse.ArgumentError(action, invalid_choice(str(value), action.choices))
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -135,15 +135,15 @@ def expand_home(word: str) -> str:
     return os.path.expanduser(word) if word.startswith("~/") else word
 
 
-def expected(what: str, known: Any, text: str, wrong: str | None = None) -> str:
-    """Return the one-line error message for `text`, which should have been one of `known`.
+def invalid_choice(name: str, known: Iterable[Any], note: str = "") -> str:
+    """Return the one-line error message for a name that is not one of `known`.
 
-    `wrong` is the unknown name, if it is only a part of `text`.
+    note: added to the list of known names.
     """
-    names = [str(name) for name in known]
-    similar = nearest(text if wrong is None else wrong, names)
-    suggestion = f"did you mean {similar}? " if similar else ""
-    return f"{suggestion}expected {what} {', '.join(names)}, not {text!r}"
+    names = [str(one) for one in known]
+    similar = nearest(name, names)
+    suggestion = f", did you mean {similar}? Choose from" if similar else ": choose from"
+    return f"invalid choice {name!r}{suggestion} {', '.join(names)}{note}"
 
 
 def whole(low: int) -> Callable[[str], int]:
@@ -249,9 +249,8 @@ def names(*known: str) -> Callable[[str], list[str]]:
         unique = list(dict.fromkeys(name.strip() for name in text.split(",")))
         unknown = [name for name in unique if name not in known]
         if unknown:
-            raise argparse.ArgumentTypeError(
-                expected("some, separated by commas, of", known, text, unknown[0])
-            )
+            note = " (one, or several separated by commas)"
+            raise argparse.ArgumentTypeError(invalid_choice(unknown[0], known, note))
         return unique
 
     return parse

@@ -1,11 +1,13 @@
 """Suggestions for misspelled names.
 
 nearest("fashion-mnist", NAMES)                    # "fashionmnist"
-raise ValueError(unknown("dataset", "minst", NAMES, " or a folder"))
+raise ValueError(unknown("schedule", "cosin", NAMES, " or a file"))
+raise ValueError(unknown_or_missing("dataset", "photos/", NAMES, " or a folder"))
 """
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 IGNORED = str.maketrans("", "", "-_ ")
 
@@ -34,3 +36,18 @@ def unknown(kind: str, name: str, known: Iterable[str], or_else: str = "") -> st
     similar = nearest(name, known)
     suggestion = f", did you mean {similar}?" if similar else "."
     return f"unknown {kind} {name!r}{suggestion} Give {', '.join(known)}{or_else}"
+
+
+def unknown_or_missing(kind: str, name: str, known: Iterable[str], or_else: str) -> str:
+    """Like `unknown`, for what may also be the path of a file or folder.
+
+    If `name` has a slash or a suffix, or is like no known name, the message is that the path does
+    not exist.
+    """
+    known, suffix = list(known), Path(name).suffix
+    if "/" not in name and not suffix and nearest(name, known):
+        return unknown(kind, name, known, or_else)
+    problem = f"no {'file' if suffix else 'folder'} {name}"
+    if Path(name).expanduser().exists():
+        problem = f"{name} is neither a folder nor an .npz file"
+    return f"{problem}: give {', '.join(known)}{or_else}"

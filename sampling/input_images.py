@@ -21,6 +21,7 @@ from runtime.randomness import Purpose, generator
 
 # In a run directory: an unseen image, the condition if no other is given.
 EXAMPLE_CONDITION = "samples/condition.png"
+REMEDY = "give another file"
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class EditInputs:
 
     start_image (C,H,W): from --input-image. mask (H,W): from --mask, true where the image is
     repainted. endpoints, (C,H,W) each: the two images from --interpolate. condition (K,H,W): from
-    --condition-image.
+    --condition-image. notes: a line for each image that was not of the model's size.
     """
 
     start_image: Tensor | None = None
     mask: Tensor | None = None
     endpoints: tuple[Tensor, Tensor] | None = None
     condition: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def conditions(self, count: int) -> Tensor | None:
         """The same condition for a batch of images, (count,K,H,W)."""
@@ -61,20 +63,22 @@ def read_edit_inputs(
             f"{mask} does not have the aspect ratio of {input_image}: "
             "give a mask of the same width and height"
         )
-    return EditInputs(start_image, mask_values, endpoints)
+    paths = interpolate or ([input_image] if input_image else [])
+    notes = [describe_fit(path, model) for path in paths]
+    return EditInputs(start_image, mask_values, endpoints, notes=tuple(filter(None, notes)))
 
 
 def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
     """Read an image file as (C,H,W) in [-1,1], resized and cropped if a model is given."""
     if model is not None:
         return read_resized(path, model.unet.size, model.unet.depth)
-    return to_tensor(open_image(path))
+    return to_tensor(open_image(path, remedy=REMEDY))
 
 
 def read_resized(path: Path, size: Size, depth: int) -> Tensor:
     """Read an image file as (depth,H,W) in [-1,1], resized and cropped to a size."""
-    picture = open_image(path)
-    if picture.size == (28, 28) and size == 32:
+    picture = open_image(path, remedy=REMEDY)
+    if is_padded(picture, size):
         picture = ImageOps.expand(picture, 2)  # with black, like the datasets
     return to_tensor(resize_and_crop(picture.convert("L" if depth == 1 else "RGB"), size))
 
@@ -96,7 +100,7 @@ def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: i
         return read_resized(path, size, model.unet.condition_depth)
     height, width = height_and_width(size)
     factor = factor_of(kind)
-    if factor and open_image(path).size not in ((width, height), (28, 28)):
+    if factor and open_image(path, remedy=REMEDY).size not in ((width, height), (28, 28)):
         small = read_resized(path, size_of(height // factor, width // factor), depth)
         return enlarge(small[None], factor)[0]
     x = read_resized(path, size, depth)[None]
@@ -107,6 +111,23 @@ def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: i
         random = generator("cpu", seed, Purpose.CONDITION)
         hidden = random_masks(1, height, width, random, x.device)
     return make_condition(kind, x, hidden)[0]
+
+
+def is_padded(picture: Image.Image, size: Size) -> bool:
+    """Whether a picture is padded to this size instead of being resized."""
+    return picture.size == (28, 28) and size == 32
+
+
+def describe_fit(path: Path, model: DiffusionModel) -> str:
+    """A line that says how an image was made to fit the model, or "" if it has the model's size."""
+    picture, size = open_image(path), model.unet.size
+    height, width = height_and_width(size)
+    if picture.size == (width, height):
+        return ""
+    fit = "resized and cropped"
+    if picture.width * height == picture.height * width:
+        fit = "padded with black" if is_padded(picture, size) else "resized"
+    return f"{path}: {picture.width}x{picture.height}, {fit} to {width}x{height} (width x height)"
 
 
 def read_mask(path: Path, model: DiffusionModel) -> Tensor:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from image_data.grids import write_grid
+from image_data.grids import grid_scale, write_grid
 from image_data.npz_files import write_npz
 from sampling.generate import GeneratedImages, NoisingJob, SamplingJob
 
@@ -49,12 +49,13 @@ def write_grids(folder: Path, images: GeneratedImages, t: int, columns: int) -> 
     if t in images.predicted:
         grids[folder / f"x0_t{t:04d}.png"] = images.predicted[t]
     for file, grid in grids.items():
-        write_grid(file, grid, columns)
+        write_grid(file, grid, columns, grid_scale(grid, columns))
     return set(grids)
 
 
 def summary(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedImages) -> str:
-    """A one-line description of the files that were written."""
+    """A line about the files that were written, after a line for each input image that was fitted
+    to the model's size."""
     grids = ", ".join(f"t{t:04d}.png" for t in job.saved)
     line = f"{folder}: {grids}, trajectory.npz ({len(images.frames)} frames)"
     if isinstance(job, SamplingJob):
@@ -66,4 +67,5 @@ def summary(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedImages
         if plan.guidance != 1:
             by = plan.guide.name if plan.guide else "the model without the class"
             line += f"; guidance {plan.guidance:g} by {by}, {plan.evaluations} evaluations an image"
+        return "\n".join([*job.edit.notes, line])
     return line

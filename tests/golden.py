@@ -114,7 +114,7 @@ def of_samples(run_dir: Path, *flags: str) -> str:
 
 def of_bound(run_dir: Path, count: int) -> float:
     """Bits/dim of `count` unseen images."""
-    words = ["--num", 0, "--bound", count, "--terms", 4, "--device", "cpu"]
+    words = ["--num", 0, "--bound", count, "--terms", 4, "--device", "cpu", "--json"]
     return json.loads(run("evaluate", "--ckpt", run_dir, *words).splitlines()[-1])["bits_per_dim"][
         "bound"
     ]["mean"]
@@ -197,7 +197,7 @@ def editing(run_dir: Path, folder: Path) -> dict[str, object]:
         folder,
     ]
     measured = json.loads(
-        run("evaluate", "--ckpt", run_dir, *words, "--device", "cpu").splitlines()[-1]
+        run("evaluate", "--ckpt", run_dir, *words, "--device", "cpu", "--json").splitlines()[-1]
     )
     distances = measured["distances"]["classifier"]
     distances.pop("sampling")

@@ -11,7 +11,7 @@ def measure(capsys, run, data, *more):
     metrics.json must have the same numbers.
     """
     words = ["--ckpt", str(run), "--dataset", str(data), "--data-root", str(data.parent)]
-    assert evaluate.main([*words, "--device", "cpu", "--precision", "32", *more]) == 0
+    assert evaluate.main([*words, "--device", "cpu", "--precision", "32", "--json", *more]) == 0
     *table, said, line = capsys.readouterr().out.splitlines()
     assert said == f"  written to {run / 'metrics.json'}"
     found, written = json.loads(line), json.loads((run / "metrics.json").read_text())

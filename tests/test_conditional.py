@@ -278,7 +278,7 @@ def test_safetensors_sample_the_same(upscaler, tmp_path, refused):
     [
         ("--condition downscale:3", "not divisible by 3"),
         ("--condition downscale", "did you mean downscale:N?"),
-        ("--condition grey", "did you mean gray?"),
+        ("--condition grey", "'grey', did you mean gray? Choose from downscale:N, gray,"),
         ("--condition pairs", "no image in"),
         ("--condition downscale:4 --eval-every 2", "--eval-every does not measure"),
     ],

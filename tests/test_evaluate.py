@@ -37,6 +37,7 @@ def test_a_run_directory_knows_its_images(tiny_run, tiny_data, tmp_path, capsys)
                     "0",
                     "--bound",
                     "4",
+                    "--json",
                     *map(str, given),
                 ]
             )
@@ -89,6 +90,7 @@ def test_two_processes_measure_what_one_does(fresh_run, tiny_data, capsys, tmp_p
         "5,6",
         "--devices",
         "2",
+        "--json",
     ]
     changes = [f"classifier.{name} = {value}" for name, value in QUICK.items()]
     (tmp_path / "sitecustomize.py").write_text(
@@ -166,7 +168,7 @@ def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_pat
     np.savez(tmp_path / "few.npz", train_images=np.zeros((39, 8, 8, 3), np.uint8))
     np.savez(tmp_path / "flat.npz", train_images=np.zeros((40, 8, 8, 3), np.uint8))
     assert "no checkpoint at" in refused(evaluate.main, "--ckpt", tmp_path / "none")
-    assert "unknown dataset 'tiny'" in refused(
+    assert "no folder tiny: give mnist, " in refused(
         evaluate.main, "--ckpt", tiny_run / "checkpoints" / "step_00000012.ckpt", "--device", "cpu"
     )
     assert "leave out --weights raw" in said(*here, "--ema-length", 0.1, "--weights", "raw")

@@ -91,15 +91,25 @@ def test_pure_noise_has_the_one_value_range(sampled):
     assert 0.11 < (first == 255).mean() < 0.21
 
 
+def small_grid(file, width):
+    """The grid in a PNG file without its enlargement, which must be to 512 to 1023 pixels."""
+    grid = np.asarray(Image.open(file))
+    assert 512 <= grid.shape[1] < 1024
+    scale = grid.shape[1] // width
+    small = grid[::scale, ::scale]
+    assert np.array_equal(small.repeat(scale, axis=0).repeat(scale, axis=1), grid)
+    return small
+
+
 def test_the_pngs_are_the_frames(sampled):
     trajectory = np.load(sampled / "trajectory.npz")
-    grid = np.asarray(Image.open(sampled / "t0010.png"))
+    grid = small_grid(sampled / "t0010.png", width=2 * 10 + 2)
     frame = trajectory["frames"][trajectory["times"].tolist().index(10)]
     assert np.array_equal(grid[2:10, 2:10], frame[0])
     assert np.array_equal(grid[2:10, 12:20], frame[1])
     predicted = trajectory["predicted"][trajectory["times"].tolist().index(10)]
     assert np.array_equal(
-        np.asarray(Image.open(sampled / "x0_t0010.png"))[2:10, 2:10], predicted[0]
+        small_grid(sampled / "x0_t0010.png", 2 * 10 + 2)[2:10, 2:10], predicted[0]
     )
     assert not np.array_equal(predicted, frame)
     assert np.array_equal(
@@ -225,7 +235,7 @@ def test_several_classes_are_rows_of_one_grid(conditional_run, tmp_path):
     assert np.load(tmp_path / "out" / "samples.npz")["arr_1"].tolist() == [1, 0] * 3
 
 
-def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path):
+def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path, capsys):
     Image.new("RGB", (30, 20), (250, 10, 10)).save(tmp_path / "red.png")
     infer(
         "--ckpt",
@@ -239,6 +249,8 @@ def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path):
         "--out",
         tmp_path / "near",
     )
+    fit = f"{tmp_path / 'red.png'}: 30x20, resized and cropped to 8x8 (width x height)"
+    assert fit in capsys.readouterr().out.splitlines()
     near = np.load(tmp_path / "near" / "samples.npz")["arr_0"].astype(int)
     assert near.shape == (3, 8, 8, 3)
     assert (
@@ -329,7 +341,7 @@ def test_the_bomb_would_go_off(tmp_path):
         (["--ckpt", "RUN", "--T", "500"], "--T is the model's with --ckpt"),
         (["RUN"], "did you mean --ckpt "),
         (["--input-image", "PHOTO", "--start-step", "5"], "add --ckpt"),
-        (["--input-image", "NOPHOTO"], "cannot be read as an image"),
+        (["--input-image", "NOPHOTO"], "no.png is not an image that can be read: give another"),
         (["--input-image", "/no/such.png"], "no image at"),
         (["--input-image", "PHOTO", "--out", "/dev/null/x"], "/dev/null/x"),
         (["--input-image", "PHOTO", "--out", "PHOTO"], "choose a place"),
@@ -442,7 +454,7 @@ def test_all_classes_are_rows_of_one_grid(conditional_run, tmp_path):
         np.load(tmp_path / "all" / "trajectory.npz"),
     )
     assert samples["arr_1"].tolist() == [0, 1] * 3
-    grid = np.asarray(Image.open(tmp_path / "all" / "t0000.png"))
+    grid = small_grid(tmp_path / "all" / "t0000.png", width=3 * 10 + 2)
     assert grid.shape == (2 * 10 + 2, 3 * 10 + 2, 3)
     for i in range(6):
         row, column = i % 2, i // 2
@@ -562,7 +574,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
         (["--sampler", "ddpm", "--variance", "learned"], "needs a model trained with it"),
         (["--steps", "21"], "choose from 1 to 20 steps"),
         (["--steps", "0"], "at least 1"),
-        (["--sampler", "exact"], "expected one of ddpm, ddim, heun, dpm++"),
+        (["--sampler", "exact"], "invalid choice 'exact': choose from ddpm, ddim, heun, dpm++"),
         (["--ema-length", "0.1"], "train with --posthoc-ema"),
         (["--ema-length", "0.5"], "from 0.01 to 0.25"),
         (["--mask", "PHOTO"], "add --input-image"),
@@ -578,7 +590,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
             "works with --sampler ddim alone",
         ),
         (["--interpolate", "PHOTO", "PHOTO", "--input-image", "PHOTO"], "goes with --start-step"),
-        (["--interpolate", "PHOTO", "NOPHOTO"], "cannot be read as an image"),
+        (["--interpolate", "PHOTO", "NOPHOTO"], "not an image that can be read: give another"),
         (["--class", "0", "--guidance-interval", "9,3"], "the lower first"),
         (["--guidance-interval", "3,9"], "add --guidance"),
         (["--guidance", "1", "--guide-with", "auto"], "--guidance 1 is no guidance"),

@@ -114,7 +114,7 @@ def test_samples_edits_and_the_gif(run, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_it_is_measured_and_reported(run, photos, quick_classifier, capsys):
     words = ["--ckpt", str(run), "--data-root", str(photos.parent / "data"), "--device", "cpu"]
-    flags = "--num 8 --seeds 0 --bound 5 --flow 2 --steps 2 --features classifier".split()
+    flags = "--json --num 8 --seeds 0 --bound 5 --flow 2 --steps 2 --features classifier".split()
     for _ in range(2):  # the second time the same record is written again
         assert evaluate.main([*words, *flags]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

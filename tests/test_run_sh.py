@@ -83,8 +83,9 @@ def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
 def test_it_stops_where_training_is_refused(tmp_path):
     done = run(tmp_path, "nist")
     assert done.returncode == 2
-    assert "did you mean mnist?" in done.stderr
+    assert "unknown dataset or command 'nist', did you mean mnist?" in done.stderr
     assert "sampling" not in done.stdout
+    assert "run.sh: error: no folder photos/: give mnist, " in run(tmp_path, "photos/").stderr
 
 
 def test_setup_and_help(tmp_path):
@@ -205,6 +206,7 @@ def test_locked_installs_the_versions_of_the_lock_file(tmp_path, locked):
         (("shapes", "--locked"), "--locked comes first: bash run.sh --locked shapes"),
         (("demo", "--out", "x"), "demo takes no --out"),
         (("demo", "--ckpt=x"), "demo takes no --ckpt=x"),
+        (("demo", "--class", "3"), "demo takes no --class"),
     ],
 )
 def test_flags_in_the_wrong_place_are_one_line(tmp_path, words, message):
@@ -230,3 +232,24 @@ def test_the_lock_file_has_every_requirement():
         return {re.split(r"[=<>!# ]", line)[0] for line in lines if line and line[0] != "#"}
 
     assert {name.lower() for name in names("requirements.txt")} <= names("requirements.lock")
+
+
+@pytest.mark.slow
+def test_demo_names_the_classes_and_its_time(tmp_path):
+    """With one of the pretrained models, in a copy of the project."""
+    project = tmp_path / "project"
+    (project / "pretrained").mkdir(parents=True)
+    for name in ("Inference.py", "make_gif.py", "train.py", "run.sh", "Unet.py", "Dataset.py"):
+        shutil.copy(ROOT / name, project)
+    shutil.copy(ROOT / "DiffusionModel.py", project)
+    for name in "runtime image_data diffusion checkpoints sampling evaluation run_page".split():
+        (project / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "pretrained" / "shapes.safetensors", project / "pretrained")
+    done = run(tmp_path, "demo", "--steps", 1, "--num", 7, script=project / "run.sh")
+    assert done.returncode == 0, done.stderr
+    names = "circle, triangle, square, pentagon, star, circle, triangle"
+    assert re.search(rf"^shapes: 7 images in \d+ s, columns {names}$", done.stdout, re.MULTILINE)
+    assert re.search(r"== done in \d+ min \d+ s: open runs/demo/index.html", done.stdout)
+    page = (project / "runs" / "demo" / "index.html").read_text()
+    assert page.count("<span>") == 7
+    assert (project / "runs" / "demo" / "shapes.gif").is_file()

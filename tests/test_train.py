@@ -140,7 +140,7 @@ def test_the_papers_preset_is_the_papers():
     ("argv", "said"),
     [
         (["--dataset", "nist"], "did you mean mnist?"),
-        (["--dataset", "/no/such/folder"], "unknown dataset"),
+        (["--dataset", "/no/such/folder"], "no folder /no/such/folder: give mnist, "),
         (["--batch-size", "0"], "at least 1"),
         (["--batch-size", "100000"], "batch size of 60 or less"),
         (["--mults", "1,x"], "separated by commas"),
@@ -171,7 +171,7 @@ def test_the_papers_preset_is_the_papers():
         (["--augment", "2"], "from 0 to 1"),
         (
             ["--weighting", "snr"],
-            "did you mean min-snr? expected one of plain, min-snr, p2, edm, not 'snr'",
+            "invalid choice 'snr', did you mean min-snr? Choose from plain, min-snr, p2, edm",
         ),
     ],
 )

@@ -13,12 +13,18 @@ from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from runtime.image_size import Size, smaller_side
 
-# Layers whose shapes depend on the images, the classes, --patch, --variance or --augment: those of
-# a `Unet`, then those of a `UNet2D`.
-MAY_BE_NEW = (
-    *("conv_in.", "conv_out.", "label.", "augmentation."),
-    *("net.conv_in.", "net.conv_out.", "net.class_embedding."),
-)
+# Layers whose shapes depend on the images, the classes, --patch, --variance or --augment, in words:
+# those of a `Unet`, then those of a `UNet2D`.
+MAY_BE_NEW = {
+    "conv_in.": "the first convolution",
+    "conv_out.": "the last convolution",
+    "label.": "the label embedding",
+    "augmentation.": "the augmentation embedding",
+    "net.conv_in.": "the first convolution",
+    "net.conv_out.": "the last convolution",
+    "net.class_embedding.": "the label embedding",
+}
+NAMED = 3  # layers that are named in the line about them
 FIRST = "conv_in.weight"
 # Settings kept for a `UNet2D`, which no flags can describe; "unet2d" is its configuration.
 KEPT = ("width", "mults", "attention", "blocks", "patch", "film", "unet2d")
@@ -51,25 +57,55 @@ def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str
     }
     new = [name for name in network if name not in kept]
     dropped = [name for name in theirs if name not in network]
-    if wrong := [name for name in new + dropped if not name.startswith(MAY_BE_NEW)]:
+    if wrong := [name for name in new + dropped if not name.startswith(tuple(MAY_BE_NEW))]:
         raise ValueError(
             f"--init-from {path} holds another network ({wrong[0]} differs): "
             f"give {network_flags(loaded.model.settings, settings.size)}"
         )
     model.unet.load_state_dict(network | kept)
-    line = f"training begins with the averaged weights of {path}"
-    if settings.unet2d:
+    count = f"{len(kept)} of {len(network)}" if new else f"all {len(network)}"
+    line = f"training begins with the averaged weights of {path}: kept {count} weight tensors"
+    return model, line + describe_changes(loaded.model.settings, settings, new, dropped)
+
+
+def describe_changes(
+    before: ModelSettings, now: ModelSettings, new: list[str], left_out: list[str]
+) -> str:
+    """What differs between the two models, after the line about their weights.
+
+    new, left_out: names of layers in `MAY_BE_NEW`.
+    """
+    line = ""
+    if new:
+        line += f"; new: {in_words(new, before, now)}"
+    if left_out:
+        line += f"; left out: {in_words(left_out, now, now)}"
+    if now.unet2d:
         line += (
             "; its network, a UNet2DModel of diffusers, is kept, so --width, --mults, --attention, "
             "--blocks, --patch and --film change nothing"
         )
-    if new:
-        line += f"; newly initialized: {', '.join(new)}"
     for name in ("parameterization", "schedule", "T"):
-        before, now = getattr(loaded.model.settings, name), getattr(settings, name)
-        if before != now:
-            line += f"; they were trained with {name} {before}, not {now}"
-    return model, line
+        old, other = getattr(before, name), getattr(now, name)
+        if old != other:
+            line += f"; they were trained with {name} {old}, not {other}"
+    return line
+
+
+def in_words(layers: list[str], before: ModelSettings, now: ModelSettings) -> str:
+    """Describe layers in words, how many classes or channels have changed, and some names."""
+    parts = []
+    for start, words in MAY_BE_NEW.items():
+        if not any(name.startswith(start) for name in layers):
+            continue
+        old, other, unit = before.depth, now.depth, "channels"
+        if "label" in words:
+            old, other, unit = before.classes, now.classes, "classes"
+        if old != other and "augmentation" not in words:
+            words += f" for {other} instead of {old or 'no'} {unit}"
+        parts.append(words)
+    more = ", .." if len(layers) > NAMED else ""
+    return f"{', '.join(parts)} ({', '.join(layers[:NAMED])}{more})"
 
 
 def with_condition(weights: dict[str, Tensor], model: DiffusionModel) -> dict[str, Tensor]:

@@ -306,7 +306,7 @@ def test_a_run_that_begins_with_it_keeps_its_network(written, tiny_data, tmp_pat
     assert fit(tiny_data, run_dir, "--max-steps", 2, "--lr", 0, *init) == 0
     out = capsys.readouterr().out
     assert "its network, a UNet2DModel of diffusers, is kept" in out
-    assert "newly initialized" not in out
+    assert "; new: " not in out
     theirs = load_model(written).model
     assert same(contents(run_dir)["ema"]["weights"], theirs.unet.state_dict())
     assert load_model(run_dir).model.settings.unet2d == theirs.settings.unet2d
@@ -334,9 +334,9 @@ def test_other_images_classes_and_outputs_get_new_layers(written, tiny_data, tmp
     muon = ("muon", "--gradient-checkpointing", "--init-from", written, "--max-steps", 2)
     assert fit(tiny_data, run_dir, *options, *muon, "--image-size", 16) == 0
     assert (
-        "newly initialized: net.class_embedding.weight, net.conv_out.weight, net.conv_out.bias"
-        in capsys.readouterr().out
-    )
+        "; new: the last convolution, the label embedding for 2 instead of no classes "
+        "(net.class_embedding.weight, net.conv_out.weight, net.conv_out.bias)"
+    ) in capsys.readouterr().out
     model = load_model(run_dir).model
     assert (model.unet.classes, model.unet.size) == (2, 16)
     config = json.loads(model.settings.unet2d)

@@ -1,6 +1,7 @@
 """evaluate.py --samples: images made by any program, against a dataset or each other."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def score(capsys, tiny_data):
     """A function: run evaluate.py --samples; -> the lines of the table and the line of JSON."""
 
     def run(*words):
-        machine = ["--data-root", tiny_data.parent, "--device", "cpu"]
+        machine = ["--data-root", tiny_data.parent, "--device", "cpu", "--json"]
         argv = map(str, ["--samples", *words, *machine])
         assert evaluate.main(list(argv)) == 0
         *table, line = capsys.readouterr().out.splitlines()
@@ -82,6 +83,32 @@ def test_a_second_run_takes_no_picture_for_a_sample_and_keeps_the_features(
     _, above = score(tmp_path / "all", "--dataset", tiny_data)  # which has the picture in it
     assert above["distances"]["classifier"]["images"] == 30
     assert above["samples_digest"] == first["samples_digest"]
+
+
+def test_few_images_are_warned_of_and_json_is_printed_on_request_alone(
+    pixels, tiny_data, tmp_path, capsys
+):
+    np.savez(tmp_path / "few.npz", pixels)
+    words = ["--samples", tmp_path / "few.npz", "--dataset", tiny_data, "--device", "cpu"]
+    argv = [*map(str, words), "--data-root", str(tiny_data.parent)]
+    assert evaluate.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"  written to {tmp_path / 'few-evaluation' / 'metrics.json'}"
+    line = next(line for line in err.splitlines() if line.startswith("warning: "))
+    assert "warning: 30 images are few, so their Frechet distance in features of class" in line
+    assert 'in the column "real images"' in line
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "few"), [(999, 100, 1), (1000, 100, 0), (4095, 2048, 1), (4096, 2048, 0)]
+)
+def test_how_many_images_are_few_depends_on_the_features(count, size, few):
+    extractor = SimpleNamespace(name="inception", network=SimpleNamespace(size=size))
+    of_dataset = SimpleNamespace(samples=range(count), extractors=[extractor], reference=None)
+    assert scoring.warning_of_few(of_dataset).startswith(f"warning: {count} images" * few)
+    assert bool(scoring.warning_of_few(of_dataset)) == bool(few)
+    of_reference = SimpleNamespace(**{**vars(of_dataset), "reference": range(4)})
+    assert (f"only with that of {count} other" in scoring.warning_of_few(of_reference)) == bool(few)
 
 
 def test_training_images_are_at_no_distance_and_are_copies(score, tiny_data, tmp_path):

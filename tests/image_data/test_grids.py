@@ -6,7 +6,14 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid, save_image
 
-from image_data.grids import enlarge, first_images, image_grid, pixels_of, write_grid
+from image_data.grids import (
+    enlarge,
+    first_images,
+    grid_scale,
+    image_grid,
+    pixels_of,
+    write_grid,
+)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -53,6 +60,26 @@ def test_a_grid_of_images_that_are_not_square_is_about_square():
     assert np.array_equal(first_images(wide[0], (4, 8), 3), wide[:1])
     assert first_images(wide[0], (8, 4), 3) == []
     assert image_grid(wide[:2].repeat(20, axis=2)).shape == (2 * 6 + 2, 164, 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "columns", "scale"),
+    [
+        (16, 32, 0, 4),
+        (20, 32, 0, 4),
+        (64, 32, 0, 2),
+        (16, 128, 0, 1),
+        (800, 32, 8, 1),
+        (9, 32, 1, 6),
+    ],
+)
+def test_a_grid_of_small_images_is_enlarged(tmp_path, count, size, columns, scale):
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+    assert grid_scale(images, columns) == scale
+    write_grid(tmp_path / "grid.png", images, columns, scale)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    small = np.broadcast_to(image_grid(images, columns), grid[::scale, ::scale].shape)
+    assert np.array_equal(grid, enlarge(small, scale))
 
 
 def test_enlarged_pixels_are_squares():

@@ -103,7 +103,7 @@ def test_a_corrupt_image_is_named_and_refused(tmp_path, damage):
     (tmp_path / "mine" / "broken.png").write_bytes(
         b"no image" if damage == "text" else whole[: len(whole) // 2]
     )
-    with pytest.raises(ValueError, match=r"broken\.png cannot be read") as error:
+    with pytest.raises(ValueError, match=r"broken\.png is not an image that can be read") as error:
         decode_folder(tmp_path / "mine", tmp_path / "data", 32)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "data").exists()

@@ -77,6 +77,6 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     Image.fromarray(PIXELS[0, :3]).save(folder / "9.png")
     assert "9.png has 4x3 pixels, and " in refusal(folder)
     (folder / "9.png").write_bytes(b"\x89PNG")
-    assert "9.png cannot be read as an image" in refusal(folder)
+    assert "9.png is not an image that can be read: replace or remove it" in refusal(folder)
     np.savez(folder / "samples.npz", PIXELS)
     assert f"give {folder / 'samples.npz'}" in refusal(folder)

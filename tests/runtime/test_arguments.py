@@ -55,7 +55,7 @@ def test_values(parse, text, value):
         (some_numbers(1), "0,3", "whole numbers of at least 1, separated by commas"),
         (some_numbers(1), "", "whole numbers of at least 1, separated by commas"),
         (interval, "800,100", "the lower first"),
-        (names("ddpm", "ddim"), "ddpm,dimm", "did you mean ddim? expected some"),
+        (names("ddpm", "ddim"), "ddpm,dimm", "invalid choice 'dimm', did you mean ddim? Choose"),
         (image_size, "48x", "HEIGHTxWIDTH, as in 48x64, or one number for a square, not '48x'"),
         (image_size, "0x64", "for a square, not '0x64'"),
         (image_size, "0", "for a square, not '0'"),

@@ -92,7 +92,7 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
         ("train.py", 160),
         ("Inference.py", 115),
         ("make_gif.py", 20),
-        ("evaluate.py", 112),
+        ("evaluate.py", 113),
         ("convert.py", 45),
         ("report.py", 16),
     ],
@@ -139,7 +139,7 @@ def test_the_command_line_knows_every_name_of_the_modules():
         (
             "Inference.py",
             "--ckpt runs/x --sampler dmp++",
-            "did you mean dpm++? expected one of ddpm, ddim, heun, dpm++, ",
+            "--sampler: invalid choice 'dmp++', did you mean dpm++? Choose from ddpm, ddim, heun, ",
         ),
         ("Inference.py", "-ckpt x", "unknown flag -ckpt, did you mean --ckpt?"),
         ("train.py", "--preset laptob", "did you mean laptop?"),
@@ -158,9 +158,14 @@ def test_the_command_line_knows_every_name_of_the_modules():
         (
             "evaluate.py",
             "--ckpt runs/x --sampler ddpm,unpic",
-            "did you mean unipc? expected some, separated by commas, of ddpm, ddim",
+            "--sampler: invalid choice 'unpic', did you mean unipc? Choose from ddpm, ddim",
         ),
         ("make_gif.py", "x.npz --culumns 3", "did you mean --columns?"),
+        (
+            "convert.py",
+            "--ckpt runs/x --to difusers --out x",
+            "--to: invalid choice 'difusers', did you mean diffusers? Choose from diffusers, ",
+        ),
     ],
 )
 def test_the_nearest_known_name_is_suggested_once(refused, script, words, said):

@@ -20,7 +20,23 @@ def test_what_fits_is_kept_and_what_does_not_is_new(conditional_run):
     for name, value in model.unet.state_dict().items():
         expected = fresh if name == "label.weight" else theirs.unet.state_dict()
         assert torch.equal(value, expected[name]), name
-    assert line.endswith("; newly initialized: label.weight")
+    count = len(fresh)
+    assert line.endswith(
+        f": kept {count - 1} of {count} weight tensors; "
+        "new: the label embedding for 3 instead of 2 classes (label.weight)"
+    )
+
+
+def test_other_channels_and_no_classes_are_said_in_words(conditional_run):
+    theirs = load_model(conditional_run).model
+    changes = {"depth": 1, "classes": 0, "class_names": (), "augment": 0.1}
+    _, line = model_from(ModelSettings.from_dict({**theirs.hparams, **changes}), conditional_run)
+    said = line[line.index("; new: ") :]
+    assert said == (
+        "; new: the first convolution for 1 instead of 3 channels, the last convolution for 1 "
+        "instead of 3 channels, the augmentation embedding (augmentation.weight, conv_in.weight, "
+        "conv_out.weight, ..); left out: the label embedding (label.weight)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,6 +55,7 @@ def test_what_the_weights_were_trained_for_is_named(conditional_run):
     theirs = load_model(conditional_run).model
     other = ModelSettings.from_dict({**theirs.hparams, "parameterization": "x0"})
     _, line = model_from(other, conditional_run)
+    assert f": kept all {len(theirs.unet.state_dict())} weight tensors; they were" in line
     assert line.endswith("; they were trained with parameterization eps, not x0")
 
 

@@ -83,6 +83,7 @@ def test_it_is_what_evaluate_measures(tiny_data, tmp_path, capsys):
                 str(Measuring.TERMS),
                 "--num",
                 "10",
+                "--json",
             ]
         )
         == 0

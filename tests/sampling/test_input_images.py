@@ -1,0 +1,28 @@
+"""Images for editing, in the size of the model."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sampling.input_images import describe_fit
+
+
+@pytest.mark.parametrize(
+    ("picture", "size", "said"),
+    [
+        ((32, 32), 32, ""),
+        ((48, 32), (32, 48), ""),
+        ((64, 64), 32, "64x64, resized to 32x32"),
+        ((64, 48), 32, "64x48, resized and cropped to 32x32"),
+        ((32, 48), (32, 48), "32x48, resized and cropped to 48x32"),
+        ((28, 28), 32, "28x28, padded with black to 32x32"),
+        ((28, 28), 16, "28x28, resized to 16x16"),
+    ],
+)
+def test_how_an_image_was_fitted_is_said(tmp_path, picture, size, said):
+    file = tmp_path / "a.png"
+    Image.new("RGB", picture).save(file)
+    model: Any = SimpleNamespace(unet=SimpleNamespace(size=size))
+    assert describe_fit(file, model) == (f"{file}: {said} (width x height)" if said else "")
