@@ -186,7 +186,7 @@ def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_pat
     assert "give 2 or more" in said(*here, "--flow", 1)
     assert "give 4 or more" in said(*here, "--num", 3)
     assert "at least 4" in said(*here, "--references", 3)
-    assert "4 of each are the least" in said("--dataset", tmp_path / "few.npz")
+    assert "at least 4 of each are needed" in said("--dataset", tmp_path / "few.npz")
     assert "add --sampler ddim" in said(*here, "--eta", 0.5)
     assert "add --sampler ddpm" in said(*here, "--variance", "small", "--sampler", "ddim")
     assert "are for --features inception" in said(*here, "--inception-weights", tmp_path / "x.pth")

@@ -230,7 +230,7 @@ def test_what_does_not_fit_is_one_line(refused, pixels, tiny_data, tmp_path):
     assert "colour.npz has RGB images, and" in said(colour, gray)
     few = tmp_path / "few.npz"
     np.savez(few, pixels[:3])
-    assert "has 3 images: 4 are the least" in said(few, *here)
+    assert "has 3 images: at least 4 are needed" in said(few, *here)
     assert "no samples at" in said(tmp_path / "none", *here)
     assert "unknown dataset 'cifra10', did you mean cifar10?" in said(
         colour, "--dataset", "cifra10"
