@@ -206,4 +206,4 @@ def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_pat
     assert "--steps changes nothing here" in said(*here, "--num", 0, "--steps", 5)
     assert "--terms changes nothing here" in said(*here, "--bound", 0, "--terms", 5)
     assert "leave out --terms" in said(*here, "--exact", "--terms", 5)
-    assert "is no run directory" in refused(evaluate.main, "--ckpt", tmp_path, "--doctor")
+    assert "is not a run directory" in refused(evaluate.main, "--ckpt", tmp_path, "--doctor")

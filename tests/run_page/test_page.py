@@ -233,9 +233,9 @@ def test_a_run_that_cannot_be_read_is_not_said_to_be_unwritable(refused, finishe
 
 
 def test_no_run_is_refused_in_one_line(refused, finished_run, tmp_path):
-    assert "is no run directory" in refused(report.main, tmp_path)
-    assert "is no run directory" in refused(report.main, tmp_path / "none")
-    assert "is no run directory" in refused(report.main, finished_run / "config.json")
+    assert "is not a run directory" in refused(report.main, tmp_path)
+    assert "is not a run directory" in refused(report.main, tmp_path / "none")
+    assert "is not a run directory" in refused(report.main, finished_run / "config.json")
     assert "must end in .html" in refused(report.main, finished_run, "--out", tmp_path / "x.pdf")
     (tmp_path / "file").touch()
     assert "cannot write" in refused(
