@@ -360,7 +360,7 @@ def conflicting_samples(args: argparse.Namespace, given: set[str]) -> str:
     if args.references:
         return "two --samples are compared whole: leave out --references"
     if "classifier" in features and not args.dataset:
-        return "--features classifier is trained on a dataset: give --dataset"
+        return "--features classifier needs a --dataset on which to train the classifier"
     if args.dataset and features and "classifier" not in features:
         return "with two --samples, --dataset selects the classifier: add --features classifier"
     return ""

@@ -248,4 +248,4 @@ def test_a_copy_without_the_template_says_what_is_missing(
     refused, finished_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("run_page.page.TEMPLATE", tmp_path / "page.html")
-    assert "no page.html beside report.py" in refused(report.main, finished_run)
+    assert "page.html, the template of the page, is missing" in refused(report.main, finished_run)
