@@ -44,8 +44,8 @@ def build_parser() -> Parser:
     add = group.add_argument
     flags.add_checkpoint(
         group,
-        help="a checkpoint, a run directory for its newest, a pretrained model's name, a "
-        "diffusers pipeline, a .safetensors file (none: noise --input-image)",
+        help="a checkpoint, a run directory (its newest one), a pretrained model's name, a "
+        "diffusers pipeline or a .safetensors file (none, for noise alone)",
     )
     flags.add_weights(group)
     add(
@@ -157,16 +157,16 @@ def build_parser() -> Parser:
     )
     group = parser.add_argument_group("machine")
     flags.add_batch_size(
-        group, default=64, help="images sampled at once; does not change them (64)"
+        group, default=64, help="images sampled at once; does not affect the images (64)"
     )
     flags.add_precision(group)
     flags.add_compile(
         group,
-        help="mode of torch.compile: a minute or more, once, for many images on a GPU (off)",
+        help="mode of torch.compile; takes a minute or more, for many images on a GPU (off)",
     )
     flags.add_processes(
         group,
-        help="processes a node; changes no image (those of srun or torchrun, else 1)",
+        help="processes on each node; the images stay the same (those of srun or torchrun, else 1)",
     )
     return parser
 
@@ -343,9 +343,9 @@ def of_sampler(args: argparse.Namespace) -> str:
     if args.eta is not None and sampler != "ddim":
         return "--eta is the noise of ddim: add --sampler ddim"
     if args.eta and args.interpolate:
-        return "--interpolate needs the ddim without noise: leave out --eta"
+        return "--interpolate needs ddim without noise: leave out --eta"
     if args.variance and sampler != "ddpm":
-        return "--variance is that of ddpm: add --sampler ddpm"
+        return "--variance is a setting of ddpm: add --sampler ddpm"
     return ""
 
 
@@ -356,7 +356,7 @@ def of_interpolation(args: argparse.Namespace) -> str:
             "leave out --precision bf16"
         )
     if args.interpolate and (args.label or "").lower() == "all":
-        return "--interpolate asks for one class or none: leave out --class all"
+        return "--interpolate takes one class or none: leave out --class all"
     return ""
 
 

@@ -38,8 +38,8 @@ def build_parser() -> Parser:
     flags.add_checkpoint(
         parser,
         required=True,
-        help="a checkpoint, a run directory for its newest, a .safetensors file, "
-        "a pipeline of diffusers (required)",
+        help="a checkpoint, a run directory (its newest checkpoint), a .safetensors file "
+        "or a diffusers pipeline (required)",
     )
     add("--to", choices=tuple(ENDINGS), required=True, help="the format (required)")
     add(
@@ -47,14 +47,14 @@ def build_parser() -> Parser:
         type=Path,
         required=True,
         metavar="PATH",
-        help="what is written; an older one is replaced (required)",
+        help="output file or folder; an existing one is replaced (required)",
     )
     flags.add_weights(parser)
     add(
         "--class",
         dest="label",
         metavar="CLASS",
-        help="of a model with classes, by number or name, or none: this one alone (all of them)",
+        help="keep only this class of a model with classes: a number, a name or none (all of them)",
     )
     add(
         "--half",

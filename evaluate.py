@@ -73,8 +73,8 @@ def build_parser() -> Parser:
     add = group.add_argument
     flags.add_checkpoint(
         group,
-        help="a checkpoint, a run directory for its newest, a pretrained model's name (cifar10, "
-        "..), a pipeline of diffusers, a .safetensors file (required without --samples)",
+        help="a checkpoint, a run directory (its newest checkpoint), a pretrained model's name "
+        "(cifar10, ..), a diffusers pipeline or a .safetensors file (required without --samples)",
     )
     flags.add_weights(group)
     add(
@@ -162,14 +162,14 @@ def build_parser() -> Parser:
         "--sampler",
         type=names(*flags.SAMPLERS),
         metavar="NAME",
-        help=f"{', '.join(flags.SAMPLERS)}; Ho et al. have ddpm "
+        help=f"{', '.join(flags.SAMPLERS)}; Ho et al. use ddpm "
         "(unipc, as good in 20 steps; --sweep sampler: all)",
     )
     flags.add_sampling_steps(
         group,
         type=some_numbers(1),
-        help="steps to t = 0 (20; heun and with a worse model as guide 10; ddpm "
-        "all T; --sweep steps: 5,10,20,50)",
+        help="number of sampling steps (20; 10 for heun or a worse model as guide; T for ddpm; "
+        "--sweep steps: 5,10,20,50)",
     )
     flags.add_grid(group, default="uniform")
     flags.add_eta(group, help="amount of noise in ddim (0)")
@@ -184,14 +184,14 @@ def build_parser() -> Parser:
         "--features",
         type=names("classifier", "efficientnet-lite0", "inception"),
         metavar="NAME,..",
-        help="of which network: a classifier of the dataset, trained once; efficientnet-lite0; "
+        help="feature extractors: classifier, trained once on the dataset; efficientnet-lite0; "
         "inception, for FID and KID (classifier, or efficientnet-lite0 where there are no labels)",
     )
     add(
         "--inception-weights",
         type=Path,
         metavar="FILE",
-        help="Inception weights as torch-fidelity has them (downloaded into --data-root)",
+        help="Inception weights in torch-fidelity's format (downloaded into --data-root)",
     )
     add(
         "--references",
@@ -206,12 +206,12 @@ def build_parser() -> Parser:
     )
     flags.add_compile(
         group,
-        help="mode of torch.compile, for sampling: a minute or more, once, for many samples on "
-        "a GPU (off)",
+        help="mode of torch.compile for sampling; takes a minute or more, for many samples on a "
+        "GPU (off)",
     )
     flags.add_processes(
         group,
-        help="processes a node, which share the sampling (those of srun or torchrun, else 1)",
+        help="processes on each node, which share the sampling (those of srun or torchrun, else 1)",
     )
     return parser
 
@@ -370,9 +370,9 @@ def conflicting_samples(args: argparse.Namespace, given: set[str]) -> str:
     if args.references:
         return "two --samples are compared whole: leave out --references"
     if "classifier" in features and not args.dataset:
-        return "--features classifier needs a --dataset, whose classifier it is"
+        return "--features classifier needs a --dataset on which to train the classifier"
     if args.dataset and features and "classifier" not in features:
-        return "--dataset is for the classifier of two --samples: add --features classifier"
+        return "with two --samples, --dataset selects the classifier: add --features classifier"
     return ""
 
 
@@ -397,9 +397,9 @@ def conflicting_counts(args: argparse.Namespace) -> str:
     if sweep and args.num == 0:
         return "--sweep measures samples: leave out --num 0"
     if 1 in (args.bound, args.flow):
-        return "one image has no standard error: give 2 or more"
+        return "--bound or --flow with one image has no standard error: give 2 or more"
     if args.num in (1, 2, 3):
-        return f"--num {args.num} is no set to compare: give 4 or more"
+        return f"--num {args.num} is too few to compare: give 4 or more"
     return ""
 
 
@@ -411,9 +411,9 @@ def conflicting_samplers(args: argparse.Namespace) -> str:
     if not samplers and "sampler" in (args.sweep or ()):
         samplers = flags.SAMPLERS
     if args.eta is not None and "ddim" not in samplers:
-        return "--eta is that of ddim: add --sampler ddim"
+        return "--eta is the noise of ddim: add --sampler ddim"
     if args.variance is not None and "ddpm" not in samplers:
-        return "--variance is that of ddpm: add --sampler ddpm"
+        return "--variance is a setting of ddpm: add --sampler ddpm"
     return ""
 
 

@@ -43,9 +43,9 @@ def build_parser() -> Parser:
         type=animation,
         default=Path("denoise.gif"),
         metavar="FILE",
-        help="what ends in .gif, .mp4 or .webp (denoise.gif)",
+        help="output file, ending in .gif, .mp4 or .webp (denoise.gif)",
     )
-    add("--fps", type=positive, default=15, metavar="X", help="frames a second (15)")
+    add("--fps", type=positive, default=15, metavar="X", help="frames per second (15)")
     add(
         "--hold",
         type=positive,
@@ -58,7 +58,7 @@ def build_parser() -> Parser:
         "--columns",
         type=whole(1),
         metavar="N",
-        help="images a row (those of the grids that Inference.py wrote)",
+        help="images per row (those of the grids that Inference.py wrote)",
     )
     return parser
 

@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR", help="a run directory, as train.py writes it")
-    add("--out", type=Path, metavar="FILE", help="what is written (RUN_DIR/report.html)")
+    add("--out", type=Path, metavar="FILE", help="output file (RUN_DIR/report.html)")
     return parser
 
 
@@ -35,18 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     from runtime.atomic_file import complete_file
 
     if not TEMPLATE.is_file():
-        parser.error(
-            f"no {TEMPLATE.name} beside {Path(__file__).name}: "
-            "it is the page's template, take both from the project"
-        )
+        parser.error(f"{TEMPLATE}, the template of the page, is missing: copy it from the project")
     try:
         page = build_page(args.run_dir)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
         parser.error(
-            f"cannot read {args.run_dir} ({error.strerror}): "
-            "give a run directory that you may enter"
+            f"cannot read {args.run_dir} ({error.strerror}): give a run directory that you can read"
         )
     try:
         with complete_file(out) as temporary:

@@ -124,9 +124,9 @@ step() {
       if [[ -z $job || -t 0 || -t 1 ]]; then exit "$status"; fi
       if ((restarts >= 8)); then
         echo "== stopped for the 9th time and not requeued;" \
-          "the same sbatch command with --run-dir $run_dir added goes on ==" >&2
+          "to resume, submit the same command with --run-dir $run_dir ==" >&2
       else
-        echo "== stopped with status $status: job $job goes back into the queue," \
+        echo "== stopped with status $status: job $job is requeued," \
           "time $((restarts + 1)) of 8 =="
         scontrol requeue "$job" && exit 0
       fi ;;
@@ -148,7 +148,7 @@ case ${1:-} in
       case $flag in
         -h|--help) exec bash "$here/run.sh" --help ;;
         --version|--out|--out=*|--ckpt|--ckpt=*|--class|--class=*)
-          fail "demo takes no $flag: python Inference.py does" ;;
+          fail "demo does not accept $flag: use python Inference.py" ;;
       esac
     done
     setup requirements.txt

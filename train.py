@@ -124,15 +124,15 @@ def add_data_flags(group: flags.Group) -> None:
         "--image-size",
         type=image_size,
         metavar="HxW",
-        help="height x width, as in 48x64; one number is a square (32; that of an .npz that is not "
-        "square)",
+        help="height x width, as in 48x64; one number is a square (32; that of the .npz if it is "
+        "not square)",
     )
     add(
         "--value-range",
         type=two_numbers,
         metavar="LO,HI",
-        help="values of black and white in images of more than 8 bits (found by looking at all "
-        "images)",
+        help="values of black and white in images of more than 8 bits (found from the values of "
+        "all images)",
     )
     add(
         "--flip",
@@ -144,8 +144,8 @@ def add_data_flags(group: flags.Group) -> None:
         type=real(0, 1),
         default=0.0,
         metavar="P",
-        help="probability of geometric augmentation, of which the network is told; EDM has 0.12; "
-        "not in the paper (0)",
+        help="probability of geometric augmentation, on which the network is conditioned; EDM uses "
+        "0.12; not in the paper (0)",
     )
 
 
@@ -170,7 +170,7 @@ def add_network_flags(group: flags.Group) -> None:
         type=numbers,
         default=(16,),
         metavar="N,..",
-        help="resolutions with attention, of the smaller side (16)",
+        help="sizes of the smaller side at which to use attention (16)",
     )
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks in each level (2)")
     add(
@@ -349,7 +349,7 @@ def add_training_flags(group: flags.Group) -> None:
         "--max-time",
         type=duration,
         metavar="TIME",
-        help="stop after this time, as 90s, 10m, 8h or HH:MM:SS, over all resumed parts (no limit)",
+        help="stop after this time, as 90s, 10m, 8h or HH:MM:SS, summed over resumes (no limit)",
     )
     flags.add_seed(group, help="seed of weights, noise, order of the images and dropout (0)")
     flags.add_precision(group)
@@ -431,7 +431,7 @@ def add_run_flags(group: flags.Group) -> None:
         type=loggers,
         default=("csv", "tensorboard"),
         metavar="NAME,..",
-        help="of csv, tensorboard, wandb, trackio; csv is always written (csv,tensorboard)",
+        help="any of csv, tensorboard, wandb, trackio; csv is always written (csv,tensorboard)",
     )
     add(
         "--eval-every",

@@ -122,7 +122,7 @@ def processes(steps: int, rounds: int) -> None:
 
 
 def memory() -> None:
-    print("\n| Ho et al.'s network | memory | images/s | GFLOP an image |\n|---|---|---|---|")
+    print("\n| Ho et al.'s network | memory | images/s | GFLOP per image |\n|---|---|---|---|")
     for name, flags in tqdm(MEMORY.items(), desc="memory", unit=" networks"):
         said = ended(train("--preset", "paper", "--batch-size", "16", *flags, "--dry-run"))
         cells = [

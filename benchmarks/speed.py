@@ -38,7 +38,7 @@ NAMES = {
     "ours": "this project",
     "plain": "its network in a plain float32 loop",
     "diffusers": "diffusers, train_unconditional's defaults",
-    "diffusers-best": "diffusers at its best: channels_last, bf16 if there",
+    "diffusers-best": "diffusers at its best: channels_last, bf16 if supported",
     "lucidrains": "lucidrains' Trainer",
     "convolutions": "",
     "matmul": "",
@@ -127,7 +127,7 @@ def busy_neighbours(count: int) -> Iterator[None]:
 COLUMNS = (
     "",
     "parameters",
-    "GFLOP an image",
+    "GFLOP per image",
     "training, images/s",
     "loop",
     "sampling, images/s",

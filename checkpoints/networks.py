@@ -36,15 +36,14 @@ def build_unet2d(settings: ModelSettings) -> "UNet2D":
     config = from_json(settings.unet2d)
     if settings.augment:
         raise ValueError(
-            "augment tells the network how an image was augmented, and a UNet2DModel of diffusers "
-            "cannot be told: give --augment 0"
+            "a UNet2DModel of diffusers has no input for the augmentation: give --augment 0"
         )
     if settings.condition:
         raise ValueError(
             "a UNet2DModel of diffusers takes no condition: leave out --condition, or train a Unet"
         )
     if config != fitted(config, settings.network):
-        raise ValueError("unet2d is the network for other images, classes or outputs")
+        raise ValueError("unet2d describes a network for other images, classes or outputs")
     known = config["num_train_timesteps"] or 0
     if config["time_embedding_type"] == "learned" and known < settings.T:
         raise ValueError(

@@ -55,7 +55,7 @@ def find_resume_checkpoint(
     def check(checkpoint: dict[str, Any]) -> None:
         if is_other_format(resume):
             raise ValueError(
-                "it holds weights alone: to go on training takes a checkpoint written by train.py"
+                "it holds only weights: resuming needs a checkpoint written by train.py"
             )
         check_same_settings(checkpoint, {**model.hparams, **run_settings})
         check_training_state(checkpoint, model)
@@ -65,7 +65,7 @@ def find_resume_checkpoint(
     if later and resume != "auto":
         raise ValueError(
             f"{run_dir} holds a later checkpoint, {later[0].name}: "
-            f"choose another --run-dir to go on from {resume}"
+            f"choose another --run-dir to resume from {resume}"
         )
     set_aside(later)
     return checkpoint

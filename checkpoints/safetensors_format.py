@@ -95,7 +95,7 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, opened.metadata() or {}
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:100]
-        raise DamagedFile(f"{file} is no safetensors file, or is damaged ({reason})") from None
+        raise DamagedFile(f"{file} is not a safetensors file, or is damaged ({reason})") from None
 
 
 def read_bin(file: Path) -> Any:

@@ -123,7 +123,9 @@ def check_config(config: Settings) -> None:
     message about the first wrong setting."""
     for name in [*config, *DEFAULTS]:
         if name not in DEFAULTS:
-            raise ValueError(f"{name} is {shorten(config[name])}, which UNet2DModel does not know")
+            raise ValueError(
+                f"{name} is {shorten(config[name])}, which UNet2DModel does not support"
+            )
         if name not in config:
             raise ValueError(f"{name} is missing")
     check_levels(config["block_out_channels"], config["down_block_types"])

@@ -58,11 +58,11 @@ def read_betas(path: str) -> tuple[float, ...]:
         raise ValueError(unknown("schedule", path, SCHEDULES, " or a file of betas")) from None
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot be read as a table of betas ({error}): one number a line, "
+            f"{path} cannot be read as a table of betas ({error}): one number per line, "
             "from t = 1 to t = T"
         ) from None
     if not beta or not all(0 < b < 1 for b in beta):
         raise ValueError(
-            f"{path} must hold beta(1) .. beta(T), numbers between 0 and 1, one a line"
+            f"{path} must hold beta(1) .. beta(T), numbers between 0 and 1, one per line"
         )
     return beta

@@ -27,7 +27,7 @@ def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> li
     run_dir = run_dir_of(run_dir)
     if not run_dir.is_dir() or not (run_dir / "metrics.csv").is_file():
         raise ValueError(
-            f"{run_dir} is no run directory: --doctor reads the metrics.csv of one "
+            f"{run_dir} is not a run directory: --doctor reads the metrics.csv of one "
             "that train.py has written"
         )
     config = read_run_settings(run_dir)

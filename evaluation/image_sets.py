@@ -70,7 +70,7 @@ def load_image_set(path: Path) -> ImageSet:
     files = read_samples(path, left_out=is_result)
     count = len(files.images)
     if count < MIN_IMAGES:
-        raise ValueError(f"{path} has {count} images: {MIN_IMAGES} are the least to compare")
+        raise ValueError(f"{path} has {count} images: at least {MIN_IMAGES} are needed")
     order = np.random.default_rng((0, Purpose.SUBSET)).permutation(count)
     images = files.images[order].transpose(0, 3, 1, 2)
     labels = None if files.labels is None else torch.from_numpy(files.labels[order])

@@ -148,8 +148,8 @@ def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingP
     ]
     if not plans:
         raise ValueError(
-            f"--sweep steps: the model has {model.T} steps, and {min(SWEEP_STEPS)} are the least "
-            "by default: give --steps"
+            f"--sweep steps: the model has {model.T} steps, fewer than the smallest default, "
+            f"{min(SWEEP_STEPS)}: give --steps"
         )
     return tuple(plans)
 
@@ -257,7 +257,7 @@ def check_split_sizes(train_set: DiffSet, test_set: DiffSet) -> None:
     if min(len(train_set), len(test_set)) < MIN_IMAGES:
         raise ValueError(
             f"{train_set.name} has {len(train_set)} images for training and {len(test_set)} "
-            f"unseen ones: {MIN_IMAGES} of each are the least"
+            f"unseen ones: at least {MIN_IMAGES} of each are needed"
         )
 
 

@@ -142,12 +142,12 @@ def check_directory(plan: ScoringPlan, directory: Path) -> None:
     for samples in plan.samples:
         if samples.is_dir() and directory.resolve().is_relative_to(samples.resolve()):
             raise ValueError(
-                f"the results in {directory} would lie among the samples of {samples}: "
+                f"the results in {directory} would be inside the folder of samples {samples}: "
                 "give another --out"
             )
     records = read_records(directory / METRICS_FILE)
     if any("samples_digest" not in record for record in records):
-        raise ValueError(f"{directory / METRICS_FILE} is that of a model: give another --out")
+        raise ValueError(f"{directory / METRICS_FILE} belongs to a model: give another --out")
 
 
 # ---- measuring -----------------------------------------------------------------------------------

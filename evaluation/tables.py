@@ -29,7 +29,7 @@ def bits_per_dim_lines(bits_per_dim: dict[str, Any]) -> list[str]:
         if one := bits_per_dim.get(name):
             unpadded = ""
             if "mean_28x28" in one:
-                unpadded = f"   {one['mean_28x28']:.3f} for each of 28x28"
+                unpadded = f"   {one['mean_28x28']:.3f} for 28x28"
             lines.append(
                 f"bits/dim, {title:18} {one['mean']:.3f} +- {one['standard_error']:.3f}   "
                 f"{one['images']} unseen images{unpadded}"
@@ -136,14 +136,15 @@ def distance_rows(one: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
         for name, title in titles.items():
             manifold = name in ("precision", "recall")
             count = one[split]["manifold_images" if manifold else "images"]
-            rows.append((f"{title} to {count} {images_of}", one[split][name]))
+            preposition = "against" if manifold else "to"
+            rows.append((f"{title} {preposition} {count} {images_of}", one[split][name]))
         if fewer := one[split].get("fewer"):
             title = f"  {titles['frechet']} of {fewer['images']} samples to them"
             rows.append((title, fewer["frechet"] | {"floor": one[split]["frechet"]["floor"]}))
     if "inception_score" in one:
         rows.append(("Inception score", one["inception_score"]))
     if "as_asked" in one:
-        rows.append(("share of the class asked for", one["as_asked"]))
+        rows.append(("share of the requested class", one["as_asked"]))
     return rows
 
 
@@ -158,7 +159,7 @@ def memorization_lines(memorization: dict[str, Any]) -> list[str]:
             f"memorization, {one['images']} samples against {one['train_images']} training images",
             audit_line("pixels", one["pixels"]),
             audit_line(f"features of {features}", one["features"]),
-            f"  the eight most like a training image, and those it is like: {one['picture']}",
+            f"  the eight samples nearest to a training image, as a picture: {one['picture']}",
         ]
     return lines
 
@@ -174,27 +175,28 @@ def neighbours_lines(neighbours: dict[str, Any]) -> list[str]:
             (f"features of {features}", one["features"]),
         ):
             lines.append(
-                f"  in {name:31} distance to the nearest / among reference images "
+                f"  in {name:31} nearest reference image: distance from samples / from references "
                 f"{audit['ratio']:.3f}; equal {100 * audit['equal']:.1f}%, "
                 f"near-duplicates {100 * audit['duplicates']:.1f}%"
             )
-        lines.append(f"  the eight nearest to a reference image, and those: {one['picture']}")
+        picture = one["picture"]
+        lines.append(f"  the eight samples nearest to a reference image, as a picture: {picture}")
     return lines
 
 
 def audit_line(title: str, audit: dict[str, float]) -> str:
     """One audit, in pixels or in features."""
     return (
-        f"  in {title:31} distance to training / to unseen images {audit['ratio']:.3f}; "
+        f"  in {title:31} distance to training / distance to unseen images {audit['ratio']:.3f}; "
         f"copies {100 * audit['copies']:.1f}%, near-duplicates {100 * audit['duplicates']:.1f}% "
-        "(of real images: 1% and 0%)"
+        "(for real images 1% and 0%)"
     )
 
 
 def sweep_lines(sweep: dict[str, Any]) -> list[str]:
     """Lines of "sweep": a table in Markdown."""
     sets = len(sweep["seeds"])
-    heading = "| sampler | steps | evaluations | batch | ms an image | distance |"
+    heading = "| sampler | steps | evaluations | batch | ms per image | distance |"
     rule = "|---|---|---|---|---|---|"
     if sets > 1:
         heading += " lowest .. highest |"

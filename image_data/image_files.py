@@ -149,7 +149,7 @@ class DecodedImages:
             write_npz(file, train_images=Parts(shape, parts), **arrays)
         except OSError as error:
             raise OSError(
-                f"{file} cannot be written ({error.strerror or one_line(error)}), which takes "
+                f"{file} cannot be written ({error.strerror or one_line(error)}); it needs "
                 f"{math.prod(shape) / 2**20:.1f} MiB: choose another --data-root"
             ) from None
 

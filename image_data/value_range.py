@@ -87,6 +87,6 @@ def choose_range(images: Iterable[Image.Image]) -> ValueRange | None:
         if not fractions and low >= 0 and high < 2**bits:
             return ValueRange(0, 2**bits - 1, f"{bits} bits")
     raise ValueError(
-        f"pixel values from {low:g} to {high:g} are of no usual range: "
+        f"pixel values from {low:g} to {high:g} fit no common range: "
         f"give --value-range={low:g},{high:g} for a dataset, or convert the images to 8 bits"
     )

@@ -79,7 +79,7 @@ def gather(run_dir: Path) -> Page:
     """Read everything that the page shows."""
     if not is_run_dir(run_dir):
         raise ValueError(
-            f"{run_dir} is no run directory: give one that train.py has written, such as "
+            f"{run_dir} is not a run directory: give one that train.py has written, such as "
             "runs/shapes"
         )
     config = read_json(run_dir / "config.json")

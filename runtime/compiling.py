@@ -36,7 +36,7 @@ def compile_network(
     if refusal:
         run_eagerly()
         say(
-            f"--compile {mode} does not work here ({refusal}): going on without",
+            f"--compile {mode} does not work here ({refusal}): continuing without it",
             file=sys.stderr,
             flush=True,
         )

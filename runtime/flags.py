@@ -121,7 +121,7 @@ def add_forward_process(group: Group) -> None:
         "--schedule",
         default="linear",
         metavar="WHAT",
-        help="linear, cosine, sigmoid, or a file of T betas, one a line (linear)",
+        help="linear, cosine, sigmoid, or a file of T betas, one per line (linear)",
     )
 
 
@@ -149,7 +149,7 @@ def add_processes(group: Group, help: str) -> None:
         "--device",
         choices=DEVICES,
         default="auto",
-        help="auto: the first of cuda, mps, cpu that is there (auto)",
+        help="auto: the first available of cuda, mps, cpu (auto)",
     )
     group.add_argument("--devices", type=whole(1), metavar="N", help=help)
     group.add_argument(

@@ -62,7 +62,7 @@ class Guided:
         classes = model.unet.classes
         if y is not None and not 0 <= int(y.min()) <= int(y.max()) < classes:
             raise ValueError(
-                f"the model knows {classes or 'no'} classes, numbered from 0, "
+                f"the model has {classes or 'no'} classes, numbered from 0, "
                 f"not {sorted(set(y.tolist()))}"
             )
         self.model, self.y, self.clip, self.guide = model, y, clip, guide

@@ -164,7 +164,7 @@ def saved_steps(request: ImageRequest, T: int, start: int) -> list[int]:
     last = max(request.save_steps)
     if last > start:
         raise ValueError(
-            f"--save-steps {last} is past t = {start}, where it starts: choose from 0 to {start}"
+            f"--save-steps {last} is past t = {start}, the largest: choose from 0 to {start}"
             + ("" if request.checkpoint else f", or give --T {last}")
         )
     return sorted(request.save_steps)

@@ -100,7 +100,9 @@ def test_the_paper_drops_out_on_cifar10_only(tiny_data, tmp_path):
 def test_dry_run_prints_what_to_expect_and_leaves_nothing(tiny_data, tmp_path, capsys):
     assert fit(tiny_data, tmp_path / "none", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("parameters", "GFLOPs an image", "GiB", "images/s", "time"))
+    assert all(
+        word in out for word in ("parameters", "GFLOPs per image", "GiB", "images/s", "time")
+    )
     assert not (tmp_path / "none").exists()
 
 

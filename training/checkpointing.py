@@ -184,7 +184,7 @@ class Checkpointing(StepCallback):
             reason = " ".join(str(exception).split())[:100]
             print(
                 f"train.py: another process of this run is gone at step {trainer.global_step}; "
-                f"{describe_newest(self.run_dir)}; run the same command again to go on ({reason})",
+                f"{describe_newest(self.run_dir)}; run the same command again to resume ({reason})",
                 file=sys.stderr,
             )
             exit_without_teardown(EXIT_RUN_AGAIN if "SLURM_JOB_ID" in os.environ else 1)

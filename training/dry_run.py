@@ -58,7 +58,7 @@ def dry_run(run: TrainingRun, machine: Machine) -> None:
     memory = peak_memory(machine.device.type) / 2**30
     print(
         f"parameters   {parameters:,}\n"
-        f"computation  {gflops:.2f} GFLOPs an image, forward and backward\n"
+        f"computation  {gflops:.2f} GFLOPs per image, forward and backward\n"
         f"memory       {memory:.2f} GiB\n"
         f"speed        {rate * step.images:.1f} images/s, {rate:.2f} steps/s "
         f"at batch {step.images}\n"

@@ -178,7 +178,7 @@ def report(outcome: Outcome, run: TrainingRun, machine: Machine) -> int:
     if signal and outcome.interrupted:
         machine.processes.print(
             f"stopped by {signal.name} {outcome.when}; {describe_newest(run.run_dir)}; "
-            "run the same command again to go on",
+            "run the same command again to resume",
             flush=True,
         )
         return own_exit_status(exit_status(signal))

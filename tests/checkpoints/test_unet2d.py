@@ -394,9 +394,9 @@ def test_what_diffusers_cannot_build_or_compute_is_one_line(values, said, writte
         ({"unet2d": "{}"}, "sample_size is missing"),
         ({"unet2d": 3}, "unet2d must be"),
         ({"unet2d": "x" * 10**5}, "unet2d must be"),
-        ({"depth": 1}, "unet2d is the network for other images"),
-        ({"size": 16}, "unet2d is the network for other images"),
-        ({"classes": 2, "class_names": ("a", "b")}, "unet2d is the network for other images"),
+        ({"depth": 1}, "unet2d describes a network for other images"),
+        ({"size": 16}, "unet2d describes a network for other images"),
+        ({"classes": 2, "class_names": ("a", "b")}, "unet2d describes a network for other images"),
     ],
 )
 def test_a_checkpoint_with_a_wrong_network_is_refused(values, said, written, tmp_path, refused):

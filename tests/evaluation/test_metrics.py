@@ -48,9 +48,10 @@ def test_samples_come_with_a_floor_a_ceiling_and_a_spread(fresh_run, tiny_data, 
         line.startswith("memorization, 30 samples against 60 training images") for line in table
     )
     ratio = found["memorization"]["classifier"]["pixels"]["ratio"]
-    assert any(f"distance to training / to unseen images {ratio:.3f}" in line for line in table)
+    distances = f"distance to training / distance to unseen images {ratio:.3f}"
+    assert any(distances in line for line in table)
     picture = Image.open(found["memorization"]["classifier"]["picture"])
-    assert any("precision to 30 training images" in line for line in table)  # as many as samples
+    assert any("precision against 30 training images" in line for line in table)  # = samples
     assert picture.size == (3 * (9 * 10 + 2 * 6), 3 * 8 * 10)
     assert found["memorization"]["classifier"]["images"] == 30
     _, more = bits(capsys, fresh_run, tiny_data)  # is added to what is known of the same model

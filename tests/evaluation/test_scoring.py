@@ -257,16 +257,18 @@ def test_what_does_not_fit_is_one_line(refused, pixels, tiny_data, tmp_path):
     assert "colour.npz has RGB images, and" in said(colour, gray)
     few = tmp_path / "few.npz"
     np.savez(few, pixels[:3])
-    assert "has 3 images: 4 are the least" in said(few, *here)
+    assert "has 3 images: at least 4 are needed" in said(few, *here)
     assert "no samples at" in said(tmp_path / "none", *here)
     assert "unknown dataset 'cifra10', did you mean cifar10?" in said(
         colour, "--dataset", "cifra10"
     )
     folder = write_folder(tmp_path / "folder", pixels)
-    assert "would lie among the samples" in said(folder, *here, "--out", folder / "results")
+    assert "would be inside the folder of samples" in said(
+        folder, *here, "--out", folder / "results"
+    )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").write_text('{"checkpoint_sha256": "x"}')
-    assert "is that of a model" in said(folder, *here, "--out", tmp_path / "run")
+    assert "belongs to a model" in said(folder, *here, "--out", tmp_path / "run")
     (tmp_path / "file").write_text("")
     assert "cannot write to" in said(folder, *here, "--out", tmp_path / "file" / "x")
     assert not list(tmp_path.glob("*-evaluation"))

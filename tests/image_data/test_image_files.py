@@ -188,6 +188,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, small_disk, capsy
     assert stop.value.code == 2
     *progress, line = capsys.readouterr().err.splitlines()
     assert all("decoding" in one or not one for one in progress)
-    assert f"cannot be written ({reason}), which takes 0.1 MiB: choose another --data-root" in line
+    assert f"cannot be written ({reason}); it needs 0.1 MiB: choose another --data-root" in line
     assert not [*disk.iterdir()]
     assert not (tmp_path / "run").exists()

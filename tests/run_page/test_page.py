@@ -233,9 +233,9 @@ def test_a_run_that_cannot_be_read_is_not_said_to_be_unwritable(refused, finishe
 
 
 def test_no_run_is_refused_in_one_line(refused, finished_run, tmp_path):
-    assert "is no run directory" in refused(report.main, tmp_path)
-    assert "is no run directory" in refused(report.main, tmp_path / "none")
-    assert "is no run directory" in refused(report.main, finished_run / "config.json")
+    assert "is not a run directory" in refused(report.main, tmp_path)
+    assert "is not a run directory" in refused(report.main, tmp_path / "none")
+    assert "is not a run directory" in refused(report.main, finished_run / "config.json")
     assert "must end in .html" in refused(report.main, finished_run, "--out", tmp_path / "x.pdf")
     (tmp_path / "file").touch()
     assert "cannot write" in refused(
@@ -248,4 +248,4 @@ def test_a_copy_without_the_template_says_what_is_missing(
     refused, finished_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("run_page.page.TEMPLATE", tmp_path / "page.html")
-    assert "no page.html beside report.py" in refused(report.main, finished_run)
+    assert "page.html, the template of the page, is missing" in refused(report.main, finished_run)

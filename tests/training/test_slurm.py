@@ -167,7 +167,7 @@ def test_the_time_limit_requeues(project, undisturbed):
     30 to 60 s after it began. By then it trains, and still does, for that would take hours. Then
     the limit is raised, and it is cancelled when it has gone on for a while."""
     job = project.submit("--time=2", "--signal=USR1@60", steps=100_000)
-    project.until(lambda: f"job {job} goes back into the queue, time 1 of 8 ==" in project.log(job))
+    project.until(lambda: f"job {job} is requeued, time 1 of 8 ==" in project.log(job))
     project.command("scontrol", "update", f"jobid={job}", "timelimit=30")
     stopped = steps(project.run_dir(job))
     project.until(lambda: steps(project.run_dir(job)) > stopped + 100)
@@ -200,9 +200,7 @@ def test_one_of_two_tasks_of_one_job_of_an_array_is_killed(project):
     )
     os.kill(project.processes(killed)[-1], signal.SIGKILL)
     project.until_done()
-    assert f"== stopped with status 137: job {killed} goes back into the queue" in project.log(
-        killed
-    )
+    assert f"== stopped with status 137: job {killed} is requeued" in project.log(killed)
     assert "goes back" not in project.log(other)
     assert "2 x cpu" in project.log(other)
     whole = losses(project.run_dir(other)), weights_hash(project.run_dir(other))
