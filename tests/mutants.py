@@ -134,8 +134,8 @@ MUTANTS = [
     Mutant(
         "the augmentation's label has the direction once",
         "diffusion/augment.py",
-        "(2 * direction).cos()",
-        "direction.cos()",
+        "(2 * a.direction).cos()",
+        "a.direction.cos()",
         "test_each_label_says_all_that_was_done",
     ),
     Mutant(

@@ -52,8 +52,8 @@ class TrainingBatches:
 class ValidationBatches:
     """The validation batches of one process, which end early if `is_stopped` returns true.
 
-    It is called before each batch, the same number of times in all processes. `cut_short` is
-    whether the last pass ended early.
+    `is_stopped` is called before each batch, the same number of times in all processes.
+    `cut_short`: whether the last validation ended early.
     """
 
     def __init__(self, batches: Batches, is_stopped: Callable[[], bool]):

@@ -12,10 +12,9 @@ IMAGES = torch.rand(4, 3, 16, 16, generator=seeded()) * 2 - 1
 
 
 def only(**done) -> torch.Tensor:
-    names = ["mirror", "flip", "size", "turn", "stretch", "direction", "right", "down"]
     row = torch.zeros(8)
     for name, value in done.items():
-        row[names.index(name)] = value
+        row[augment.Amounts._fields.index(name)] = value
     return row.repeat(4, 1)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 import report
 from checkpoints.checkpoint import load_model
 from evaluation.metrics_csv import read_rows
-from run_page import charts
+from run_page.charts import format_number
 from run_page.checkpoint_summary import read_checkpoint_summary
 from run_page.curves import read_losses
 from run_page.pictures import noise_real_images, read_sprite
@@ -135,8 +135,8 @@ def test_real_images_are_noised_by_the_models_schedule(finished_run):
 def test_losses_are_those_of_metrics_csv(finished_run):
     found = read_losses(finished_run)
     rows = [row for row in read_rows(finished_run) if "val_loss" in row]
-    assert found.rows == [(f"{row['step']:.0f}", charts.number(row["val_loss"])) for row in rows]
-    assert found.bins[0] == ("1 to 2", charts.number(rows[-1]["val_loss_t1-2"]))
+    assert found.rows == [(f"{row['step']:.0f}", format_number(row["val_loss"])) for row in rows]
+    assert found.bins[0] == ("1 to 2", format_number(rows[-1]["val_loss_t1-2"]))
     assert "validation: from" in found.charts[0]
     assert "step 12: from" in found.charts[1]
     assert "step 6: from" in found.charts[1]
