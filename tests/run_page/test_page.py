@@ -142,7 +142,7 @@ def test_losses_are_those_of_metrics_csv(finished_run):
     assert "step 6: from" in found.charts[1]
 
 
-def test_what_is_not_there_is_said_with_the_command_that_makes_it(finished_run, tmp_path):
+def test_a_missing_section_names_the_command_that_makes_it(finished_run, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(finished_run / "config.json", tmp_path / "run")
     assert report.main([str(tmp_path / "run")]) == 0
@@ -200,7 +200,7 @@ DAMAGED = (
         b"step,val_loss\n\xff\x00,nan\n1,1e400\n",
     ],
 )
-def test_damaged_files_cost_their_part_of_the_page_alone(finished_run, tmp_path, contents):
+def test_a_damaged_file_affects_only_its_section(finished_run, tmp_path, contents):
     shutil.copytree(finished_run, tmp_path / "run")
     for name in DAMAGED:
         (tmp_path / "run" / name).write_bytes(contents)
@@ -210,7 +210,7 @@ def test_damaged_files_cost_their_part_of_the_page_alone(finished_run, tmp_path,
     assert words.count("makes what is missing") >= 7
 
 
-def test_labels_that_are_too_few_cost_the_samples_alone(finished_run, tmp_path):
+def test_too_few_labels_affect_only_the_samples(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
     images = np.load(finished_run / "images" / "samples.npz")["arr_0"]
     np.savez(
