@@ -3,7 +3,7 @@
     open_image("photo.jpg")                              # a PIL image, RGB or L
     decode_folder(Path("photos"), Path("data"), 32)      # data/photos-32-1a2b3c4d.npz
 
-Letters in the shape comments: N images, C channels, H and W height and width.
+Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
 import contextlib

@@ -557,7 +557,7 @@ MUTANTS = [
     Mutant(
         "the last validation that a kill cut off stays missing",
         "training/start.py",
-        "return not machine.processes.broadcast(there)",
+        "return not machine.processes.broadcast(complete)",
         "return False",
         "test_a_validation_that_a_kill_cut_off_is_done_when_it_resumes",
         "12",

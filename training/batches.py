@@ -2,6 +2,8 @@
 
 Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and a `Share` that says which part
 of the step's random numbers belongs to these images.
+
+Letters in the shape columns: B images of a micro-batch, C channels, H and W height and width.
 """
 
 from collections.abc import Callable, Iterator

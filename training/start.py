@@ -101,8 +101,8 @@ def is_trained(checkpoint: dict[str, Any], settings: TrainingSettings) -> bool:
 def misses_validation(run: TrainingRun, checkpoint: dict[str, Any], machine: Machine) -> bool:
     """Whether the run was killed in the validation of its last step."""
     step = checkpoint["global_step"]
-    there = step != run.settings.max_steps or all(has_loss_and_preview(run.run_dir, step))
-    return not machine.processes.broadcast(there)
+    complete = step != run.settings.max_steps or all(has_loss_and_preview(run.run_dir, step))
+    return not machine.processes.broadcast(complete)
 
 
 def describe_images(run: TrainingRun) -> str:
