@@ -173,7 +173,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
+    args = parser.parse_args(argv)  # before importing torch, so that typos fail at once
     if wrong := contradiction(args):
         parser.error(wrong)
 

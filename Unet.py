@@ -35,11 +35,10 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups as in the paper, but with at least 4 channels a group, as in the
-    paper's narrowest layer: with one channel a group, it would remove the time embedding."""
-    return nn.GroupNorm(
-        math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels, eps=1e-6
-    )
+    """GroupNorm of 32 groups as in the paper, or of fewer, so that each has at least 4 channels.
+    With one channel in each group, it would remove the time embedding."""
+    groups = math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):

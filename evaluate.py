@@ -51,7 +51,7 @@ SAMPLING_FLAGS = {
     "compile",
 }
 
-# flags that may be given with --samples, and more that may be given with --ckpt too
+# flags that may be given with --samples, and those that may be added if --ckpt is given as well
 SCORING_FLAGS = {
     "samples",
     "dataset",
@@ -218,7 +218,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
+    args = parser.parse_args(argv)  # before importing torch, so that typos fail at once
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if conflict := find_conflict(args, given):
         parser.error(conflict)

@@ -26,7 +26,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
+    args = parser.parse_args(argv)  # before importing torch, so that typos fail at once
     out = args.out or args.run_dir / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--out {out} must end in .html")

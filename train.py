@@ -489,7 +489,7 @@ def as_typed(preset: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)  # before importing torch, so that typing errors fail at once
+    args = parser.parse_args(argv)  # before importing torch, so that typos fail at once
 
     from runtime.launcher import launch
     from training.settings import Invocation, TrainingSettings

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from peers import diffusers, lucidrains
 from torch import Tensor
-from turns import Contender, has_bf16, images, still
+from turns import Contender, has_bf16, images, zero_rate_adam
 
 import train
 import training.trainer
@@ -79,7 +79,7 @@ def sampler_of(
 
 def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unipc") -> None:
     """train.py, which waits for a command before each step; sampling as in evaluate.py."""
-    precise = pick_precision(args.device, precision)
+    chosen = pick_precision(args.device, precision)
 
     class WaitingProgress(Progress):
         contender: Contender | None = None
@@ -92,9 +92,9 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
                 self.contender = Contender(
                     args,
                     pl_module.unet,
-                    still(pl_module.unet),
-                    sampler_of(pl_module, ema, args, sampler, precise),
-                    bf16=precise != "32-true",
+                    zero_rate_adam(pl_module.unet),
+                    sampler_of(pl_module, ema, args, sampler, chosen),
+                    bf16=chosen != "32-true",
                 )
             self.contender.before_step()
 

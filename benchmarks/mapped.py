@@ -98,8 +98,8 @@ def memory_table(words: list[str], size: str, steps: int) -> None:
 def speed_table(words: list[str], steps: int, rounds: int) -> None:
     here = launch("mapped.py", "cpu")
     ways = {way: Training(way, words, here) for way in LIMITS}
-    for way in ways.values():
-        way.run(2)
+    for training in ways.values():
+        training.run(2)
     seconds: dict[str, list[np.ndarray]] = {way: [] for way in LIMITS}
     for turn in range(rounds):
         for way in list(ways) if turn % 2 else reversed(list(ways)):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from turns import Contender, has_bf16, images, still
+from turns import Contender, has_bf16, images, zero_rate_adam
 
 # width, multiples, residual blocks a level, the level with attention
 NETWORKS = {
@@ -84,7 +84,7 @@ def diffusers(args: argparse.Namespace, best: bool = False) -> None:
     Contender(
         args,
         Output(net),
-        still(net),
+        zero_rate_adam(net),
         draw,
         step,
         bf16=bf16,
@@ -137,7 +137,7 @@ def lucidrains(args: argparse.Namespace) -> None:
     Contender(
         args,
         diffusion.model,
-        still(diffusion.model),
+        zero_rate_adam(diffusion.model),
         torch.no_grad()(draw),
         step,
         package="denoising-diffusion-pytorch",

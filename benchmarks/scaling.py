@@ -59,20 +59,21 @@ def train(*flags: str) -> "subprocess.Popen[str]":
     )
 
 
-def ended(process: "subprocess.Popen[str]") -> str:
-    said = process.communicate()[0]
+def output_of(process: "subprocess.Popen[str]") -> str:
+    """Wait for a run and return what it printed. Exits if it failed."""
+    output = process.communicate()[0]
     if process.returncode:
         sys.exit(
             f"scaling.py: {shlex.join(process.args)} ended with status "  # type: ignore[arg-type]
-            f"{process.returncode}:\n{said}"
+            f"{process.returncode}:\n{output}"
         )
-    return said
+    return output
 
 
-def seconds(said: str) -> float:
+def seconds(output: str) -> float:
     """Return the training time, without startup, from the output of a run."""
-    found = re.search(r"trained, at step \d+ after (\d+) s", said)
-    assert found, said
+    found = re.search(r"trained, at step \d+ after (\d+) s", output)
+    assert found, output
     return float(found[1])
 
 
@@ -80,36 +81,17 @@ def processes(steps: int, rounds: int) -> None:
     alone, together = [], []
     with tempfile.TemporaryDirectory() as folder:
         for i in tqdm(range(rounds), desc="1 and 2 processes", unit=" rounds"):
-            often = [
-                "--preset",
-                "laptop",
-                "--max-steps",
-                str(steps),
-                "--val-every",
-                str(steps),
-                "--val-images",
-                "1",
+            common = [
+                *("--preset", "laptop", "--max-steps", str(steps)),
+                *("--val-every", str(steps), "--val-images", "1"),
             ]
-            two = [
-                train(*often, "--batch-size", "16", "--run-dir", f"{folder}/{i}-{j}")
+            independent = [
+                train(*common, "--batch-size", "16", "--run-dir", f"{folder}/{i}-{j}")
                 for j in range(2)
             ]
-            alone.append(statistics.mean(seconds(ended(process)) for process in two))
-            together.append(
-                seconds(
-                    ended(
-                        train(
-                            *often,
-                            "--batch-size",
-                            "32",
-                            "--devices",
-                            "2",
-                            "--run-dir",
-                            f"{folder}/{i}",
-                        )
-                    )
-                )
-            )
+            alone.append(statistics.mean(seconds(output_of(process)) for process in independent))
+            pair = ["--batch-size", "32", "--devices", "2", "--run-dir", f"{folder}/{i}"]
+            together.append(seconds(output_of(train(*common, *pair))))
     ratio = statistics.median(b / a for a, b in zip(alone, together))
     print(
         f"\n| laptop network, {steps} steps, one thread each | seconds, median of {rounds} |\n"
@@ -124,9 +106,9 @@ def processes(steps: int, rounds: int) -> None:
 def memory() -> None:
     print("\n| Ho et al.'s network | memory | images/s | GFLOP per image |\n|---|---|---|---|")
     for name, flags in tqdm(MEMORY.items(), desc="memory", unit=" networks"):
-        said = ended(train("--preset", "paper", "--batch-size", "16", *flags, "--dry-run"))
+        output = output_of(train("--preset", "paper", "--batch-size", "16", *flags, "--dry-run"))
         cells = [
-            re.search(pattern, said)
+            re.search(pattern, output)
             for pattern in (r"memory +(.* GiB)", r"speed +(\S+)", r"computation +(\S+)")
         ]
         print(

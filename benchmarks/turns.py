@@ -117,8 +117,8 @@ def seconds_since(began: float, device: str) -> float:
     return time.perf_counter() - began
 
 
-def still(net: Any) -> torch.optim.Optimizer:
-    """Return an optimizer that does its full work but leaves the weights as they are.
+def zero_rate_adam(net: Any) -> torch.optim.Optimizer:
+    """Return an optimizer that takes its usual time but does not change the weights.
 
     With it, a network can be timed while it is being trained.
     """

@@ -29,7 +29,7 @@ LABELS = (
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """The model to convert, the format, one of `FORMATS`, and the file (or folder for "diffusers").
+    """The model to convert, the format (one of `FORMATS`), and the file or (diffusers) the folder.
 
     ema, ema_length: the weights, as in `load_model`. class_name: the name or number of the only
     class to export, or "none"; None exports all. half: write half precision, for "safetensors".
@@ -124,7 +124,7 @@ def with_one_class(loaded: LoadedModel, name: str) -> LoadedModel:
 
 
 def fold_label(weights: dict[str, Tensor], label: int) -> dict[str, Tensor]:
-    """The weights of a network without labels whose output is that of this network for `label`."""
+    """The weights of a network without labels that computes what this one does for `label`."""
     folded = dict(weights)
     for bias, embedding in LABELS:
         if embedding in weights:

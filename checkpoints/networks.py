@@ -3,6 +3,8 @@
     model = build_model(settings)           # settings by name, as in a checkpoint
 
 A UNet2DModel is built if the setting "unet2d" holds its configuration: see `unet2d_config`.
+
+Letters in the shape columns: B batch, C channels, H and W height and width.
 """
 
 from collections.abc import Mapping
@@ -70,13 +72,14 @@ def check_output(config: Settings) -> None:
         try:
             shape = tuple(network(*network.example(1)).shape)
         except Exception as error:  # diffusers raises many types
-            raise ValueError(refusal(config, error)) from None
+            raise ValueError(refusal_message(config, error)) from None
     expected = (1, config["out_channels"], *network.shape[1:])
     if shape != expected:
         raise ValueError(f"the network's output has the shape {shape[1:]}, not {expected[1:]}")
 
 
-def refusal(config: Settings, error: Exception) -> str:
+def refusal_message(config: Settings, error: Exception) -> str:
+    """The one-line message for a configuration that diffusers rejects."""
     reason = " ".join(str(error).split())[:150]
     size = as_typed(config["sample_size"])
     kind = type(error).__name__
@@ -136,4 +139,4 @@ def new_unet2d(config: Settings) -> Any:
     try:
         return UNet2DModel(**config)
     except Exception as error:  # diffusers raises many kinds
-        raise ValueError(refusal(config, error)) from None
+        raise ValueError(refusal_message(config, error)) from None

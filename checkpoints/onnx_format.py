@@ -21,7 +21,7 @@ from checkpoints.safetensors_format import describe
 from DiffusionModel import DiffusionModel
 from runtime.atomic_file import complete_file
 
-TOLERANCE = 1e-4  # of onnxruntime's output, relative to its largest value, or to 1 if that is less
+TOLERANCE = 1e-4  # largest result of `compare_with_onnxruntime` that is accepted
 
 
 def write_onnx(loaded: LoadedModel, file: Path, weights: str) -> float | None:
@@ -110,7 +110,8 @@ def metadata(loaded: LoadedModel, weights: str) -> dict[str, str]:
 
 
 def compare_with_onnxruntime(model: DiffusionModel, file: Path) -> float:
-    """The largest difference from torch's output, relative to its largest value, or to 1."""
+    """The largest difference from torch's output, divided by its largest value, or by 1 if that is
+    less."""
     import onnxruntime
 
     inputs = example_inputs(model, 3)

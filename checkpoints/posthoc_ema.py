@@ -4,10 +4,9 @@
     snapshots = [(1000, exponent), (2000, exponent)]
     factors, error = combination(snapshots, (2000, gamma(0.1)))
 
-During training, `training.posthoc_averages` keeps two averages with power-function profiles: the
-weights of a step contribute in proportion to step ** exponent. It saves snapshots of both. An
-average of any other length is approximated by a linear combination of the snapshots, found by least
-squares.
+During training, two averages with power-function profiles are kept: the weights of a step
+contribute in proportion to step ** exponent. Snapshots of both are saved. An average of any other
+length is approximated by a linear combination of the snapshots, found by least squares.
 
 Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models" (EDM2),
 section 3.1 and appendix C.
@@ -60,7 +59,10 @@ def combination(
     snapshots, target: (step, exponent) each. The factors sum to 1. The error is the distance
     between both profiles, relative to the norm of the target.
     """
-    A = np.array([[overlap(a, b) for b in snapshots] for a in snapshots])
+    rows = []
+    for a in snapshots:
+        rows.append([overlap(a, b) for b in snapshots])
+    A = np.array(rows)
     b = np.array([overlap(a, target) for a in snapshots])
     scale = np.diag(A) ** -0.5  # makes the system well-conditioned
     factors = scale * np.linalg.lstsq(A * scale[:, None] * scale[None], b * scale, rcond=1e-12)[0]

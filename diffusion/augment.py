@@ -10,6 +10,8 @@ appendix F.2.
 Letters in the shape columns: B batch, C channels, H and W height and width.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,14 +22,22 @@ LABELS = 9
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
 
 
+class Amounts(NamedTuple):
+    """The columns of `draw`, each (B,)."""
+
+    mirror: Tensor  # horizontal flip, 0 or 1
+    flip: Tensor  # vertical flip, 0 or 1
+    size: Tensor  # log2 of the scale
+    turn: Tensor  # rotation in radians
+    stretch: Tensor  # log2
+    direction: Tensor  # of the stretch, in radians
+    right: Tensor  # shift to the right as a fraction of the width
+    down: Tensor  # shift down as a fraction of the height
+
+
 def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
     """Draw the amounts of all augmentations for `count` images, (B,8), each 0 with probability
-    1 - `probability`.
-
-    The columns are: horizontal flip and vertical flip (0 or 1), log2 of the scale, rotation
-    (radians), log2 of the stretch and its direction (radians), shift to the right (fraction of the
-    width) and down (fraction of the height).
-    """
+    1 - `probability`. The columns are those of `Amounts`."""
     applied = torch.rand(6, count, generator=random, device=random.device) < probability  # (6,B)
     coin = (torch.rand(2, count, generator=random, device=random.device) < 0.5).float()  # (2,B)
     size, stretch, right, down = torch.randn(4, count, generator=random, device=random.device)
@@ -62,18 +72,18 @@ def augmented(x: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
 def to_original_position(amounts: Tensor, height: int, width: int) -> Tensor:
     """The affine maps (B,2,3) from the new position of a pixel to its original one, in coordinates
     from -1 to 1 over the width and over the height."""
-    mirror, flip, size, turn, stretch, direction, right, down = amounts.unbind(1)  # 8 x (B,)
+    a = Amounts(*amounts.unbind(1))
     linear = (
-        scale(1 - 2 * mirror, 1 - 2 * flip)
-        @ scale(2**-size, 2**-size)
-        @ rotation(-turn)
-        @ rotation(direction)
-        @ scale(2**-stretch, 2**stretch)
-        @ rotation(-direction)
+        scale(1 - 2 * a.mirror, 1 - 2 * a.flip)
+        @ scale(2**-a.size, 2**-a.size)
+        @ rotation(-a.turn)
+        @ rotation(a.direction)
+        @ scale(2**-a.stretch, 2**a.stretch)
+        @ rotation(-a.direction)
     )  # (B,2,2)  in pixels
     linear[:, 0, 1] *= height / width
     linear[:, 1, 0] *= width / height
-    shift = -(linear @ (2 * torch.stack([right, down], dim=1))[:, :, None])  # (B,2,1)
+    shift = -(linear @ (2 * torch.stack([a.right, a.down], dim=1))[:, :, None])  # (B,2,1)
     return torch.cat([linear, shift], dim=2)
 
 
@@ -91,16 +101,16 @@ def scale(horizontal: Tensor, vertical: Tensor) -> Tensor:
 def label_of(amounts: Tensor) -> Tensor:
     """The labels for the network: (B,8) -> (B,9), all 0 for an image that was not augmented. The
     direction of the stretch is doubled, because opposite directions are the same stretch."""
-    mirror, flip, size, turn, stretch, direction, right, down = amounts.unbind(1)  # 8 x (B,)
+    a = Amounts(*amounts.unbind(1))
     columns = [
-        mirror,
-        flip,
-        size / SCALE,
-        turn.cos() - 1,
-        turn.sin(),
-        stretch / STRETCH * (2 * direction).cos(),
-        stretch / STRETCH * (2 * direction).sin(),
-        right / SHIFT,
-        down / SHIFT,
+        a.mirror,
+        a.flip,
+        a.size / SCALE,
+        a.turn.cos() - 1,
+        a.turn.sin(),
+        a.stretch / STRETCH * (2 * a.direction).cos(),
+        a.stretch / STRETCH * (2 * a.direction).sin(),
+        a.right / SHIFT,
+        a.down / SHIFT,
     ]
     return torch.stack(columns, dim=1)

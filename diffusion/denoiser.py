@@ -1,4 +1,7 @@
-"""The interface of a model for sampling and likelihood: its prediction of x_0."""
+"""The interface of a model for sampling and likelihood: its prediction of x_0.
+
+Letters in the shape columns: B batch, C channels, H and W height and width.
+"""
 
 from typing import NamedTuple, Protocol
 

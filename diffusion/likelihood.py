@@ -25,8 +25,8 @@ from diffusion.variance import learned_log_variance
 
 
 def like(value: Tensor, other: Tensor) -> Tensor:
-    """`value` in the type and on the device of `other`. Double precision is only used on the CPU,
-    because not every device has it."""
+    """`value` in the type and on the device of `other`. The type is converted before the
+    move, because not every device has double precision."""
     return value.to(other.dtype).to(other.device)
 
 

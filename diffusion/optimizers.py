@@ -1,7 +1,7 @@
 """The optimizer of a model, and its learning rate as a function of the step.
 
     optimizer = build_optimizer(settings, unet)          # Adam, or Muon for the hidden weights
-    rate = learning_rate_factor(settings, step=0, total=3000)
+    factor = learning_rate_factor(settings, total=3000, step=0)
 
 Letters in the shape columns: N matrices of the same shape, R rows, K columns.
 """
@@ -71,7 +71,7 @@ class Muon(torch.optim.Adam):
 
     @torch.no_grad()
     def update_hidden(self, group: dict[str, Any]) -> None:
-        """One step of Muon. Matrices of the same shape are computed together.
+        """One step of Muon. Matrices of the same shape are updated together.
 
         Like fused Adam, it divides the gradient by the attribute `grad_scale`, and changes neither
         weights nor momenta if `found_inf` is 1. Both attributes are optional.

@@ -3,6 +3,8 @@
 The large variance is beta_t, and the small one is that of the posterior q(x_s | x_t, x_0) (section
 3.2 of Ho et al. 2020). A learned variance lies between them: `fraction` interpolates its logarithm,
 from 0 for the small one to 1 for the large one (Eq. 15, Nichol & Dhariwal 2021).
+
+Letters in the shape columns: B batch, C channels, H and W height and width.
 """
 
 import math

@@ -8,6 +8,9 @@ The file holds `train_images` uint8 (N,H,W,C) with 1 or 3 channels, `train_label
 out for testing.
 
 An uncompressed array of more than `mapped_images.IN_MEMORY` bytes is memory-mapped, not read.
+
+Letters in the shape columns: N images of a split, M in the file, H and W height and width,
+C channels.
 """
 
 from dataclasses import dataclass

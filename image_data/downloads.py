@@ -1,6 +1,8 @@
 """Datasets that torchvision downloads, decoded once into an .npz file.
 
-download("mnist", Path("data"))                      # data/mnist.npz
+    download("mnist", Path("data"))                  # data/mnist.npz
+
+Letters in the shape columns: N images, H and W height and width, C channels.
 """
 
 from dataclasses import dataclass

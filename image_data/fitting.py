@@ -2,7 +2,7 @@
 
     read_fitted(Path("data/cifar10.npz"), True, 128, Path("data")).images    # uint8 (N,C,128,128)
 
-Letters in the shape comments: N images, C channels, H and W height and width.
+Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
 import hashlib

@@ -4,7 +4,7 @@
     write_grid("samples/t0000.png", images, columns=8)
     write_grid("samples/real.png", pixels_of(x))                  # x float (N,C,H,W) in [-1, 1]
 
-Letters in the shape comments: N images, C channels, H and W height and width.
+Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@
     open_image("photo.jpg")                              # a PIL image, RGB or L
     decode_folder(Path("photos"), Path("data"), 32)      # data/photos-32-1a2b3c4d.npz
 
-Letters in the shape comments: N images, C channels, H and W height and width.
+Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from runtime.image_size import Size, as_typed, height_and_width
 from runtime.messages import one_line
 
 DECODER = 2  # version of the decoding; raise it if the same files would give other pixels
-LOOKED_AT = 16  # images of a folder that are checked for colour before it is decoded
+COLOUR_CHECKS = 16  # images of a folder that are checked for colour before it is decoded
 
 
 def open_image(
@@ -134,7 +134,7 @@ class DecodedImages:
         first. If these are gray and a later one is not, all images are written again. Raises
         ValueError or OSError with a one-line message.
         """
-        step = -(-len(self.paths) // LOOKED_AT)
+        step = -(-len(self.paths) // COLOUR_CHECKS)
         if all(is_gray(self.decode(path)) for path in self.paths[::step]):
             with contextlib.suppress(NotGrayError):
                 self.write_parts(file, self.gray_images(), 1, arrays)

@@ -8,7 +8,7 @@
 The file is mapped read-only. All processes that map it share the operating system's page cache,
 which is freed when other programs need the memory.
 
-Letters in the shape comments: M images in the file, N of them that are used, C channels, H and W
+Letters in the shape columns: M images in the file, N of them that are used, C channels, H and W
 height and width.
 """
 
@@ -109,11 +109,11 @@ class MappedImages:
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Read the images with these indices (n,) from the file: uint8 (n,C,H,W)."""
-        self.announce(rows)
+        self.request(rows)
         images = np.take(self.array, rows, axis=0)  # (n,H,W,C)
         return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
-    def announce(self, rows: np.ndarray) -> None:
+    def request(self, rows: np.ndarray) -> None:
         """Ask the operating system to read all these images from the disk at the same time."""
         size = math.prod(self.array.shape[1:])
         for row in rows.tolist():

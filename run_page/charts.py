@@ -124,10 +124,10 @@ def grid(axes: Axes, log: bool) -> list[Markup]:
     lines = []
     for value in ticks(*axes.x_range):
         x = axes.to_x(value)
-        lines.append(vertical.format(x, TOP, bottom, bottom + 15, number(value)))
+        lines.append(vertical.format(x, TOP, bottom, bottom + 15, format_number(value)))
     for value in ticks(*axes.y_range, log):
         y = axes.to_y(value)
-        lines.append(horizontal.format(y, LEFT, right, LEFT - 5, y + 4, number(value)))
+        lines.append(horizontal.format(y, LEFT, right, LEFT - 5, y + 4, format_number(value)))
     return lines
 
 
@@ -149,8 +149,8 @@ def legend(name: str, left: float, style: str) -> Markup:
 
 def description(curve: Series) -> str:
     """The first and last point of a curve in words."""
-    first = f"{number(curve.ys[0])} at {number(curve.xs[0])}"
-    last = f"{number(curve.ys[-1])} at {number(curve.xs[-1])}"
+    first = f"{format_number(curve.ys[0])} at {format_number(curve.xs[0])}"
+    last = f"{format_number(curve.ys[-1])} at {format_number(curve.xs[-1])}"
     return f"{curve.name}: from {first} to {last}"
 
 
@@ -179,6 +179,6 @@ def tick_step(width: float) -> float:
     return next(step for step in steps if width / step <= 6)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Format with four digits, and commas between thousands: 0.1525, 800,000, inf."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

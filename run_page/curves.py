@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from DiffusionModel import DiffusionModel
 from evaluation.metrics_csv import read_rows
-from run_page.charts import Series, chart, number
+from run_page.charts import Series, chart, format_number
 
 MAX_POINTS = 300  # of a curve
 MAX_ROWS = 12  # of the table of validation losses
@@ -48,7 +48,8 @@ def describe_schedule(process: DiffusionModel) -> Schedule:
         chart("Signal-to-noise ratio", "t", "log-SNR", [ratio]),
     ]
     tenths = evenly_spaced_times(process.T, 10)
-    return Schedule(charts, [(t, number(alpha_bar[t]), number(log_snr[t])) for t in tenths])
+    rows = [(t, format_number(alpha_bar[t]), format_number(log_snr[t])) for t in tenths]
+    return Schedule(charts, rows)
 
 
 def log_signal_to_noise(alpha_bar: float) -> float:
@@ -121,12 +122,12 @@ def validation_rows(validations: Sequence[Row]) -> list[tuple[str, str]]:
     """Step and loss of at most `MAX_ROWS` validations, evenly spaced."""
     chosen = np.linspace(0, len(validations) - 1, min(MAX_ROWS, len(validations)))
     rows = [validations[round(i)] for i in chosen]
-    return [(f"{row['step']:,.0f}", number(row["val_loss"])) for row in rows]
+    return [(f"{row['step']:,.0f}", format_number(row["val_loss"])) for row in rows]
 
 
 def bin_rows(validations: Sequence[Row], bins: dict[str, tuple[int, int]]) -> list[tuple[str, str]]:
     """Range of t and loss in the last validation."""
     return [
-        (f"{low} to {high}", number(validations[-1][column]))
+        (f"{low} to {high}", format_number(validations[-1][column]))
         for column, (low, high) in bins.items()
     ]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.tables import distance_rows
-from run_page.charts import number
+from run_page.charts import format_number
 
 Row = tuple[str, str, str, str, str]  # measure, value, lowest to highest, floor, ceiling
 
@@ -64,12 +64,11 @@ def distance_row(title: str, value: dict[str, float], sets: int) -> Row:
     spread = ""
     if sets > 1:
         spread = f"{format_value(value['lowest'])} to {format_value(value['highest'])}"
-    floor, ceiling = (
-        format_value(value[end]) if end in value else "" for end in ("floor", "ceiling")
-    )
+    floor = format_value(value["floor"]) if "floor" in value else ""
+    ceiling = format_value(value["ceiling"]) if "ceiling" in value else ""
     return title, mean, spread, floor, ceiling
 
 
 def format_value(value: float | None) -> str:
     """Format a number; None stands for one that is not finite."""
-    return "not finite" if value is None else number(value)
+    return "not finite" if value is None else format_number(value)

@@ -1,6 +1,6 @@
 """The pictures of a run's page, each a PNG embedded in the HTML.
 
-Letters in the shape comments: F frames, K kinds of images in a frame (x_t and the prediction of
+Letters in the shape columns: F frames, K kinds of images in a frame (x_t and the prediction of
 x_0), N images, H and W height and width, C channels.
 """
 

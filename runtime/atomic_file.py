@@ -46,7 +46,7 @@ def complete_file(path: str | Path) -> Iterator[Path]:
 
 
 def remove_temporaries_of_killed_processes(path: Path, prefix: str) -> None:
-    """Remove `prefix` + process id + suffix of `path` wherever that process no longer runs."""
+    """Remove files named `prefix` + process id + suffix of `path` if the process has ended."""
     for file in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
         process = file.name[len(prefix) :].removesuffix(path.suffix)
         if process.isdecimal() and not is_running(int(process)):

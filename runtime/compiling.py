@@ -32,11 +32,11 @@ def compile_network(
     )
     torch.compiler.set_stance("default")
     model.unet.compile(mode=mode)
-    refusal = warm_up(model.unet, model.unet.example(B), precision)
-    if refusal:
+    failure = warm_up(model.unet, model.unet.example(B), precision)
+    if failure:
         run_eagerly()
         say(
-            f"--compile {mode} does not work here ({refusal}): continuing without it",
+            f"--compile {mode} does not work here ({failure}): continuing without it",
             file=sys.stderr,
             flush=True,
         )
@@ -44,7 +44,7 @@ def compile_network(
         torch.compiler.set_stance("eager_on_recompile")
         # CUDA graphs write every output into the same memory.
         model.register_forward_hook(lambda module, inputs, output: output.clone())
-    return not refusal
+    return not failure
 
 
 def warm_up(net: torch.nn.Module, inputs: tuple[Any, ...], precision: str) -> str:

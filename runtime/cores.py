@@ -3,10 +3,10 @@
     share_cores()       # once, after torch is imported; does nothing if torch has one thread
 
 OpenMP's threads spin while they wait for each other, which is fastest on idle cores. If other
-programs are busy, a spinning thread occupies the core that the thread it waits for needs: training
-ran at a third of its speed. A background thread therefore measures the load every half second
-(every two seconds while spinning is limited), and limits spinning while there are fewer free cores
-than threads.
+programs are busy, a thread that spins can occupy the only core on which the other threads could
+run: training ran at a third of its speed. A background thread therefore measures the load every
+half second (every two seconds while spinning is limited), and limits spinning while there are fewer
+free cores than threads.
 
 The method: GNU's OpenMP, which torch uses on Linux, spins far less while it manages more threads
 than there are cores (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). Idle thread
@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 STAT = Path("/proc/stat")
+FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")  # of each core
 INTERVAL = 2.0  # seconds between measurements while spinning is limited; else a quarter of it
 SPARE = 0.25  # spinning is limited if more cores than this are missing
 # If one of these is set, nothing is changed.
@@ -55,8 +56,8 @@ def cpu_times() -> CpuTimes:
     for line in STAT.read_text().splitlines():
         core, *fields = line.split()
         if core in mine:
-            user, nice, system, _idle, _wait, irq, softirq, steal, *_ = map(int, fields)
-            ticks += user + nice + system + irq + softirq + steal
+            times = dict(zip(FIELDS, map(int, fields[: len(FIELDS)]), strict=True))
+            ticks += sum(times.values()) - times["idle"] - times["iowait"]
     own = os.times()
     return CpuTimes(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system)
 

@@ -69,7 +69,7 @@ def add_seed(group: Group, help: str) -> None:
 def add_sampling_steps(group: Group, type: Callable[[str], Any], help: str) -> None:
     """Add --steps, one number or several according to `type`.
 
-    The default is `sampling.plan.default_steps`.
+    The default, None, means the default of the sampler.
     """
     group.add_argument("--steps", type=type, metavar="N", help=help)
 

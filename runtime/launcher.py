@@ -89,7 +89,7 @@ def launch(
     devices: int | None = None,
     num_nodes: int | None = None,
 ) -> Machine:
-    """Choose device and precision and launch the processes; exit with an error if they cannot."""
+    """Choose device and precision and launch the processes, or exit with an error."""
     try:
         device_type = pick_device(device)
         processes = launch_processes(device_type, devices, num_nodes)

@@ -46,7 +46,7 @@ class Stop:
 
     While `deferred` is false, the first signal raises SystemExit with its exit status, so that
     incomplete files are removed; a second signal does not interrupt this. While `deferred` is true,
-    a signal is only recorded. `training.fit` sets `deferred` before the first step.
+    a signal is only recorded. A training loop sets `deferred` before its first step.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Stop:
         self.previous_handlers = {}
 
     def ignore(self) -> None:
-        """Ignore signals while Python exits: it restores the default handlers, which are fatal."""
+        """Ignore signals until Python has exited. It would replace our handler by a fatal one."""
         for name in SIGNALS:
             signal.signal(name, signal.SIG_IGN)
 

@@ -3,7 +3,7 @@
     settings = AnimationSettings(Path("samples/trajectory.npz"), Path("denoise.gif"))
     frames = write_animation(settings)
 
-Letters in the shape comments: N images, H and W height and width, C channels.
+Letters in the shape columns: N images, H and W height and width, C channels.
 """
 
 from dataclasses import dataclass

@@ -124,7 +124,7 @@ def choose_guidance(
 
     scale: None for the scale in the model's settings, or for no guidance with the paper's sampler,
     ddpm. guide_with: "labels", "auto" for the early average in the checkpoint, or the path of
-    another model; None for labels if the model was also trained without them or has no early
+    another model. None is "labels" if the model was also trained without labels or has no early
     average, otherwise "auto". labelled: whether the images have labels, if the model has classes.
     Raises ValueError or OSError, in one line.
     """

@@ -5,8 +5,8 @@
     for t, x_t, x0_hat in dpm(model, x, times): ...
 
 A sampler uses only the model's `denoise(x, t)` and its schedule `alpha_bar(t)`, see `Denoiser`. It
-yields (t, x_t, x0_hat) for every t in `times`. The times decrease, to 0 for an image. At the last
-time there is no prediction, so x_t is yielded as x0_hat.
+yields (t, x_t, x0_hat) for every t in `times`. The times decrease; if the last one is 0, the result
+is an image. At the last time there is no prediction, so x_t is yielded as x0_hat.
 
 `signal` is sqrt(alpha_bar), and `sigma` is sqrt(1 - alpha_bar). `log_snr` is log(signal / sigma),
 half of log(SNR), which Lu et al. 2022 call lambda. Letters in the shape columns: N images, C
@@ -188,8 +188,8 @@ def unipc(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
             x = exponential_step(model, *last, t, newest.x0_hat, [*older, node])
         yield t, x, node.x0_hat
         # over a shorter distance, the difference of x0_hat comes mostly from the correction
-        near = (levels(model, s)[2] - node.log_snr) / 4
-        kept = [one for one in history if node.log_snr - one.log_snr > near or math.isinf(near)]
+        gap = (levels(model, s)[2] - node.log_snr) / 4
+        kept = [one for one in history if node.log_snr - one.log_snr > gap or math.isinf(gap)]
         order = min(ORDER, len(times) - 1 - i)
         history = [node, *kept][:order] if math.isfinite(node.log_snr) else []
         last = (x, t)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-# Top down: a room imports from those above it in this list alone.
+# Lowest rooms first: a room imports only from rooms of earlier lines.
 ROOMS = (
     ("runtime",),
     ("image_data", "diffusion", "Unet"),
@@ -23,7 +23,7 @@ ROOMS = (
     ("training", "run_page"),
     ("train", "Inference", "make_gif", "evaluate", "convert", "report"),
 )
-FOLDERS = [room for floor in ROOMS for room in floor if (ROOT / room).is_dir()]
+FOLDERS = [room for layer in ROOMS for room in layer if (ROOT / room).is_dir()]
 SOURCES = sorted(
     [*ROOT.glob("*.py"), *(file for room in FOLDERS for file in (ROOT / room).glob("*.py"))]
 )
@@ -50,10 +50,10 @@ def slow_are_left_out(config) -> bool:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave the slow tests out; where they run, begin with the files that have them.
+    """Leave out the slow tests; or, if they are run, begin with the files that contain some.
 
-    Workers take tests from each other at the end: short ones there keep both busy. SLURM's
-    are the first of all, for a second cluster cannot start beside the first one.
+    Then only short tests are left at the end, which keep all workers busy. The SLURM tests come
+    first, because a second cluster cannot start beside the first one.
     """
     slow = [item for item in items if item.get_closest_marker("slow")]
     if slow_are_left_out(config):
@@ -113,7 +113,7 @@ def conditional_run(tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny_data, tmp_path_factory):
-    """Losses and hash of the weights of the run that nothing disturbs, with the settings `RUN`."""
+    """Losses and hash of the weights of an uninterrupted run with the settings `RUN`."""
     from training_runs import fit_run, losses, weights_hash
 
     run_dir = tmp_path_factory.mktemp("undisturbed")
@@ -123,7 +123,7 @@ def undisturbed(tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def start(tiny_data):
-    """A function: start training on `tiny_data` as a process, with the settings `RUN`."""
+    """A function that starts training on `tiny_data` in a process, with the settings `RUN`."""
     from training_runs import RUN, Process
 
     def begin(run_dir, *extra, **environment):
@@ -135,7 +135,7 @@ def start(tiny_data):
 
 @pytest.fixture(scope="session")
 def sampled(tiny_run, tmp_path_factory) -> Path:
-    """What Inference.py leaves of five images of `tiny_run`, in batches of two."""
+    """The output folder of Inference.py: five images of `tiny_run`, sampled in batches of two."""
     import Inference
 
     folder = tmp_path_factory.mktemp("sampled")
@@ -147,7 +147,7 @@ def sampled(tiny_run, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def fresh_run(tiny_run) -> Path:
-    """`tiny_run`, of which evaluate.py has measured nothing yet."""
+    """`tiny_run` without results of evaluate.py."""
     (tiny_run / "metrics.json").unlink(missing_ok=True)
     return tiny_run
 
@@ -171,7 +171,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory) -> Path:
-    """Weights of Inception in torch-fidelity's format, as they are before any training."""
+    """Random weights of Inception in torch-fidelity's format."""
     import torch
     from torch_fidelity import feature_extractor_inceptionv3 as inceptionv3
 
@@ -207,7 +207,7 @@ QUICK = {"MIN_STEPS": 20, "WIDE_WIDTH": 16, "NARROW_WIDTH": 16}
 
 @pytest.fixture
 def quick_classifier(monkeypatch):
-    """The classifier whose features evaluate.py compares: small, and trained in two seconds."""
+    """Make the classifier of evaluate.py small, so that it is trained in two seconds."""
     from evaluation import classifier
 
     for name, value in QUICK.items():
@@ -216,9 +216,9 @@ def quick_classifier(monkeypatch):
 
 @pytest.fixture
 def real_root():
-    """A function: name of a real dataset -> the data folder that has it.
+    """A function that returns the data folder with the real dataset of this name.
 
-    The test is skipped, and says so, where none has.
+    The test is skipped if there is none.
     """
 
     def find(name: str) -> str:
@@ -233,9 +233,9 @@ def real_root():
 
 @pytest.fixture
 def refused(capsys):
-    """A function: run a script's main with arguments that it must refuse; -> what it says.
+    """A function that runs a script's main with bad arguments and returns the error message.
 
-    That is one line on standard error, with exit status 2.
+    The message must be one line on standard error, and the exit status 2.
     """
 
     def check(main, *argv) -> str:
@@ -254,21 +254,21 @@ def refused(capsys):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function: a file system of so many KiB, or the test is skipped where none can be
-    mounted."""
+    """A function that mounts a small file system with these options. The test is skipped if that is
+    not possible."""
     mounted = []
 
     def mount(options):
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
         )
         if done.returncode:
             pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-        mounted.append(place)
-        return place
+        mounted.append(folder)
+        return folder
 
     yield mount
-    for place in mounted:
-        subprocess.run(["umount", "-l", place], check=True)
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -53,8 +53,8 @@ SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
 
 
 def run(script: str, *words: object) -> str:
-    """Call a script's main with these arguments; -> what it prints. Two processes get a Python of
-    their own."""
+    """Call a script's main with these arguments and return what it prints. With --devices, start
+    the script as a process."""
     argv = [str(word) for word in words]
     if "--devices" in argv:
         command = [sys.executable, f"{script}.py", *argv]
@@ -72,11 +72,11 @@ def digest(*arrays: np.ndarray) -> str:
     return found.hexdigest()[:16]
 
 
-def of_weights(weights: dict[str, torch.Tensor]) -> str:
+def hash_weights(weights: dict[str, torch.Tensor]) -> str:
     return digest(*(weights[name].cpu().numpy() for name in sorted(weights)))
 
 
-def of_training(run_dir: Path) -> dict[str, object]:
+def training_results(run_dir: Path) -> dict[str, object]:
     """The losses in metrics.csv and hashes of the checkpoint's weights."""
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -87,12 +87,12 @@ def of_training(run_dir: Path) -> dict[str, object]:
     return {
         "losses": [row["train_loss"] for row in rows if row["train_loss"]],
         "validation": [[row[name] for name in validation] for row in rows if row["val_loss"]],
-        "weights": of_weights(checkpoint["state_dict"]),
-        "average": of_weights(checkpoint["ema"]["weights"]),
+        "weights": hash_weights(checkpoint["state_dict"]),
+        "average": hash_weights(checkpoint["ema"]["weights"]),
     }
 
 
-def of_samples(run_dir: Path, *flags: str) -> str:
+def hash_samples(run_dir: Path, *flags: str) -> str:
     """A hash of the samples, of the trajectory and of the predictions."""
     out = run_dir / "drawn"
     run(
@@ -108,11 +108,13 @@ def of_samples(run_dir: Path, *flags: str) -> str:
         "--no-preview",
         *flags,
     )
-    with np.load(out / "samples.npz") as drawn, np.load(out / "trajectory.npz") as walk:
-        return digest(drawn["arr_0"], walk["frames"], walk["predicted"], walk["times"])
+    with np.load(out / "samples.npz") as drawn, np.load(out / "trajectory.npz") as trajectory:
+        return digest(
+            drawn["arr_0"], trajectory["frames"], trajectory["predicted"], trajectory["times"]
+        )
 
 
-def of_bound(run_dir: Path, count: int) -> float:
+def bits_per_dim(run_dir: Path, count: int) -> float:
     """Bits/dim of `count` unseen images."""
     words = ["--num", 0, "--bound", count, "--terms", 4, "--device", "cpu", "--json"]
     return json.loads(run("evaluate", "--ckpt", run_dir, *words).splitlines()[-1])["bits_per_dim"][
@@ -129,17 +131,17 @@ def case(run_dir: Path, data: str, *flags: str) -> dict[str, object]:
         else ["--num", "5"]
     )
     steps = ["--steps", "6", "--batch-size", "4"]
-    found = of_training(run_dir)
+    found = training_results(run_dir)
     found["samples"] = {
-        name: of_samples(run_dir, "--sampler", name, *steps, *asked) for name in SAMPLERS
+        name: hash_samples(run_dir, "--sampler", name, *steps, *asked) for name in SAMPLERS
     }
-    found["bits/dim"] = of_bound(run_dir, 16)
+    found["bits/dim"] = bits_per_dim(run_dir, 16)
     return found
 
 
 def editing(run_dir: Path, folder: Path) -> dict[str, object]:
-    """Image to image, painting, the way between two images, the forward process alone, two
-    processes, a set of samples."""
+    """Hashes for SDEdit, inpainting, interpolation, two processes, the raw weights, the forward
+    process and a set of samples."""
     from PIL import Image
 
     random = np.random.default_rng(1)
@@ -152,10 +154,10 @@ def editing(run_dir: Path, folder: Path) -> dict[str, object]:
     Image.fromarray(mask).save(folder / "mask.png")
     a, b = str(folder / "a.png"), str(folder / "b.png")
     found = {
-        "image to image": of_samples(
+        "image to image": hash_samples(
             run_dir, "--input-image", a, "--start-step", "10", "--num", "3"
         ),
-        "painting": of_samples(
+        "painting": hash_samples(
             run_dir,
             "--input-image",
             a,
@@ -166,9 +168,9 @@ def editing(run_dir: Path, folder: Path) -> dict[str, object]:
             "--num",
             "3",
         ),
-        "interpolation": of_samples(run_dir, "--interpolate", a, b, "--steps", "8", "--num", "3"),
-        "two processes": of_samples(run_dir, "--devices", "2", "--num", "5"),
-        "raw weights": of_samples(
+        "interpolation": hash_samples(run_dir, "--interpolate", a, b, "--steps", "8", "--num", "3"),
+        "two processes": hash_samples(run_dir, "--devices", "2", "--num", "5"),
+        "raw weights": hash_samples(
             run_dir, "--weights", "raw", "--num", "3", "--eta", "0.5", "--sampler", "ddim"
         ),
     }
@@ -182,8 +184,8 @@ def editing(run_dir: Path, folder: Path) -> dict[str, object]:
         "--save-steps",
         "0,500,1000",
     )
-    with np.load(folder / "forward" / "trajectory.npz") as walk:
-        found["forward"] = digest(walk["frames"], walk["times"])
+    with np.load(folder / "forward" / "trajectory.npz") as trajectory:
+        found["forward"] = digest(trajectory["frames"], trajectory["times"])
     words = [
         "--num",
         8,

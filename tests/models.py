@@ -29,8 +29,8 @@ def predicts(output, **settings) -> DiffusionModel:
     return m
 
 
-def spread_out(m: DiffusionModel) -> DiffusionModel:
-    """Zero-initialized layers hide what is behind them: give every weight a value."""
+def perturbed(m: DiffusionModel) -> DiffusionModel:
+    """Add noise to all weights, because zero-initialized layers would hide the other layers."""
     torch.manual_seed(1)
     with torch.no_grad():
         for p in m.parameters():
@@ -39,7 +39,7 @@ def spread_out(m: DiffusionModel) -> DiffusionModel:
 
 
 def conditional(**settings) -> DiffusionModel:
-    return spread_out(model(classes=3, parameterization="v", **settings))
+    return perturbed(model(classes=3, parameterization="v", **settings))
 
 
 # Every choice beyond the paper at once.
@@ -69,7 +69,7 @@ def plain_errors(m: DiffusionModel, x_0: torch.Tensor, step: int) -> tuple:
 
 
 def learned(**settings) -> DiffusionModel:
-    return spread_out(model(variance="learned", **settings))
+    return perturbed(model(variance="learned", **settings))
 
 
 # A network with all its parts, as keyword arguments of Unet.

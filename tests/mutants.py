@@ -134,9 +134,9 @@ MUTANTS = [
     Mutant(
         "the augmentation's label has the direction once",
         "diffusion/augment.py",
-        "(2 * direction).cos()",
-        "direction.cos()",
-        "test_each_label_says_all_that_was_done",
+        "(2 * a.direction).cos()",
+        "a.direction.cos()",
+        "test_a_label_determines_the_augmentation",
     ),
     Mutant(
         "validation draws other noise every time",
@@ -185,7 +185,7 @@ MUTANTS = [
         "sampling/guidance.py",
         "worse + self.scale * (x0_hat - worse)",
         "x0_hat + self.scale * (worse - x0_hat)",
-        "test_autoguidance_is_a_line_through_the_worse_and_the_better_model",
+        "test_autoguidance_extrapolates_from_the_worse_to_the_better_model",
     ),
     Mutant(
         "the guide is too early",
@@ -222,14 +222,14 @@ MUTANTS = [
         "DiffusionModel.py",
         "if s == 0:",
         "if s < 0:",
-        "test_the_last_step_adds_no_noise_and_what_is_clipped_is_used",
+        "test_the_last_step_adds_no_noise_and_uses_the_clipped_prediction",
     ),
     Mutant(
         "x0_hat is clipped after its last use",
         "DiffusionModel.py",
         "x0_hat.clamp(-1, 1) if clip else x0_hat",
         "x0_hat",
-        "test_the_last_step_adds_no_noise_and_what_is_clipped_is_used",
+        "test_the_last_step_adds_no_noise_and_uses_the_clipped_prediction",
     ),
     Mutant(
         "the coefficients of a reverse step",
@@ -286,7 +286,7 @@ MUTANTS = [
         "sampling/samplers.py",
         "(levels(model, s)[2] - node.log_snr) / 4",
         "(levels(model, s)[2] - node.log_snr) / 1e9",
-        "test_a_saved_step_beside_another_disturbs_no_solver",
+        "test_two_times_close_together_disturb_no_solver",
         "unipc",
     ),
     Mutant(
@@ -294,21 +294,21 @@ MUTANTS = [
         "sampling/guidance.py",
         "unconditional + self.scale * (conditional - unconditional)",
         "unconditional - self.scale * (conditional - unconditional)",
-        "test_guidance_is_a_line_through_without_and_with",
+        "test_guidance_extrapolates_between_the_predictions_without_and_with_label",
     ),
     Mutant(
         "guidance is stronger by 1",
         "sampling/guidance.py",
         "unconditional + self.scale * (conditional - unconditional)",
         "unconditional + (self.scale + 1) * (conditional - unconditional)",
-        "test_guidance_is_a_line_through_without_and_with",
+        "test_guidance_extrapolates_between_the_predictions_without_and_with_label",
     ),
     Mutant(
         "guidance takes no notice of its interval",
         "sampling/guidance.py",
         " or not low <= int(t[0]) <= high",
         "",
-        "test_guidance_applies_in_its_interval_alone",
+        "test_guidance_applies_only_in_its_interval",
     ),
     Mutant(
         "every batch of samples begins with the same noise",
@@ -322,7 +322,7 @@ MUTANTS = [
         "sampling/generate.py",
         "to_uint8(x)",
         "to_uint8(x / x.abs().amax())",
-        "test_pure_noise_has_the_one_value_range",
+        "test_pure_noise_has_the_value_range_of_images",
     ),
     Mutant(
         "every frame of a GIF is stretched to the full range",
@@ -336,7 +336,7 @@ MUTANTS = [
         "sampling/output_files.py",
         "file not in written",
         "False",
-        "test_pictures_of_an_earlier_run_do_not_stand_beside_these",
+        "test_pictures_of_an_earlier_run_are_removed",
     ),
     Mutant(
         "values are truncated, not rounded",
@@ -351,7 +351,7 @@ MUTANTS = [
         "image_data/npz_files.py",
         "array.shape[-1] in (1, 3)",
         "array.shape[-1] == 3",
-        "test_image_arrays_are_told_from_others",
+        "test_image_arrays_are_recognized",
     ),
     Mutant(
         "every epoch has the same order",
@@ -557,7 +557,7 @@ MUTANTS = [
     Mutant(
         "the last validation that a kill cut off stays missing",
         "training/start.py",
-        "return not machine.processes.broadcast(there)",
+        "return not machine.processes.broadcast(complete)",
         "return False",
         "test_a_validation_that_a_kill_cut_off_is_done_when_it_resumes",
         "12",
@@ -731,7 +731,7 @@ MUTANTS = [
         "runtime/image_size.py",
         "return min(height_and_width(size))",
         "return max(height_and_width(size))",
-        "test_of_an_image_that_is_not_square_the_smaller_side_counts",
+        "test_attention_resolutions_are_those_of_the_smaller_side",
     ),
     Mutant(
         "only the height must divide",
@@ -766,7 +766,7 @@ MUTANTS = [
         "image_data/value_range.py",
         "not fractions and low >= 0 and high < 2**bits",
         "not fractions and high < 2**bits",
-        "test_what_cannot_be_told_is_refused",
+        "test_values_of_no_usual_range_are_refused",
     ),
     Mutant(
         "the picture of an earlier evaluation is taken for a sample",
@@ -794,14 +794,14 @@ MUTANTS = [
         "evaluation/preparation.py",
         'None if plan.dataset else config.get("value_range")',
         "None",
-        "test_what_measures_a_run_reads_its_images_as_the_run_did",
+        "test_evaluation_reads_the_images_with_the_range_of_the_run",
     ),
     Mutant(
         "the doctor reads images in another range than the run",
         "evaluation/doctor.py",
         'None if dataset else config.get("value_range")',
         "None",
-        "test_what_measures_a_run_reads_its_images_as_the_run_did",
+        "test_evaluation_reads_the_images_with_the_range_of_the_run",
     ),
     Mutant(
         "layers of the initial weights are dropped silently",
@@ -946,7 +946,7 @@ class Copy:
         return status, out.read_text() + err.read_text()
 
     def is_found(self, mutant: Mutant) -> tuple[bool, str]:
-        """Put the mistake in; -> whether the test fails, and what pytest printed."""
+        """Put the mistake in; return whether the test fails, and what pytest printed."""
         file = self.folder / mutant.file
         original = file.read_text()
         file.write_text(original.replace(mutant.old, mutant.new))

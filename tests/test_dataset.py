@@ -100,7 +100,7 @@ def test_a_folder_of_images_is_a_dataset(tmp_path):
         assert all(data[i].shape == (3, 16, 16) for i in range(count))
 
 
-def test_a_known_name_is_known_wherever_its_file_lies(tmp_path):
+def test_a_known_dataset_is_recognized_in_any_folder(tmp_path):
     images = np.zeros((12, 28, 28, 1), np.uint8)
     np.savez(tmp_path / "mnist.npz", train_images=images, train_labels=np.full(12, 3))
     data = DiffSet(True, str(tmp_path / "mnist.npz"))
@@ -126,19 +126,19 @@ def test_resume_goes_on_exactly(tmp_path, served):
         0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0)
     ).to(torch.uint8)
 
-    def stream(batches):
+    def endless(batches):
         while True:
             yield from batches
 
-    whole = stream(Batches(data, 4, seed=1, flip=True))
+    whole = endless(Batches(data, 4, seed=1, flip=True))
     expected = [next(whole) for _ in range(15)]
     first = Batches(data, 4, seed=1, flip=True)
-    part = stream(first)
+    part = endless(first)
     for _ in range(served):
         next(part)
     second = Batches(data, 4, seed=1, flip=True)
     second.load_state_dict(first.state_dict())
-    rest = stream(second)
+    rest = endless(second)
     for x, y in expected[served:]:
         again = next(rest)
         assert torch.equal(x, again[0])

@@ -130,7 +130,7 @@ def test_algorithm_2_line_4_is_the_posterior_without_clipping(variance):
         assert (ours - mean - sigma2**0.5 * z).abs().max() < 1e-4
 
 
-def test_the_last_step_adds_no_noise_and_what_is_clipped_is_used():
+def test_the_last_step_adds_no_noise_and_uses_the_clipped_prediction():
     x, huge = torch.randn(3, 1, 2, 2), torch.full((3, 1, 2, 2), 1e6)
     m = predicts(torch.full((3, 1, 2, 2), 5.0), parameterization="x0")
     last = m.denoise_sample(x, 1, z=huge)
@@ -171,7 +171,7 @@ def test_t_is_uniform_on_1_to_T():
 
 
 def test_noise_is_standard_and_a_function_of_seed_and_batch():
-    m = model(T=2, beta_small=0.9999, beta_large=0.9999)  # x_t is eps, all but
+    m = model(T=2, beta_small=0.9999, beta_large=0.9999)  # x_t is nearly eps
     _, eps, losses = drawn(m, 8, 64)
     assert abs(float(eps.mean())) < 0.03
     assert abs(float(eps.std()) - 1) < 0.03

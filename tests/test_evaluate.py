@@ -16,8 +16,8 @@ import evaluate
 pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 
-def test_a_run_directory_knows_its_images(tiny_run, tiny_data, tmp_path, capsys):
-    """Also of a folder or a file, whose name alone is in a checkpoint."""
+def test_the_images_of_a_run_are_found_by_its_config(tiny_run, tiny_data, tmp_path, capsys):
+    """Also those in a folder or a file: the checkpoint contains only its name."""
     for given, known in (((), True), (("--dataset", tmp_path / "other.npz"), False)):
         with np.load(tiny_data) as archive:
             np.savez(
@@ -155,7 +155,9 @@ def test_a_sweep_has_a_row_for_each_and_a_plot(fresh_run, tiny_data, capsys):
     assert "lowest .. highest" not in " ".join(only)
 
 
-def test_what_is_wrong_is_one_line(tiny_run, conditional_run, tiny_data, tmp_path, refused):
+def test_bad_input_of_evaluate_is_one_line_and_status_2(
+    tiny_run, conditional_run, tiny_data, tmp_path, refused
+):
     def said(*argv):
         return refused(evaluate.main, "--ckpt", tiny_run, "--device", "cpu", *argv)
 

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.slow
 SHORT = [*TINY, *"--max-steps 12 --save-every 5".split()]
 SAMPLE = "--device cpu --num 4 --steps 5".split()
 
-# What `run` does: one script after the other, as long as they end with 0.
+# The code that `run` starts: scripts one after another, until one of them fails.
 AS_SCRIPTS = f"""
 import runpy
 sys.path.insert(0, {str(ROOT)!r})
@@ -85,17 +85,17 @@ SURROUNDINGS = {
     "no temporary folder": {"TMPDIR": "/nonexistent"},
     "full temporary folder": {"TMPDIR": "FULL"},
 }
-AT_THE_START = ("ASCII locale", "python -O", "hash seed")  # of Python itself
+AT_THE_START = ("ASCII locale", "python -O", "hash seed")  # read when Python starts
 
 
 def run(folder, script, *words, before="", fresh=False, **environment) -> Process:
-    """A script in `folder`, after the code in `before`; "AND" and another one may follow."""
+    """Start a script in `folder` after the code in `before`; "AND" separates several scripts."""
     code = f"import os, sys\n{before}\n{AS_SCRIPTS}"
     return Process(folder, "-c", code, script, *words, script="", fresh=fresh, **environment)
 
 
 def refusal(process: Process, script: str, status: int = 2) -> str:
-    """The one line in which a process says why it ends."""
+    """The error message of a process: the last line, and the only one with "error: "."""
     assert process.ends() == status, process.err
     assert "Traceback" not in process.err
     assert process.err.count("error: ") == 1
@@ -110,7 +110,7 @@ def pixels_hash(file) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tiny_data, tmp_path_factory):
-    """A run of `SHORT` and samples of it: the losses, the hash of the weights, that of samples."""
+    """Losses, hash of the weights and hash of the samples of an undisturbed run of `SHORT`."""
     folder = tmp_path_factory.mktemp("whole")
     assert fit(tiny_data, folder / "run", "--max-steps", 12, "--save-every", 5) == 0
     words = ["--ckpt", str(folder / "run"), "--out", str(folder / "images"), *SAMPLE]
@@ -125,17 +125,17 @@ def test_in_odd_surroundings_the_result_is_the_same(tiny_data, tmp_path, whole, 
     if around.get("TMPDIR") == "FULL":
         around["TMPDIR"] = str(full := small_disk("size=4k"))
         (full / "filler").write_bytes(b"x" * 4096)
-    place = tmp_path / "é ü 図" / fault
+    folder = tmp_path / "é ü 図" / fault
     around["fresh"] = fault in AT_THE_START
-    words = ["--dataset", tiny_data, "--run-dir", place / "run", *SHORT]
-    sampling = ["Inference.py", "--ckpt", place / "run", "--out", place / "images", *SAMPLE]
+    words = ["--dataset", tiny_data, "--run-dir", folder / "run", *SHORT]
+    sampling = ["Inference.py", "--ckpt", folder / "run", "--out", folder / "images", *SAMPLE]
     process = run(tmp_path, "train.py", *words, "AND", *sampling, **around)
     assert process.ends() == 0, process.err
     assert "Traceback" not in process.err
-    assert (losses(place / "run"), weights_hash(place / "run")) == whole[:2]
-    assert pixels_hash(place / "images" / "samples.npz") == whole[2]
+    assert (losses(folder / "run"), weights_hash(folder / "run")) == whole[:2]
+    assert pixels_hash(folder / "images" / "samples.npz") == whole[2]
     if fault == "umask 077":
-        file = newest_checkpoint(place / "run")
+        file = newest_checkpoint(folder / "run")
         assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -218,7 +218,7 @@ def test_two_processes_begin_at_once_in_one_folder(start, tmp_path, undisturbed)
 def test_a_checkpoint_is_replaced_while_it_is_read(
     tiny_data, tiny_run, tmp_path, monkeypatch, refused, by
 ):
-    """Between its checksum and its contents."""
+    """After its checksum is verified, and before its contents are read."""
     run_dir = tmp_path / "run"
     assert fit_run(tiny_data, run_dir, "--max-steps", 30, "--save-every", 10) == 0
     newest, check = newest_checkpoint(run_dir), checkpoint_file.check_sha256

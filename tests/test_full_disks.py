@@ -30,7 +30,7 @@ SAMPLE = "--device cpu --num 4 --steps 5".split()
 
 
 def last_line(capsys, main, *words) -> str:
-    """The line in which a script's main says why it ends with status 2, after its progress."""
+    """The error message of a script's main that ends with status 2: the line after its progress."""
     capsys.readouterr()
     try:
         status = main(list(map(str, words)))
@@ -45,7 +45,7 @@ def last_line(capsys, main, *words) -> str:
 
 @pytest.fixture
 def full_disk(small_disk):
-    """A function: a disk of one MiB with room for so many KiB, and what to call for room."""
+    """A function that fills a disk up to some KiB; returns it and a function that frees space."""
 
     def fill(kib: int):
         disk = small_disk("size=1m")
@@ -62,7 +62,7 @@ def full_disk(small_disk):
 
 @pytest.fixture(scope="module")
 def plain_run(tiny_data, tmp_path_factory) -> Path:
-    """A run whose model diffusers can hold: all its normalizations have one group."""
+    """A run whose model can be converted to diffusers: all its normalizations have one group."""
     run_dir = tmp_path_factory.mktemp("plain") / "run"
     assert fit(tiny_data, run_dir, *"--max-steps 2 --width 6 --mults 1".split()) == 0
     return run_dir
@@ -169,9 +169,9 @@ def test_metrics_csv_cannot_be_written(start, tmp_path, undisturbed):
 
 
 def test_names_with_spaces_and_other_alphabets(tmp_path):
-    place = tmp_path / "my photos, 100 % 図 'quoted' [x]"
-    images(place / "chats et chiens", ("é 猫.png", "[1].png"))
-    assert fit(place, tmp_path / "a run; echo", "--max-steps", 2, "--data-root", place / "d") == 0
+    folder = tmp_path / "my photos, 100 % 図 'quoted' [x]"
+    images(folder / "chats et chiens", ("é 猫.png", "[1].png"))
+    assert fit(folder, tmp_path / "a run; echo", "--max-steps", 2, "--data-root", folder / "d") == 0
 
 
 @pytest.mark.parametrize("kind", ["loop of files", "loop of folders", "to nothing"])

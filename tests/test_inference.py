@@ -84,7 +84,7 @@ def test_it_writes_what_it_promises(sampled):
     assert np.array_equal(trajectory["predicted"][-1], samples)
 
 
-def test_pure_noise_has_the_one_value_range(sampled):
+def test_pure_noise_has_the_value_range_of_images(sampled):
     """x_T is standard normal; in the range [-1, 1], 16% of its values are black and 16% white."""
     first = np.load(sampled / "trajectory.npz")["frames"][0]
     assert 0.11 < (first == 0).mean() < 0.21
@@ -118,7 +118,7 @@ def test_the_pngs_are_the_frames(sampled):
     )
 
 
-def test_an_image_is_the_same_in_any_batch_and_all_differ(sampled, tiny_run, tmp_path):
+def test_an_image_is_the_same_in_any_batch_and_differs_from_the_others(sampled, tiny_run, tmp_path):
     infer("--ckpt", tiny_run, "--num", 5, "--out", tmp_path, "--batch-size", 5, "--frames", 0)
     one, other = (
         np.load(sampled / "samples.npz")["arr_0"],
@@ -139,7 +139,9 @@ def test_an_image_is_the_same_in_any_batch_and_all_differ(sampled, tiny_run, tmp
         (("--interpolate", "PHOTO", "PHOTO"), False),
     ],
 )
-def test_the_precision_is_the_one_asked_for_or_suits(tiny_run, tmp_path, monkeypatch, flags, bf16):
+def test_the_precision_is_that_of_the_flag_or_of_the_hardware(
+    tiny_run, tmp_path, monkeypatch, flags, bf16
+):
     from runtime import launcher
     from Unet import Unet
 
@@ -162,7 +164,7 @@ def test_the_precision_is_the_one_asked_for_or_suits(tiny_run, tmp_path, monkeyp
     assert set(seen) == {bf16}
 
 
-def test_twice_is_the_same_bytes(tiny_run, tmp_path):
+def test_two_runs_write_the_same_bytes(tiny_run, tmp_path):
     for name in ("a", "b"):
         infer("--ckpt", tiny_run, "--num", 2, "--out", tmp_path / name)
     for file in (tmp_path / "a").glob("*.png"):
@@ -170,7 +172,7 @@ def test_twice_is_the_same_bytes(tiny_run, tmp_path):
     assert np.array_equal(*(np.load(tmp_path / name / "trajectory.npz")["frames"] for name in "ab"))
 
 
-def test_ema_and_raw_weights_give_other_images(tiny_run, tmp_path):
+def test_ema_and_raw_weights_give_different_images(tiny_run, tmp_path):
     for weights in ("ema", "raw"):
         infer("--ckpt", tiny_run, "--num", 2, "--out", tmp_path / weights, "--weights", weights)
     assert not np.array_equal(
@@ -221,7 +223,7 @@ def test_the_forward_process_without_a_checkpoint_has_a_length_and_a_schedule(tm
     clean = np.asarray(Image.open(tmp_path / "out" / "t0000.png")) / 127.5 - 1
     signal = (half * clean).mean() / (clean**2).mean()
     model = DiffusionModel(T=1500, schedule="cosine")
-    # pixels are cut off at 0 and 255, which takes some of the signal, too
+    # pixels are clipped at 0 and 255, which removes some of the signal
     assert 0.6 * model.alpha_bar(500) ** 0.5 < signal < model.alpha_bar(500) ** 0.5
 
 
@@ -350,8 +352,8 @@ def test_the_bomb_would_go_off(tmp_path):
 def test_bad_input_is_one_line_and_status_2(refused, tiny_run, tmp_path, argv, said):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     (tmp_path / "no.png").write_text("no image")
-    places = {"RUN": tiny_run, "PHOTO": tmp_path / "photo.png", "NOPHOTO": tmp_path / "no.png"}
-    argv = [places.get(a, a) for a in argv]
+    paths = {"RUN": tiny_run, "PHOTO": tmp_path / "photo.png", "NOPHOTO": tmp_path / "no.png"}
+    argv = [paths.get(a, a) for a in argv]
     line = refused(Inference.main, *argv, *([] if "--out" in argv else ["--out", tmp_path / "out"]))
     assert said in line
     assert not (tmp_path / "out").exists()
@@ -373,7 +375,7 @@ def test_an_unwritable_folder_is_refused(refused, tiny_run):
         ["unipc", "--steps", "3"],
     ],
 )
-def test_every_sampler_passes_the_saved_steps_and_makes_each_image_in_any_batch(
+def test_every_sampler_stops_at_saved_steps_and_gives_the_same_image_in_any_batch(
     tiny_run, tmp_path, options
 ):
     for size in (1, 3):
@@ -518,7 +520,7 @@ def picture(path, seed=0, size=8):
     return array
 
 
-def test_what_the_mask_leaves_black_is_kept(tiny_run, tmp_path):
+def test_pixels_are_kept_where_the_mask_is_black(tiny_run, tmp_path):
     image, mask = picture(tmp_path / "image.png"), np.zeros((8, 8), np.uint8)
     mask[2:5, 3:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -601,17 +603,15 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
         (["--interpolate", "PHOTO", "PHOTO", "--class", "all"], "one class or none"),
     ],
 )
-def test_what_does_not_go_together_is_one_line_and_status_2(
-    refused, tiny_run, tmp_path, argv, said
-):
+def test_conflicting_flags_are_one_line_and_status_2(refused, tiny_run, tmp_path, argv, said):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     (tmp_path / "no.png").write_text("no image")
-    places = {"PHOTO": tmp_path / "photo.png", "NOPHOTO": tmp_path / "no.png"}
+    paths = {"PHOTO": tmp_path / "photo.png", "NOPHOTO": tmp_path / "no.png"}
     assert said in refused(
         Inference.main,
         "--ckpt",
         tiny_run,
-        *(places.get(a, a) for a in argv),
+        *(paths.get(a, a) for a in argv),
         "--out",
         tmp_path / "out",
     )
@@ -633,7 +633,7 @@ def test_unknown_classes_are_refused(refused, conditional_run, tmp_path, label, 
     )
 
 
-def test_without_a_model_there_is_nothing_to_ask(refused, tmp_path):
+def test_flags_that_need_a_model_are_refused_without_one(refused, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     for flag in (
         ["--sampler", "ddim"],
@@ -647,7 +647,7 @@ def test_without_a_model_there_is_nothing_to_ask(refused, tmp_path):
         )
 
 
-def test_pictures_of_an_earlier_run_do_not_stand_beside_these(tiny_run, tmp_path):
+def test_pictures_of_an_earlier_run_are_removed(tiny_run, tmp_path):
     out = tmp_path / "out"
     assert (
         Inference.main(

@@ -13,7 +13,7 @@ import make_gif
 
 
 def test_the_gif_shows_the_frames_as_they_are(tmp_path):
-    """Every frame in the one value range: a dull frame stays dull, and captions have t."""
+    """All frames have the same value range: a dull frame stays dull. Captions contain t."""
     frames = np.stack([np.full((3, 8, 8, 1), value, np.uint8) for value in (100, 110, 255)])
     np.savez(tmp_path / "trajectory.npz", frames=frames, times=np.array([1000, 500, 0]))
     assert (

@@ -22,7 +22,7 @@ from training import dry_run
 
 H, W = 8, 12
 AT_8X12 = ["8x12" if before == "--image-size" else flag for before, flag in zip(["", *TINY], TINY)]
-# every fourth step, groups that a network of diffusers can have, too
+# validation every fourth step; normalizations that a UNet2DModel supports
 TRAINED = [*AT_8X12, *"--width 6 --mults 1,1 --val-every 4 --val-images 4 --augment 0.5".split()]
 
 
@@ -149,7 +149,7 @@ def test_safetensors_and_diffusers_sample_the_same(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_takes_such_images(run, tmp_path, capsys):
+def test_onnx_accepts_images_that_are_not_square(run, tmp_path, capsys):
     import onnxruntime
 
     file = tmp_path / "model.onnx"
@@ -173,8 +173,8 @@ def test_an_npz_trains_at_its_own_size(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(dry_run, "SECONDS", 0.1)
     images = np.random.default_rng(0).integers(0, 256, (20, 6, 10, 1), dtype=np.uint8)
     np.savez(tmp_path / "wide.npz", train_images=images)
-    place = AT_8X12.index("--image-size")
-    flags = [*AT_8X12[:place], *AT_8X12[place + 2 :], "--max-steps", "1"]
+    at = AT_8X12.index("--image-size")
+    flags = [*AT_8X12[:at], *AT_8X12[at + 2 :], "--max-steps", "1"]
     words = ["--dataset", str(tmp_path / "wide.npz"), "--run-dir", str(tmp_path / "run")]
     assert train.main([*words, *flags, "--dry-run"]) == 0
     assert "18 images 1x6x10, 2 unseen" in capsys.readouterr().out

@@ -110,7 +110,7 @@ def test_it_repeats_no_code():
         assert len(cell.source.splitlines()) <= 25
 
 
-def test_the_code_that_it_shows_is_that_of_today():
+def test_the_code_that_it_shows_is_up_to_date():
     from DiffusionModel import DiffusionModel
 
     for function in (

@@ -16,7 +16,7 @@ STEPS, COUNT = 600, 300
 
 
 def distance(images: torch.Tensor, real: torch.Tensor) -> float:
-    """Frechet's, between normal distributions in the pixels themselves: float (N,C,H,W) both."""
+    """Frechet distance in pixels between two sets of images, both float (N,C,H,W)."""
     a, b = (x.flatten(1).double() for x in (images, real))
     between = torch.linalg.eigvals(torch.cov(a.T) @ torch.cov(b.T)).real.clamp(min=0).sqrt().sum()
     return float(
@@ -29,8 +29,8 @@ def distance(images: torch.Tensor, real: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model of 8x8 gray shapes in v, with the laptop preset's schedule and variance, its last
-    weights averaged."""
+    """A model of 8x8 gray shapes that predicts v, with the laptop preset's schedule and variance
+    and averaged weights, and its training images."""
     torch.manual_seed(0)
     data = DiffSet(True, "shapes", image_size=8)
     data.images = data.images.float().mean(1, keepdim=True).round().byte()
@@ -88,4 +88,4 @@ def test_the_default_sampler_is_no_worse_in_20_steps_than_1000_ancestral_ones(tr
     )
     assert plan.DEFAULT_EVALUATIONS == 20
     assert found <= 1.05 * ancestral
-    assert ancestral < noise / 5  # it has learned something: both are not just bad
+    assert ancestral < noise / 5  # the model has learned something

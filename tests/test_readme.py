@@ -19,7 +19,7 @@ from runtime.pretrained import pretrained_names
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
-SMALLER = {  # what a flag is given instead, where it is given at all
+SMALLER = {  # values that replace those of the flags in a command
     "--save-steps": "0,1,10,20",
     "--start-step": "10",
     "--class": "1",
@@ -41,11 +41,11 @@ ALWAYS = {
     "Inference.py": ["--device", "cpu", "--num", "4"],
     "evaluate.py": ["--num", "8", "--seeds", "0", "--device", "cpu"],
 }
-INSIDE = (
+NO_SCRIPT = (
     "benchmarks/",
     "-m ",
     "-c ",
-)  # what is not a script of this folder; test_benchmarks.py runs the first
+)  # beginnings of commands that do not run a script of this folder
 
 
 def commands() -> list[str]:
@@ -65,7 +65,7 @@ def script_of(command: str) -> tuple[str, list[str]]:
 PYTHON = [
     c
     for c in commands()
-    if c.startswith("python ") and not c.removeprefix("python ").startswith(INSIDE)
+    if c.startswith("python ") and not c.removeprefix("python ").startswith(NO_SCRIPT)
 ]
 OF_RUN_SH = [c for c in commands() if " run.sh" in c and not c.startswith("python")]
 
@@ -94,7 +94,7 @@ def test_each_is_understood(command, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", OF_RUN_SH)
-def test_what_run_sh_hands_on_is_understood(command):
+def test_flags_that_run_sh_passes_on_are_understood(command):
     words = command.split("run.sh", 1)[1].replace("--locked", "").split()
     if words[:1] not in (["test"], ["bench"], ["demo"]):
         words = words[1:] if words[:1] == ["setup"] else words
@@ -103,33 +103,33 @@ def test_what_run_sh_hands_on_is_understood(command):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, conditional_run, tiny_data):
-    """Where a reader might stand: runs of the three datasets, some images."""
-    place = tmp_path_factory.mktemp("reader")
+    """The folder in which the commands are run: runs of several datasets, and images."""
+    reader = tmp_path_factory.mktemp("reader")
     for name in ("mnist", "fashionmnist", "photos"):
-        shutil.copytree(conditional_run, place / "runs" / name)
-    run, narrow = str(place / "runs" / "cifar10"), "--max-steps 2 --width 6 --mults 1,1".split()
-    # one that diffusers has, too
+        shutil.copytree(conditional_run, reader / "runs" / name)
+    run, narrow = str(reader / "runs" / "cifar10"), "--max-steps 2 --width 6 --mults 1,1".split()
+    # with a network that a UNet2DModel can express
     assert train.main(["--dataset", str(tiny_data), "--run-dir", run, *TINY, *narrow]) == 0
     for name in ("photos", "generated", "scans"):
-        (place / name).mkdir()
-    shutil.copytree(ROOT / "images", place / "images")
+        (reader / name).mkdir()
+    shutil.copytree(ROOT / "images", reader / "images")
     pixels = np.load(tiny_data)["train_images"]
     for i in range(20):
         for name in ("photos", "generated"):
-            Image.fromarray(pixels[i]).save(place / name / f"{i}.png")
+            Image.fromarray(pixels[i]).save(reader / name / f"{i}.png")
         scan = pixels[i, :, :, 0].astype(np.uint16) * 10
-        Image.fromarray(scan).save(place / "scans" / f"{i}.png")
+        Image.fromarray(scan).save(reader / "scans" / f"{i}.png")
     for name in ("photos", "generated", "a", "b"):
-        np.savez(place / f"{name}.npz", pixels)
+        np.savez(reader / f"{name}.npz", pixels)
     for i, name in enumerate(("photo.jpg", "a.png", "b.png")):
-        Image.fromarray(pixels[i]).resize((32, 32)).save(place / name)
-    assert Inference.main(["--ckpt", run, "--num", "4", "--out", str(place / "samples")]) == 0
-    pipeline = ["--to", "diffusers", "--out", str(place / "pipeline")]
+        Image.fromarray(pixels[i]).resize((32, 32)).save(reader / name)
+    assert Inference.main(["--ckpt", run, "--num", "4", "--out", str(reader / "samples")]) == 0
+    pipeline = ["--to", "diffusers", "--out", str(reader / "pipeline")]
     assert convert.main(["--ckpt", run, *pipeline]) == 0
     Image.fromarray(np.kron([[0, 255]], np.ones((32, 16))).astype(np.uint8)).save(
-        place / "mask.png"
+        reader / "mask.png"
     )
-    return place
+    return reader
 
 
 def of_each_script(commands: list[str]) -> list:
@@ -149,7 +149,7 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
     monkeypatch.chdir(folder)
     monkeypatch.setattr(
         torch, "compile", lambda forward, **_: forward
-    )  # takes a minute, and is test_step.py's
+    )  # takes a minute; test_compiling.py tests it
     main = importlib.import_module(script.removesuffix(".py")).main
     if flags == ["--help"]:
         with pytest.raises(SystemExit) as stop:
@@ -190,7 +190,7 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_what_is_said_to_be_the_code_is_the_code():
+def test_quoted_code_is_the_code():
     blocks = re.findall(r"```python\n# (\w+\.py), (\w+)\n(.*?)```", TEXT, re.DOTALL)
     assert len(blocks) >= 5
     for file, function, lines in blocks:

@@ -44,7 +44,7 @@ def test_from_nothing_to_a_gif_and_again(tmp_path, tiny_data, times):
 
 
 def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
-    """With a stand-in for srun; the job's copy of the file lies elsewhere, as SLURM's does."""
+    """With a stand-in for srun, and with run.sh copied to another folder, as SLURM does it."""
     (tmp_path / "srun").write_text(
         '#!/bin/sh\necho "srun $*"\nwhile [ "${1#--}" != "$1" ]; do shift; done\ntest -f "$2"\n'
     )
@@ -138,8 +138,8 @@ def test_a_job_that_was_stopped_is_queued_again_eight_times_at_most(
 
 
 def test_what_a_job_adds_to_the_command(tmp_path):
-    """An array's task has a seed of its own unless one is given; a restarted job goes on, whatever
-    --resume says; the number of devices is the sampler's, too."""
+    """A task of an array has its own seed unless --seed is given. A restarted job resumes, even
+    with --resume none. --devices is also passed to Inference.py."""
     (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $*"\n')
     (tmp_path / "srun").chmod(0o755)
     run_dir = tmp_path / "run"

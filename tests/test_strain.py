@@ -50,10 +50,10 @@ sys.exit(evaluate.main(sys.argv[1:]))
 
 
 class Command:
-    """A command in a folder of its own, and what it left there when nothing disturbed it."""
+    """A command in its own folder, and the results that it writes there when undisturbed."""
 
-    def __init__(self, name: str, place: Path, model: Path, words: list):
-        self.name, self.folder, self.model = name, place / name, model
+    def __init__(self, name: str, parent: Path, model: Path, words: list):
+        self.name, self.folder, self.model = name, parent / name, model
         self.words = [str(word).replace("HERE", str(self.folder)) for word in words]
         self.clear()
         began = time.monotonic()
@@ -63,7 +63,7 @@ class Command:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew, with a copy of the model where the command writes beside it."""
+        """Empty the folder, and copy the model into it if the command writes beside the model."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         if self.name == "evaluate":
@@ -80,7 +80,7 @@ class Command:
         assert process.ends() == 0, process.err
 
     def results(self) -> dict[str, str]:
-        """What is there, as a hash of each file's contents."""
+        """A hash of the contents of each file."""
         files = [file for file in self.folder.rglob("*") if file.is_file()]
         names = {str(file.relative_to(self.folder)): file for file in files}
         assert not [name for name in names if ".tmp." in name]
@@ -96,7 +96,7 @@ class Command:
         return step_of(newest) if newest else 0
 
     def killed_after(self, seconds: float) -> bool:
-        """Start it and kill it after so long; False where it had ended before."""
+        """Start the command and kill it after so many seconds; False if it ended before."""
         before = self.progress()
         began = time.monotonic()
         process = self.start()
@@ -124,7 +124,7 @@ def without_times(value):
 
 
 def content_hash(file: Path) -> str:
-    """A hash of what a file holds; of a checkpoint, of all but its times."""
+    """A hash of the contents of a file, for a checkpoint without the times in it."""
     digest = hashlib.sha256()
     if file.suffix == ".ckpt":
         found = read_checkpoint_file(file)

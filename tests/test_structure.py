@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import FOLDERS, ROOMS, ROOT, SOURCES
 
-FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+LAYER = {room: layer for layer, rooms in enumerate(ROOMS) for room in rooms}
 SCRIPTS = ROOMS[-1]
 
 
@@ -18,7 +18,7 @@ def room_of(file):
 
 
 def imported_rooms(tree):
-    """The rooms that a module imports anything from, a line number for each."""
+    """The rooms from which a module imports, each with the line number."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -28,7 +28,7 @@ def imported_rooms(tree):
             continue
         for name in names:
             room = name.partition(".")[0]
-            if room in FLOOR:
+            if room in LAYER:
                 yield room, node.lineno
 
 
@@ -37,7 +37,7 @@ def test_every_purpose_of_randomness_has_its_own_number():
 
     # none is 0: a key that ends in zeros is the key without them
     assert sorted(Purpose) == list(range(1, len(Purpose) + 1))
-    assert Purpose.SAMPLE == 5  # these numbers are what a seed means: none may ever change
+    assert Purpose.SAMPLE == 5  # seeds depend on these numbers, so none may ever change
 
 
 def test_the_top_level_has_the_paper_in_three_nouns_and_six_verbs():
@@ -48,13 +48,13 @@ def test_the_top_level_has_the_paper_in_three_nouns_and_six_verbs():
     assert not {"data", "runs", "samples"} & {*FOLDERS}  # what a run writes
 
 
-@pytest.mark.parametrize("room", FLOOR)
+@pytest.mark.parametrize("room", LAYER)
 def test_imports_go_one_way(room):
     upward = []
     for file in SOURCES:
         if room_of(file) == room:
             for other, line in imported_rooms(ast.parse(file.read_text())):
-                if other != room and FLOOR[other] >= FLOOR[room]:
+                if other != room and LAYER[other] >= LAYER[room]:
                     upward.append(f"{file.relative_to(ROOT)}:{line} imports {other}")
     assert not upward
 
@@ -83,7 +83,7 @@ def late_imports(file):
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_stand_at_the_top(file):
+def test_imports_are_at_the_top(file):
     """A script imports what is slow in one function, after it has parsed its flags."""
     late = list(late_imports(file))
     if room_of(file) in SCRIPTS:
@@ -127,7 +127,7 @@ def test_no_flag_is_true_for_the_word_false_and_no_pickle_is_run(file):
 
 
 @pytest.mark.parametrize("script", [f"{name}.py" for name in SCRIPTS])
-def test_help_and_typing_errors_do_not_wait_for_torch(script):
+def test_help_and_typos_do_not_wait_for_torch(script):
     code = (
         "import sys, runpy; sys.modules['torch'] = None; sys.modules['pytorch_lightning'] = None; "
         f"sys.argv = ['{script}', sys.argv[1]]; runpy.run_path('{script}', run_name='__main__')"
@@ -144,7 +144,7 @@ def test_help_and_typing_errors_do_not_wait_for_torch(script):
 def test_the_readme_names_every_room():
     table = (ROOT / "README.md").read_text().split("## Files\n")[1].split("\n## ")[0]
     named = re.findall(r"`([\w/]+?)(?:/|\.py)`", table)
-    assert {*named} == {*FLOOR, "benchmarks", "docs", "images", "pretrained", "tests"}
+    assert {*named} == {*LAYER, "benchmarks", "docs", "images", "pretrained", "tests"}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md"])

@@ -106,7 +106,7 @@ def test_dry_run_prints_what_to_expect_and_leaves_nothing(tiny_data, tmp_path, c
     assert not (tmp_path / "none").exists()
 
 
-def test_the_papers_preset_is_the_papers():
+def test_the_paper_preset_has_the_papers_values():
 
     args = train.build_parser().parse_args(["--preset", "paper"])
     assert (args.T, args.beta_small, args.beta_large, args.parameterization, args.variance) == (
@@ -187,7 +187,7 @@ def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, 
     assert not (tmp_path / "run").exists()
 
 
-def test_eps_is_not_predicted_from_nothing(refused, tiny_data, tmp_path):
+def test_eps_with_zero_terminal_snr_is_refused(refused, tiny_data, tmp_path):
     line = refused(
         train.main,
         *TINY,

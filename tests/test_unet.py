@@ -10,7 +10,7 @@ from Unet import ResidualBlock, Stage, Unet, Upsample, attend, time_embedding
 
 
 def perturbed(net: nn.Module) -> nn.Module:
-    """Zero-initialized layers hide what is behind them: give every weight a value."""
+    """Add noise to all weights, because zero-initialized layers would hide the other layers."""
     torch.manual_seed(1)
     with torch.no_grad():
         for p in net.parameters():
@@ -57,7 +57,7 @@ def test_the_papers_network_is_the_published_one():
 
 @pytest.mark.parametrize("way", ["unfused", "fused"])
 def test_both_ways_to_enlarge_are_repeated_pixels_and_a_convolution(way):
-    """One is for CPUs and the other for all else, where no test may run."""
+    """`fused` is for CPUs, `unfused` for other devices, which the tests may not have."""
     layer = perturbed(Upsample(3).double())
     enlarge = getattr(layer, way)
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
@@ -128,7 +128,7 @@ def test_every_option_reaches_the_output_and_trains(options):
     assert not torch.allclose(out[0], net(x, torch.tensor([9, 7]))[0])  # time matters
     assert torch.allclose(
         out[1], net(x, torch.tensor([9, 7]))[1], atol=1e-6
-    )  # but only an image's own
+    )  # but not that of another image
     out.square().sum().backward()
     silent = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()}
     assert not silent
@@ -142,10 +142,10 @@ def test_a_label_matters_only_where_there_are_classes():
     ]
     assert not torch.allclose(outputs[0], outputs[1])
     assert not torch.allclose(outputs[1], outputs[2])
-    assert torch.equal(outputs[0], outputs[3])  # the row behind the last class is "no label"
+    assert torch.equal(outputs[0], outputs[3])  # the row after the last class is "no label"
 
 
-def test_attention_stands_at_the_chosen_resolutions_and_in_the_middle():
+def test_attention_is_at_the_chosen_resolutions_and_in_the_middle():
     net = Unet(3, 32, (1, 2, 2), (16,), 1, size=32)
     attending = [
         i
@@ -156,7 +156,7 @@ def test_attention_stands_at_the_chosen_resolutions_and_in_the_middle():
     assert not isinstance(net.middle1.attention, nn.Identity)
 
 
-def test_of_an_image_that_is_not_square_the_smaller_side_counts():
+def test_attention_resolutions_are_those_of_the_smaller_side():
     for size in ((32, 64), (64, 32)):
         net = Unet(3, 32, (1, 2, 2), (16,), 1, size=size)
         attending = [
@@ -194,8 +194,8 @@ def test_sizes_that_do_not_divide_are_refused(options):
 
 
 def test_time_reaches_the_narrowest_block():
-    """With a channel a group, normalization would take from each channel what the embedding has
-    just added to all of it."""
+    """With one channel in each group, the normalization would remove the embedding, which is added
+    to all pixels of a channel."""
     block = perturbed(ResidualBlock(8, 8, 32, 0.0, False))
     x, e = torch.randn(1, 8, 4, 4), torch.randn(2, 32) * 10
     assert (block(x, e[:1]) - block(x, e[1:])).abs().max() > 1e-2
@@ -236,8 +236,8 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradient():
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-@pytest.mark.parametrize("places", [4, 1024, 1025])
-def test_attention_is_the_same_written_out_and_fused(places):
-    q, k, v = torch.randn(3, 2, places, 8, generator=torch.Generator().manual_seed(0)).double()
+@pytest.mark.parametrize("positions", [4, 1024, 1025])
+def test_attention_is_the_same_written_out_and_fused(positions):
+    q, k, v = torch.randn(3, 2, positions, 8, generator=torch.Generator().manual_seed(0)).double()
     weights = torch.einsum("bnc,bmc->bnm", q, k).div(8**0.5).exp()
     torch.testing.assert_close(attend(q, k, v), weights @ v / weights.sum(dim=2, keepdim=True))

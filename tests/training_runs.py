@@ -26,7 +26,7 @@ Preview.__init__ = functools.partialmethod(Preview.__init__, count=8, steps=4)
 STEPS = 100
 
 
-# Those of this process: a test of several processes sets others.
+# OMP_NUM_THREADS at the start of this process; a test of several processes changes it.
 THREADS = {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
 
 
@@ -44,8 +44,8 @@ def server() -> fork_server.Server:
 class Process:
     """train.py (or another script) as a user starts it, in a process group of its own.
 
-    What it prints is in `out` and `err`. It is forked from a process that has imported torch
-    already, unless `fresh`, for what happens before that.
+    What it prints is in `out` and `err`. It is forked from a process that has already imported
+    torch, unless it is `fresh`, to test what happens before that.
     """
 
     def __init__(self, folder, *argv, script="train.py", fresh=False, **environment):
@@ -143,7 +143,7 @@ def weights_hash(run_dir):
 
 
 def steps(run_dir):
-    """Steps that metrics.csv tells of so far."""
+    """The last step in metrics.csv, 0 if there is none."""
     with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
         return int((run_dir / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
     return 0

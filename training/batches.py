@@ -2,6 +2,8 @@
 
 Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and a `Share` that says which part
 of the step's random numbers belongs to these images.
+
+Letters in the shape columns: B images of a micro-batch, C channels, H and W height and width.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,8 +54,8 @@ class TrainingBatches:
 class ValidationBatches:
     """The validation batches of one process, which end early if `is_stopped` returns true.
 
-    It is called before each batch, the same number of times in all processes. `cut_short` is
-    whether the last pass ended early.
+    `is_stopped` is called before each batch, the same number of times in all processes.
+    `cut_short`: whether the last validation ended early.
     """
 
     def __init__(self, batches: Batches, is_stopped: Callable[[], bool]):

@@ -61,7 +61,7 @@ class Checkpointing(StepCallback):
     """Save every `every` steps, at the end, and when a signal or `max_time` stops the run.
 
     A signal only sets `stop.signal`. Checkpoints are saved only at the end of a step, always at the
-    same point of Lightning's loop. With several processes, all of them learn of a request to stop
+    same point of Lightning's loop. With several processes, a request to stop reaches all of them
     one step later, so they stop at the same step and none waits for another within a step.
 
     `max_time` (seconds) is measured by the first process and includes the runs that this one

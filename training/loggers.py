@@ -79,7 +79,7 @@ def is_validated(file: Path, step: int) -> bool:
         return any(row.get("step") == str(step) and row.get("val_loss") for row in rows)
 
 
-class Curves(TensorBoardLogger):
+class TensorBoard(TensorBoardLogger):
     """Write `run_dir/tensorboard/`: curves, and images under their tags.
 
     A resumed run adds a file and hides the entries of earlier files after `resumed_step`.

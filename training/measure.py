@@ -36,8 +36,8 @@ class Measure(StepCallback):
 
     Both use the same noise every time and do not affect the random numbers of training. A signal
     ends a measurement without a result; a run that resumes from this step repeats it first.
-    (Several processes stop one step later, and the measurement is skipped.) `exclude` is called
-    with the seconds that a measurement took, which do not count as training time.
+    (With several processes the run stops one step later, and this result stays missing.) `exclude`
+    is called with the seconds that a measurement took, which do not count as training time.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from training.preview import Preview, preview_file
 
 
 class MissedValidation(pl.Callback):
-    """Validate the step that a run resumes from, or draw its preview, where that is missing.
+    """Validate the step that a run resumes from, or draw its preview, if that is missing.
 
     every: steps between validations; the last step has one, too. preview: that of the first
     process, None in the others.
@@ -30,14 +30,14 @@ class MissedValidation(pl.Callback):
         if not step or (step % self.every and step != trainer.max_steps):
             return
         # The first process reads the files and decides for all.
-        has_loss, has_preview = trainer.strategy.broadcast(what_is_there(self.run_dir, step))
+        has_loss, has_preview = trainer.strategy.broadcast(has_loss_and_preview(self.run_dir, step))
         if not has_loss:
             validate_now(trainer)
         elif self.preview and not has_preview:
             self.preview.on_validation_end(trainer, pl_module)
 
 
-def what_is_there(run_dir: Path, step: int) -> tuple[bool, bool]:
+def has_loss_and_preview(run_dir: Path, step: int) -> tuple[bool, bool]:
     """Whether a run has the validation loss of this step, and its preview."""
     has_loss = is_validated(run_dir / "metrics.csv", step)
     return has_loss, preview_file(run_dir / "samples", step).is_file()

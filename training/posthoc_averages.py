@@ -33,10 +33,11 @@ class PowerEmas(StepCallback):
         assert isinstance(pl_module, DiffusionModel)
         live = dict(pl_module.unet.named_parameters())
         start = self.weights or [live] * len(posthoc_ema.LENGTHS)
-        self.weights = [
-            {name: weights[name].detach().clone().to(p.device) for name, p in live.items()}
-            for weights in start
-        ]
+        self.weights = []
+        for weights in start:
+            self.weights.append(
+                {name: weights[name].detach().clone().to(p.device) for name, p in live.items()}
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Snapshots of later steps are from before this run went back to an earlier checkpoint.

@@ -11,7 +11,7 @@ from runtime.launcher import Machine, Refused
 from runtime.signals import Stop
 from training.dry_run import dry_run
 from training.fit import fit_with_restarts
-from training.missed_validation import what_is_there
+from training.missed_validation import has_loss_and_preview
 from training.run_directory import prepare_run_dir
 from training.settings import Invocation, TrainingSettings
 from training.setup import TrainingRun, set_up
@@ -101,8 +101,8 @@ def is_trained(checkpoint: dict[str, Any], settings: TrainingSettings) -> bool:
 def misses_validation(run: TrainingRun, checkpoint: dict[str, Any], machine: Machine) -> bool:
     """Whether the run was killed in the validation of its last step."""
     step = checkpoint["global_step"]
-    there = step != run.settings.max_steps or all(what_is_there(run.run_dir, step))
-    return not machine.processes.broadcast(there)
+    complete = step != run.settings.max_steps or all(has_loss_and_preview(run.run_dir, step))
+    return not machine.processes.broadcast(complete)
 
 
 def describe_images(run: TrainingRun) -> str:

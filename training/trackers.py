@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
 from runtime.atomic_file import complete_file
-from training.loggers import MEASURED, Curves, MetricsCsv
+from training.loggers import MEASURED, MetricsCsv, TensorBoard
 from training.setup import TrainingRun
 from training.validation import bin_names
 
@@ -34,7 +34,7 @@ def open_loggers(run: TrainingRun, resumed_step: int) -> list[Logger]:
     """Return the loggers of a run that starts after `resumed_step` steps."""
     columns = ["train_loss", "val_loss", *bin_names(run.model.T), *MEASURED]
     makers = {
-        "tensorboard": lambda: Curves(run.run_dir, resumed_step),
+        "tensorboard": lambda: TensorBoard(run.run_dir, resumed_step),
         "wandb": lambda: Wandb(run),
         "trackio": lambda: Trackio(run),
     }

@@ -70,7 +70,7 @@ SCHEDULER = {
 
 
 def model(**settings) -> DiffusionModel:
-    """A small network that diffusers can have: all its normalizations have one group.
+    """A small network that can be converted to diffusers: all normalizations have one group.
 
     Every weight gets a value, because layers that start at zero would hide mistakes.
     """
@@ -95,7 +95,7 @@ def pipeline(folder: Path):
 
 
 def change(file: Path, **values) -> None:
-    """Other values in a file of JSON; ... for one that is to be missing."""
+    """Change values in a JSON file; the value ... removes a name."""
     contents = json.loads(file.read_text()) | values
     file.write_text(
         json.dumps({name: value for name, value in contents.items() if value is not ...})
@@ -112,7 +112,7 @@ def written(tmp_path):
 # ---- diffusers ----------------------------------------------------------------------------------
 
 
-def test_what_a_silent_configuration_means_is_what_diffusers_says():
+def test_default_configurations_are_those_of_diffusers():
     from diffusers import DDPMScheduler, UNet2DModel
 
     for ours, theirs in (
@@ -247,8 +247,8 @@ def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
     )
 
 
-def test_labels_of_a_network_of_others_all_count(tmp_path):
-    """Theirs has a row for each class; ours one more, for none, which is then never asked for."""
+def test_all_labels_of_a_foreign_network_are_classes(tmp_path):
+    """Its embedding has a row for each class. Ours has one more, "no class", which is not used."""
     ours = model(classes=3, class_names=("a", "b", "c"))
     write_pipeline(loaded_from(ours), tmp_path / "own", "ema")
     own = load_model(tmp_path / "own").model
@@ -399,7 +399,7 @@ def test_a_network_that_cannot_be_loaded_is_refused_by_the_settings_name(
         ("rescale_betas_zero_snr", True),
     ],
 )
-def test_a_scheduler_that_ours_cannot_be_is_refused(name, value, written, refused):
+def test_a_scheduler_that_is_not_supported_is_refused(name, value, written, refused):
     change(written / "scheduler" / "scheduler_config.json", **{name: value})
     line = refused(Inference.main, "--ckpt", written)
     said = {
@@ -427,7 +427,7 @@ def test_scaled_linear_betas_become_a_table(written):
 
 
 def spoil(folder: Path, how: str) -> str:
-    """Damage a pipeline; -> what the refusal must speak of."""
+    """Damage a pipeline; returns a part of the expected error message."""
     weights = folder / "unet" / WEIGHTS[0]
     tensors = load_file(weights)
     first = next(iter(tensors))
@@ -461,7 +461,7 @@ def spoil(folder: Path, how: str) -> str:
         save_file(tensors | {"x.weight": torch.zeros(3)}, weights)
         return "'unet.x.weight' is unknown"
     weights.unlink()
-    if how == "claims":  # few bytes that say that they are many
+    if how == "claims":  # a few bytes that claim to be a large tensor
         torch.save({"a": torch.zeros(1).expand(10**12)}, weights.with_suffix(".bin"))
         return "plain tensors"
     torch.save({"a": Spy()}, weights.with_suffix(".bin"))
@@ -499,7 +499,7 @@ def test_a_damaged_or_hostile_folder_is_one_line(how, written, refused):
     assert not Spy.ran
 
 
-def test_what_the_weights_cannot_do_is_refused(written, refused, tmp_path):
+def test_actions_that_need_a_checkpoint_of_training_are_refused(written, refused, tmp_path):
     import evaluate
     import train
 

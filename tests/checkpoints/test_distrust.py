@@ -43,7 +43,7 @@ def test_a_bad_checkpoint_is_not_resumed(refused, tiny_run, tiny_data, tmp_path,
 
 @pytest.fixture(scope="module")
 def stopped(tiny_data, tmp_path_factory):
-    """A run that was stopped ten steps before its end: what goes on from it is soon there."""
+    """A run that was stopped ten steps before its end, so that resuming it takes little time."""
     run_dir = tmp_path_factory.mktemp("stopped") / "run"
     assert fit_run(tiny_data, run_dir, "--max-steps", STEPS - 10) == 0
     return run_dir
@@ -113,7 +113,7 @@ def test_a_bad_newest_checkpoint_is_skipped(
     assert_same_run(run_dir, undisturbed)
 
 
-def test_where_no_checkpoint_is_sound_nothing_is_touched(stopped, tiny_data, tmp_path, refused):
+def test_without_a_valid_checkpoint_nothing_is_changed(stopped, tiny_data, tmp_path, refused):
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     for file in list_checkpoints(run_dir):

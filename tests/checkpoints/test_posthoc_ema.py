@@ -7,8 +7,7 @@ from checkpoints import posthoc_ema
 
 
 def profile(steps: int, total: int, exponent: float) -> np.ndarray:
-    """What the weights after each of `total` steps count in the average kept by `decay` up to
-    `steps`."""
+    """The share of each of `total` steps in the average that `decay` gives after `steps` steps."""
     kept = np.zeros(total)
     for step in range(1, steps + 1):
         kept *= posthoc_ema.decay(step, exponent)

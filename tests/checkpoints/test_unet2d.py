@@ -105,7 +105,7 @@ SCHEDULERS = {
 
 
 def quick(cases, *names: str) -> list:
-    """The cases of these names, and all others as slow ones: together they take a minute."""
+    """All cases; those without these names are marked as slow, because they take a minute."""
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in cases]
 
 
@@ -126,7 +126,7 @@ def pipeline(folder, config=None, scheduler=None) -> DDPMPipeline:
 
 
 def change(file, **values) -> None:
-    """Other values in a file of JSON; ... for one that is to be missing."""
+    """Change values in a JSON file; the value ... removes a name."""
     found = json.loads(file.read_text()) | values
     file.write_text(json.dumps({name: value for name, value in found.items() if value is not ...}))
 
@@ -169,7 +169,7 @@ def test_a_network_of_diffusers_computes_the_same_here(name, tmp_path):
     assert (again.eval()(x, t, y) - expected).abs().max() <= 1e-5
 
 
-def test_a_network_that_ours_can_be_goes_through_ours(tmp_path):
+def test_a_network_equivalent_to_a_unet_becomes_one(tmp_path):
     pipeline(
         tmp_path,
         {

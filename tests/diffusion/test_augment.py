@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from models import model, seeded, spread_out
+from models import model, perturbed, seeded
 
 from diffusion import augment
 
@@ -12,10 +12,9 @@ IMAGES = torch.rand(4, 3, 16, 16, generator=seeded()) * 2 - 1
 
 
 def only(**done) -> torch.Tensor:
-    names = ["mirror", "flip", "size", "turn", "stretch", "direction", "right", "down"]
     row = torch.zeros(8)
     for name, value in done.items():
-        row[names.index(name)] = value
+        row[augment.Amounts._fields.index(name)] = value
     return row.repeat(4, 1)
 
 
@@ -61,7 +60,7 @@ def test_shifts_and_sizes():
     )  # bicubic is not quite linear
 
 
-def test_each_label_says_all_that_was_done():
+def test_a_label_determines_the_augmentation():
     done = augment.draw(500, 0.5, seeded())
     x, label = augment.augmented(torch.rand(500, 1, 8, 8, generator=seeded()), done)
     assert len(label.unique(dim=0)) > 400
@@ -89,8 +88,8 @@ def test_each_label_says_all_that_was_done():
     assert ((applied - torch.tensor([0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])).abs() < 0.08).all()
 
 
-def test_the_network_is_told_in_training_and_samples_without():
-    m, x = spread_out(model(augment=1.0)), torch.rand(6, 1, 8, 8) * 2 - 1
+def test_augmentation_labels_are_used_in_training_only():
+    m, x = perturbed(model(augment=1.0)), torch.rand(6, 1, 8, 8) * 2 - 1
     seen = []
     m.unet.register_forward_pre_hook(
         lambda _, args: seen.append(args[3] if len(args) > 3 else None)

@@ -1,7 +1,7 @@
 """The random numbers of a batch."""
 
 import torch
-from models import EVERYTHING, conditional, model, seeded, spread_out
+from models import EVERYTHING, conditional, model, perturbed, seeded
 
 from training.batches import micro_batches
 
@@ -28,7 +28,7 @@ def test_an_unconditional_model_takes_no_notice_of_labels():
 
 def test_the_shares_of_processes_are_one_batch():
     x, y = torch.rand(8, 1, 8, 8, generator=seeded()) * 2 - 1, torch.arange(8) % 3
-    m = spread_out(model(**EVERYTHING))
+    m = perturbed(model(**EVERYTHING))
     whole = m.get_loss((x, y), 5)
     for parts in (2, 4, 8):
         losses = [m.get_loss(part, 5) for part in micro_batches(x, y, parts)]

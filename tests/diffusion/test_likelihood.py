@@ -17,7 +17,7 @@ from DiffusionModel import DiffusionModel, ForwardProcess
 
 
 class Known(ForwardProcess):
-    """A model that knows its data: `mean(x, ratio)` is E[x_0 | x_0 + ratio eps = x], in closed
+    """A model of a known distribution: `mean(x, ratio)` is E[x_0 | x_0 + ratio eps = x] in closed
     form."""
 
     def __init__(self, mean, T=1000, schedule="linear", variance="small"):
@@ -42,7 +42,7 @@ class Known(ForwardProcess):
 
 
 class Gaussian(Known):
-    """Of values from N(0, S^2): the reverse step is a Gaussian, too, and its variance can be told
+    """Values from N(0, S^2): the reverse step is also Gaussian, and its variance is known
     exactly."""
 
     def __init__(self, **settings):
@@ -89,14 +89,14 @@ ENTROPY = 0.5 * math.log2(2 * math.pi * math.e * S**2) + math.log2(
 
 @pytest.mark.parametrize(("T", "schedule"), [(5, "linear"), (100, "linear"), (100, "cosine")])
 def test_the_bound_of_a_gaussian_is_its_entropy(T, schedule):
-    """With the exact reverse step, for any number of them, but for the drawn noise."""
+    """With the exact reverse step, for any number of steps, up to the sampling error."""
     x_0 = of_gaussian(500)
     model = Gaussian(T=T, schedule=schedule)
     terms = likelihood.bound(model, x_0, noise(x_0.shape))
     assert terms.shape == (T + 1, 500)
     last = (
         model.alpha_bar(T) * S**2 + 1 - model.alpha_bar(T)
-    )  # the variance of x_T, for 1 in the model's
+    )  # the variance of x_T; that of the prior is 1
     more = 0.5 * (last - 1 - math.log(last)) / math.log(2)
     log_p = torch.distributions.Normal(0.0, S).log_prob(x_0).mean(dim=(1, 2, 3)) / math.log(2)
     assert float(terms.sum(0).mean()) == pytest.approx(
@@ -106,7 +106,7 @@ def test_the_bound_of_a_gaussian_is_its_entropy(T, schedule):
 
 
 @pytest.mark.slow
-def test_fixed_variances_come_near_it_from_above():
+def test_fixed_variances_approach_the_entropy_from_above():
     x_0, found = of_gaussian(100), {}
     for variance, T in (("large", 1000), ("large", 4000), ("small", 1000), ("small", 4000)):
         found[variance, T] = (
@@ -279,7 +279,7 @@ def test_the_estimate_has_the_bounds_mean():
         assert error < 0.1 * float(exact.mean())
 
 
-def test_between_two_times_the_network_is_asked_for_both():
+def test_denoise_at_a_ratio_equals_denoise_at_whole_times():
     model = network(parameterization="v")
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     for t in (1, 5, 12):
@@ -293,14 +293,13 @@ def test_between_two_times_the_network_is_asked_for_both():
             atol=1e-5,
         )
     assert at_ratio(model, 1e-6)[2] == 1
-    near = denoise_at(model, 1e-6, x)  # almost no noise: the image is its own prediction
+    near = denoise_at(model, 1e-6, x)  # almost no noise: the prediction is the image itself
     assert torch.allclose(near, x, atol=1e-4)
 
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_a_flow_that_cannot_be_followed_is_refused(beyond):
-    """And not taken from where the solver gave up: the network's output is not a number from this
-    sigma / signal on."""
+    """The network's output is NaN where sigma / signal > `beyond`, and the solver gives up."""
     model = Known(
         lambda z, ratio: z * S**2 / (S**2 + ratio**2) * (math.nan if ratio > beyond else 1)
     )
@@ -310,7 +309,7 @@ def test_a_flow_that_cannot_be_followed_is_refused(beyond):
 
 
 def test_double_precision_stays_on_the_cpu():
-    """Where a device has none, as Apple's: what is on it is converted after it has left."""
+    """Some devices have none, such as Apple's: tensors are moved to the CPU, then converted."""
     for file in (
         "diffusion/likelihood.py",
         "evaluation/bits_per_dim.py",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from models import model, plain_errors, predicts, seeded, spread_out
+from models import model, perturbed, plain_errors, predicts, seeded
 
 from diffusion import objective
 from diffusion.draws import Draws
@@ -97,5 +97,5 @@ def test_only_training_draws_its_own_times(kind):
     draws = [Draws(x, (0, Purpose.TRAIN, 0)) for _ in range(2)]
     own, uniform = draws[0].times(kind, m._ratio[1:]), draws[1].times("uniform", m._ratio[1:])
     assert not torch.equal(own, uniform)
-    spread_out(m)
-    assert not torch.equal(m.get_loss(x + 1, 0), spread_out(plain).get_loss(x + 1, 0))
+    perturbed(m)
+    assert not torch.equal(m.get_loss(x + 1, 0), perturbed(plain).get_loss(x + 1, 0))

@@ -126,7 +126,7 @@ def test_a_step_with_learned_variance_equals_diffusers():
 
 
 @pytest.mark.parametrize(("fraction", "variance"), [(1.0, "large"), (0.0, "small")])
-def test_learned_variance_ends_at_the_two_of_the_paper(fraction, variance):
+def test_learned_variance_ranges_from_small_to_large(fraction, variance):
     m, x = learned(), torch.randn(2, 1, 8, 8)
 
     predict = m.denoise

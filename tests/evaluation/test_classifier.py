@@ -32,7 +32,7 @@ def kinds(tmp_path_factory):
     return *(DiffSet(train, str(root / "kinds.npz")) for train in (True, False)), root
 
 
-def test_it_learns_is_kept_and_is_the_same_again(kinds, monkeypatch):
+def test_it_learns_and_is_saved_and_reproducible(kinds, monkeypatch):
     train_set, test_set, root = kinds
     before = torch.get_rng_state()
     model = classifier.load_or_train(train_set, test_set, root)
@@ -74,12 +74,12 @@ def test_shifted_images_are_moved_by_whole_pixels_and_repeat_their_edge():
     torch.manual_seed(0)
     found = classifier.shifted(x)
     grid = torch.nn.functional.pad(x[:1], (2, 2, 2, 2), mode="replicate")[0, 0]
-    places = {
+    shift_of = {
         tuple(grid[i : i + 6, j : j + 6].flatten().tolist()): (i, j)
         for i in range(5)
         for j in range(5)
     }
-    shifts = {places[tuple(image.flatten().tolist())] for image in found}
+    shifts = {shift_of[tuple(image.flatten().tolist())] for image in found}
     assert len(shifts) > 15  # of 25: each image has its own
 
 

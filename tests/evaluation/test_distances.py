@@ -160,14 +160,12 @@ def test_every_distance_grows_with_noise_and_blur(shapes, name, worse, levels):
         ]
         assert scores[-1] == min(scores), (
             scores
-        )  # no more: a little noise can make its answers more even
+        )  # not sorted: a little noise can make the predictions more even
         assert scores[-1] < 0.7 * scores[0], scores
     recall, precision = ([one[metric] for one in found] for metric in ("recall", "precision"))
     assert recall == sorted(recall, reverse=True), recall
     assert recall[-1] < recall[0] - 0.2
-    assert (
-        max(precision[1:]) < precision[0]
-    )  # and no more: images that are all alike can be precise
+    assert max(precision[1:]) < precision[0]  # not sorted: images that are all alike can be precise
 
 
 def test_noise_is_what_sampling_begins_from():

@@ -30,9 +30,7 @@ def test_batches_change_no_features_and_gray_is_taken_for_colour(shapes):
     )
 
 
-def test_features_of_real_images_are_kept_and_taken_anew_where_they_are_damaged(
-    shapes, monkeypatch
-):
+def test_features_of_real_images_are_cached_and_extracted_again_if_damaged(shapes, monkeypatch):
     found = features.reference_features(shapes.classifier, shapes.test_set, shapes.root, 50)
     with monkeypatch.context() as patched:
         patched.setattr(features, "extract_features", lambda *_: pytest.fail("they were kept"))
@@ -119,9 +117,7 @@ def test_only_its_own_weights_make_a_distance_fid(shapes, inception_file, monkey
     assert not shapes.classifier.published
 
 
-def test_weights_that_lie_with_the_data_need_no_download(
-    shapes, inception_file, tmp_path, monkeypatch
-):
+def test_weights_in_the_data_folder_need_no_download(shapes, inception_file, tmp_path, monkeypatch):
     monkeypatch.setattr(
         torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("it is there")
     )

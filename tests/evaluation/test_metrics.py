@@ -116,7 +116,7 @@ def test_samples_of_other_weights_are_other_samples(conditional_run, tiny_data, 
     )
 
 
-def test_stopped_and_run_again_it_goes_on(fresh_run, tiny_data, capsys, monkeypatch):
+def test_a_stopped_evaluation_resumes(fresh_run, tiny_data, capsys, monkeypatch):
     """After a signal between two files, existing samples are reused and results are the same."""
     monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 8)
     ask = ("--bound", "0", "--num", "24", "--seeds", "11")
@@ -149,7 +149,7 @@ def test_stopped_and_run_again_it_goes_on(fresh_run, tiny_data, capsys, monkeypa
     )
 
 
-def test_the_classes_asked_for_are_looked_for(conditional_run, tiny_data, capsys):
+def test_the_share_of_requested_classes_is_measured(conditional_run, tiny_data, capsys):
     _, found = measure(
         capsys,
         conditional_run,
@@ -169,7 +169,7 @@ def test_the_classes_asked_for_are_looked_for(conditional_run, tiny_data, capsys
 
 
 def test_labels_of_real_images_are_all_as_asked(tiny_data, tmp_path):
-    """Where the samples are the real images, all classes are right and every distance is 0."""
+    """If the samples are the real images, all classes are right and every distance is 0."""
     data = DiffSet(True, str(tiny_data), image_size=8)
     classifier = load_feature_extractor("classifier", data, data, tiny_data.parent)
     real = RealImages(data, data, tmp_path)

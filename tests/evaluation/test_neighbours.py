@@ -26,7 +26,7 @@ def test_the_nearest_are_those_of_a_slow_search(monkeypatch, far):
     )
 
 
-def test_copies_are_told_from_images_of_the_same_kind():
+def test_copies_are_distinguished_from_images_of_the_same_kind():
     train, test_set, fresh = (
         normal(count, 6, seed=seed) for seed, count in enumerate((3000, 1000, 800))
     )
@@ -60,7 +60,7 @@ def test_copies_are_told_from_images_of_the_same_kind():
 
 
 def test_a_set_is_as_near_to_a_reference_as_the_reference_to_itself():
-    """Where both are of one distribution; copies, and images far from it, are told from that."""
+    """If both have the same distribution. Copies and distant images have other ratios."""
     reference, fresh = normal(1000, 6), normal(600, 6, seed=1)
     honest, distances = neighbours.audit_pair(fresh, reference)
     assert honest["ratio"] == pytest.approx(1, abs=0.03)
@@ -79,7 +79,7 @@ def test_a_set_is_as_near_to_a_reference_as_the_reference_to_itself():
     "worse", [lambda x: blurred(x, 1.2), lambda x: (127.5 + (x.float() - 127.5) / 2).round().byte()]
 )
 def test_smooth_and_pale_samples_are_not_called_copies(shapes, worse):
-    """Though they are nearer to all images, and to the training images, than real ones are."""
+    """Such images are nearer to all images than real ones are, also to training images."""
     test_set = DiffSet(False, "shapes")
     test_set.images = shapes.test_set.images[:500]
     real = RealImages(shapes.train_set, test_set, shapes.root)

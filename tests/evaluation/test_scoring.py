@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 @pytest.fixture
 def score(capsys, tiny_data):
-    """A function: run evaluate.py --samples; -> the lines of the table and the line of JSON."""
+    """A function that runs evaluate.py --samples and returns the table and the line of JSON."""
 
     def run(*words):
         machine = ["--data-root", tiny_data.parent, "--device", "cpu", "--json"]
@@ -180,7 +180,7 @@ def fitted(samples, dataset, root):
 
 
 def test_28x28_is_padded_as_the_dataset_is(tmp_path):
-    """Also where gray images are stored in three channels."""
+    """Also if gray images are stored in three channels."""
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
     np.savez(tmp_path / "digits.npz", train_images=images, train_labels=np.arange(40) % 2)
     padded = np.pad(images[:12], ((0, 0), (2, 2), (2, 2), (0, 0)))

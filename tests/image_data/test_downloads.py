@@ -41,7 +41,7 @@ def test_a_download_is_written_in_the_layout_that_is_read(tmp_path, monkeypatch,
     assert len(calls) == 2  # the file is there: nothing is downloaded
 
 
-def test_without_a_network_one_line_says_what_to_place_where(tmp_path, monkeypatch):
+def test_without_a_network_one_line_names_the_file_to_provide(tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise urllib.request.URLError("unreachable")
 

@@ -131,7 +131,7 @@ def test_decoding_does_not_keep_the_images_in_memory(tmp_path):
 
 
 def test_one_image_in_colour_among_gray_ones_is_enough(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "LOOKED_AT", 1)  # at the first image alone
+    monkeypatch.setattr(image_files, "COLOUR_CHECKS", 1)  # of the first image only
     (tmp_path / "mixed").mkdir()
     for i in range(30):
         colour = (9, i, 0) if i == 25 else (i, i, i)

@@ -39,7 +39,7 @@ def gray(held_out):
 
 @pytest.fixture
 def both(monkeypatch):
-    """A function: one split of a dataset in memory, and mapped."""
+    """A function that loads a split of a dataset twice: in memory, and mapped."""
 
     def load(train, file, size=8):
         data = []
@@ -53,8 +53,8 @@ def both(monkeypatch):
     return load
 
 
-def stream(batches, count):
-    """So many training batches, over the ends of epochs."""
+def next_batches(batches, count):
+    """The next `count` training batches, also beyond the end of an epoch."""
     served = []
     while len(served) < count:
         for batch in batches:
@@ -84,7 +84,7 @@ def test_batches_are_those_in_memory(held_out, gray, tiny_data, both, size, spli
         for rank, world_size in ((0, 1), (1, 2)):
             share = {"rank": rank, "world_size": world_size}
             one, other = (Batches(data, 6, 3, flip=True, **share) for data in (memory, mapped))
-            assert_equal(stream(one, 45), stream(other, 45))
+            assert_equal(next_batches(one, 45), next_batches(other, 45))
             one, other = (Batches(data, 6, shuffle=False, **share) for data in (memory, mapped))
             assert_equal(list(one), list(other))
         one, other = (Batches(data, 6, shuffle=False, limit=8) for data in (memory, mapped))
@@ -94,11 +94,11 @@ def test_batches_are_those_in_memory(held_out, gray, tiny_data, both, size, spli
 @pytest.mark.parametrize("served", [1, 9, 20, 21])  # 20 batches an epoch
 def test_a_position_in_mapped_images_is_that_in_memory(held_out, both, served):
     memory, mapped = both(True, held_out)
-    expected = stream(Batches(memory, 6, 3, flip=True), 50)
+    expected = next_batches(Batches(memory, 6, 3, flip=True), 50)
     first, second = (Batches(mapped, 6, 3, flip=True) for _ in range(2))
-    stream(first, served)  # some batches more are read already
+    next_batches(first, served)  # a few more batches have been prefetched
     second.load_state_dict(first.state_dict())
-    assert_equal(stream(second, 50 - served), expected[served:])
+    assert_equal(next_batches(second, 50 - served), expected[served:])
 
 
 def test_training_is_that_in_memory_also_when_it_is_resumed(tiny_data, tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ print(digest, grown, *maps)
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="/proc is Linux's")
 def test_two_processes_share_the_pages_of_one_file(tmp_path, monkeypatch):
-    """98 MiB are read, and neither has them as its own."""
+    """98 MiB are read, and neither process has its own copy of them."""
     file = tmp_path / "shared.npz"
     images = np.random.default_rng(0).integers(0, 256, (80, 64, 64, 3), dtype=np.uint8)
     write_npz(file, train_images=Parts((8000, 64, 64, 3), (images for _ in range(100))))
@@ -235,7 +235,7 @@ def test_fitted_images_that_cannot_be_written_are_kept_in_memory(
         assert not [*disk.iterdir()]
 
 
-def test_images_of_any_size_can_be_fitted_to_few(held_out, both, monkeypatch):
+def test_fitted_images_that_are_small_enough_are_kept_in_memory(held_out, both, monkeypatch):
     """A mapped file whose images are small enough for memory when they are fitted."""
     memory, _ = both(True, held_out, 4)
     monkeypatch.setattr(mapped_images, "IN_MEMORY", 135 * 4 * 4 * 3)

@@ -52,5 +52,5 @@ def test_unreadable_files_are_refused(tmp_path):
         ((), np.uint8, 4, False),
     ],
 )
-def test_image_arrays_are_told_from_others(shape, dtype, ndim, expected):
+def test_image_arrays_are_recognized(shape, dtype, ndim, expected):
     assert is_image_array(np.zeros(shape, dtype), ndim) == expected

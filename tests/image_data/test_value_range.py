@@ -51,7 +51,7 @@ def test_the_smallest_usual_range_is_taken(low, high, dtype, expected):
         (0, float("nan"), np.float32, "not finite"),
     ],
 )
-def test_what_cannot_be_told_is_refused(low, high, dtype, said):
+def test_values_of_no_usual_range_are_refused(low, high, dtype, said):
     with pytest.raises(ValueError, match=said):
         choose_range(images(low, high, dtype))
 
@@ -89,7 +89,9 @@ def test_the_range_can_be_given(folder, tmp_path):
     assert len([*(tmp_path / "data").iterdir()]) == 2  # both ranges; that of the flag was there
 
 
-def test_what_measures_a_run_reads_its_images_as_the_run_did(folder, tmp_path, capsys, monkeypatch):
+def test_evaluation_reads_the_images_with_the_range_of_the_run(
+    folder, tmp_path, capsys, monkeypatch
+):
     run, data = tmp_path / "run", ["--data-root", str(tmp_path / "data")]
     words = ["--dataset", str(folder), "--run-dir", str(run), *data, *TINY, "--max-steps", "2"]
     assert train.main([*words, "--value-range", "0,8190"]) == 0

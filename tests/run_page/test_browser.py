@@ -61,7 +61,7 @@ def test_the_slider_moves_both_pictures(visit, finished_run):
     slider = window.get_by_role("slider")
     times = np.load(finished_run / "images" / "trajectory.npz")["times"].tolist()
     seen = []
-    for key, place in (
+    for key, index in (
         ("Home", 0),
         ("ArrowRight", 1),
         ("ArrowRight", 2),
@@ -70,11 +70,11 @@ def test_the_slider_moves_both_pictures(visit, finished_run):
     ):
         slider.press(key)
         seen.append((pixels(window, 0), pixels(window, 1)))
-        assert window.locator("label[for=frame]").inner_text() == f"t = {times[place]}"
-        assert slider.get_attribute("aria-valuetext") == f"t = {times[place]}"
+        assert window.locator("label[for=frame]").inner_text() == f"t = {times[index]}"
+        assert slider.get_attribute("aria-valuetext") == f"t = {times[index]}"
         assert (
             window.get_by_role(
-                "img", name=f"x_t, the images with noise, at t = {times[place]}"
+                "img", name=f"x_t, the images with noise, at t = {times[index]}"
             ).count()
             == 1
         )

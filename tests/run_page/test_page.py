@@ -14,7 +14,7 @@ from PIL import Image
 import report
 from checkpoints.checkpoint import load_model
 from evaluation.metrics_csv import read_rows
-from run_page import charts
+from run_page.charts import format_number
 from run_page.checkpoint_summary import read_checkpoint_summary
 from run_page.curves import read_losses
 from run_page.pictures import noise_real_images, read_sprite
@@ -135,14 +135,14 @@ def test_real_images_are_noised_by_the_models_schedule(finished_run):
 def test_losses_are_those_of_metrics_csv(finished_run):
     found = read_losses(finished_run)
     rows = [row for row in read_rows(finished_run) if "val_loss" in row]
-    assert found.rows == [(f"{row['step']:.0f}", charts.number(row["val_loss"])) for row in rows]
-    assert found.bins[0] == ("1 to 2", charts.number(rows[-1]["val_loss_t1-2"]))
+    assert found.rows == [(f"{row['step']:.0f}", format_number(row["val_loss"])) for row in rows]
+    assert found.bins[0] == ("1 to 2", format_number(rows[-1]["val_loss_t1-2"]))
     assert "validation: from" in found.charts[0]
     assert "step 12: from" in found.charts[1]
     assert "step 6: from" in found.charts[1]
 
 
-def test_what_is_not_there_is_said_with_the_command_that_makes_it(finished_run, tmp_path):
+def test_a_missing_section_names_the_command_that_makes_it(finished_run, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(finished_run / "config.json", tmp_path / "run")
     assert report.main([str(tmp_path / "run")]) == 0
@@ -200,7 +200,7 @@ DAMAGED = (
         b"step,val_loss\n\xff\x00,nan\n1,1e400\n",
     ],
 )
-def test_damaged_files_cost_their_part_of_the_page_alone(finished_run, tmp_path, contents):
+def test_a_damaged_file_affects_only_its_section(finished_run, tmp_path, contents):
     shutil.copytree(finished_run, tmp_path / "run")
     for name in DAMAGED:
         (tmp_path / "run" / name).write_bytes(contents)
@@ -210,7 +210,7 @@ def test_damaged_files_cost_their_part_of_the_page_alone(finished_run, tmp_path,
     assert words.count("makes what is missing") >= 7
 
 
-def test_labels_that_are_too_few_cost_the_samples_alone(finished_run, tmp_path):
+def test_too_few_labels_affect_only_the_samples(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
     images = np.load(finished_run / "images" / "samples.npz")["arr_0"]
     np.savez(

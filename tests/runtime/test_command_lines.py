@@ -47,9 +47,9 @@ OPTIONS = [
     ("script", "action"), OPTIONS, ids=lambda part: getattr(part, "dest", part)
 )
 def test_help_says_the_default_and_more(script, action):
-    """The default stands in the last parentheses, as it would be typed.
+    """The last parentheses have the default, as it would be typed.
 
-    Where there is none, what happens without the flag stands there.
+    Without a default, they say what happens without the flag.
     """
     said = re.fullmatch(
         r"(.{4,}) \((?:required.*|default: (.+))\)", arguments.Help("x")._get_help_string(action)

@@ -34,8 +34,8 @@ def forget_compiled_code():
 
 @pytest.fixture
 def compiled_calls(monkeypatch):
-    """The mode and batch size of every call that compiled code answers. Dynamo traces and guards as
-    usual; the traced graph is run as it is, for a real backend would take a minute."""
+    """The mode and batch size of every call of compiled code. Dynamo traces and guards as usual.
+    The graph is run as it was traced, because a real backend would take a minute."""
     calls, real = [], torch.compile
 
     def compile_traced(function, mode):

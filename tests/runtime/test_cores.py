@@ -53,8 +53,8 @@ def test_only_the_cores_of_this_process_count(monkeypatch, tmp_path):
 class Stop(Exception): ...
 
 
-def looks(monkeypatch, team, used):
-    """Have `watch` measure these loads; -> when the team was running."""
+def watched(monkeypatch, team, used):
+    """Let `watch` measure these loads; returns whether the team was running after each of them."""
     there, clock = [], iter(range(1000))
     busy = iter([0.0, *[sum(used[: i + 1]) for i in range(len(used))]])
 
@@ -74,7 +74,7 @@ def looks(monkeypatch, team, used):
 
 def test_there_is_a_second_team_while_cores_are_missing(monkeypatch):
     team = IdleTeams(1)
-    assert looks(monkeypatch, team, [0.1, 1.0, 1.5, 0.1, 0.0, 2.0]) == [
+    assert watched(monkeypatch, team, [0.1, 1.0, 1.5, 0.1, 0.0, 2.0]) == [
         False,
         True,
         True,
@@ -87,7 +87,7 @@ def test_there_is_a_second_team_while_cores_are_missing(monkeypatch):
 
 
 @pytest.mark.parametrize("name", cores.SET_BY_USER)
-def test_what_the_user_has_set_stands(monkeypatch, name):
+def test_settings_of_the_user_are_not_changed(monkeypatch, name):
     monkeypatch.setattr(cores, "_watcher", None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setenv(name, "1")

@@ -44,7 +44,7 @@ def test_the_images_that_it_was_trained_on_are_known():
 
 
 @pytest.mark.parametrize("name", pretrained_names())
-def test_its_table_has_it(name):
+def test_it_is_in_the_table_of_models(name):
     assert f"| `{name}` |" in (FOLDER / "README.md").read_text()
 
 

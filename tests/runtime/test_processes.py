@@ -29,7 +29,7 @@ def undisturbed_two(start, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("two") / "run"
     process = start(run_dir, *BY_TWO)
     assert process.ends() == 0, process.err
-    assert process.out.count("trained, at step") == 1  # one of the two speaks
+    assert process.out.count("trained, at step") == 1  # only one of the two prints
     return losses(run_dir), weights_hash(run_dir)
 
 
@@ -40,9 +40,10 @@ def nearly_equal(one, other, tolerance=1e-6):
 
 @pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_train_what_one_does(start, tiny_data, tmp_path, parts):
-    """Without dropout, whose masks differ from process to process. Of a gradient of size 0 (a bias
-    before a normalization) there is noise of size 1e-7, which Adam makes into steps of size lr: so
-    losses are compared, not weights.
+    """Without dropout, whose masks differ from process to process.
+
+    Losses are compared, not weights: where the gradient is 0 (a bias before a normalization), Adam
+    turns rounding errors of 1e-7 into steps of size lr.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     options = ["--dropout", 0, "--max-steps", 60]

@@ -35,9 +35,7 @@ def test_a_signal_while_torch_is_imported(tiny_data, tiny_run, tmp_path, script)
         pytest.param("report.py", "report.html", marks=pytest.mark.slow),
     ],
 )
-def test_what_takes_seconds_is_finished_before_what_sigusr1_warns_of(
-    tiny_run, tmp_path, script, out
-):
+def test_brief_scripts_ignore_sigusr1(tiny_run, tmp_path, script, out):
     run_dir = shutil.copytree(tiny_run, tmp_path / "run")
     assert (
         Inference.main(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from models import conditional, model, spread_out
+from models import conditional, model, perturbed
 
 from diffusion.denoiser import Prediction
 from sampling.editing import invert, repaint, slerp
@@ -27,14 +27,14 @@ def roundtrip(m, image, times, tries):
     ],
 )
 def test_an_image_comes_back_from_its_latent(settings):
-    m = Guided(spread_out(model(**settings)), clip=False)
+    m = Guided(perturbed(model(**settings)), clip=False)
     image = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     times = time_grid(m, 50, 1000, "log-snr")
     latent, error = roundtrip(m, image, times, tries=10)
     _, once = roundtrip(m, image, times, tries=1)
     print(error, once)
     assert error < 1e-2
-    assert once > 3 * error  # without solving for x_s it does not
+    assert once > 3 * error  # one iteration is less accurate
     assert (latent - image).abs().max() > 0.3
 
 
@@ -57,8 +57,8 @@ def test_the_latent_of_a_gaussian_is_its_whitening():
 
 
 class Pair:
-    """Two pixels, N(mean, covariance): denoise is exact, and so is the distribution of the second
-    where the first is known."""
+    """Two pixels with the distribution N(mean, covariance), for which denoise is exact and the
+    distribution of the second pixel given the first is known."""
 
     mean, covariance = torch.tensor([0.2, -0.1]), torch.tensor([[1.0, 0.8], [0.8, 1.0]])
 
@@ -94,7 +94,7 @@ def test_inpainting_keeps_what_is_known_and_fits_the_rest_to_it():
     assert abs(found[10][0] - expected) < 0.08
     assert (
         abs(found[10][0] - expected) < abs(found[1][0] - expected) / 2
-    )  # more rounds fit better: it is what they are for
+    )  # more rounds make the two regions more consistent
     assert 0.25 < found[10][1] < 0.5
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import conditional, model, spread_out
+from models import conditional, model, perturbed
 
 from checkpoints.early_average import EarlyAverage
 from checkpoints.loaded_model import LoadedModel
@@ -12,7 +12,7 @@ from checkpoints.safetensors_format import write_model
 from sampling.guidance import Guided, choose_guidance
 
 
-def test_guidance_is_a_line_through_without_and_with():
+def test_guidance_extrapolates_between_the_predictions_without_and_with_label():
     m, x, t, y = (
         conditional(),
         torch.randn(4, 1, 8, 8),
@@ -44,7 +44,7 @@ def test_guidance_is_a_line_through_without_and_with():
     )  # Eq. 6, Ho & Salimans 2022, with w = 2
 
 
-def test_guidance_applies_in_its_interval_alone():
+def test_guidance_applies_only_in_its_interval():
     m, x, y = conditional(), torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
     guided = Guided(m, y, 3.0, interval=(100, 800))
     for t, inside in ((1, False), (99, False), (100, True), (800, True), (801, False)):
@@ -67,8 +67,8 @@ def test_guidance_with_a_learned_variance_takes_the_variance_of_the_label():
     assert torch.allclose(fraction, m.denoise(x, t, y).fraction, atol=1e-6)
 
 
-def test_autoguidance_is_a_line_through_the_worse_and_the_better_model():
-    m, worse = conditional(), spread_out(conditional())
+def test_autoguidance_extrapolates_from_the_worse_to_the_better_model():
+    m, worse = conditional(), perturbed(conditional())
     x, y = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
     guided = Guided(m, y, 3.0, interval=(100, 800), clip=False, guide=worse)
     for at in (99, 100, 800, 801):

@@ -23,7 +23,7 @@ def test_the_defaults_are_those_of_the_help():
     assert plan_sampling(m, "ddpm", start=30).times == tuple(range(30, -1, -1))
 
 
-def test_what_a_sampler_has_no_use_for_is_left_out():
+def test_settings_of_other_samplers_are_left_out():
     m = model(T=20, variance="small")
     assert plan_sampling(m, "ddpm").variance == "small"
     assert plan_sampling(m, "ddim", eta=0.5).eta == 0.5
@@ -87,7 +87,7 @@ def test_it_begins_with_what_it_is_given():
     assert torch.equal(x, noise + 1)
 
 
-def test_the_precision_is_the_steps_own_and_ends_with_each_of_them(monkeypatch):
+def test_autocast_is_on_only_within_a_step(monkeypatch):
     m, inside = model(T=20), []
     forward = m.unet.forward
     monkeypatch.setattr(

@@ -43,7 +43,7 @@ def test_image_i_is_image_i_however_it_is_drawn(model, tmp_path):
     ]
 
 
-def test_it_goes_on_where_it_stopped_and_mends_what_is_damaged(model, tmp_path, monkeypatch):
+def test_only_missing_and_damaged_files_are_sampled_again(model, tmp_path, monkeypatch):
     plan, sample_batch = plan_sampling(model, steps=3), sample_sets.sample_batch
     sample_sets.write_samples(model, plan, tmp_path, 24, seed=0)
     whole, _ = sample_sets.read_samples(model, tmp_path, 24, 0)
@@ -60,17 +60,13 @@ def test_it_goes_on_where_it_stopped_and_mends_what_is_damaged(model, tmp_path, 
             (p is plan and asked.append(indices)) or sample_batch(m, p, indices, seed)
         ),
     )
-    sample_sets.write_samples(
-        model, plan, tmp_path, 24, seed=0
-    )  # (a batch of another plan is to warm up)
+    sample_sets.write_samples(model, plan, tmp_path, 24, seed=0)  # (the warm-up has another plan)
     assert asked == [range(8), range(16, 24)]
     assert torch.equal(sample_sets.read_samples(model, tmp_path, 24, 0)[0], whole)
-    sample_sets.write_samples(
-        model, plan, tmp_path, 20, seed=0
-    )  # fewer are a part of what is there
+    sample_sets.write_samples(model, plan, tmp_path, 20, seed=0)  # fewer images are all there
     assert len(asked) == 2
     assert torch.equal(sample_sets.read_samples(model, tmp_path, 20, 0)[0], whole[:20])
-    sample_sets.write_samples(model, plan, tmp_path, 30, seed=0)  # and more go on from it
+    sample_sets.write_samples(model, plan, tmp_path, 30, seed=0)  # more images are added
     assert asked[2:] == [range(24, 30)]
 
 
@@ -100,7 +96,7 @@ def test_image_i_is_of_class_i_mod_k_and_guidance_pulls_it_there(model):
     assert float((strong[1::2] - strong[::2]).mean()) > 3
 
 
-def test_another_model_or_another_way_is_another_folder(model):
+def test_every_model_and_plan_has_its_own_folder(model):
     names = {
         sample_sets.folder_name(plan_sampling(model, **settings), of)
         for settings in (
@@ -145,7 +141,7 @@ def test_the_folders_of_earlier_versions_are_found_again(settings, name):
     assert sample_sets.folder_name(plan, "0" * 64, "ema", "cpu") == name
 
 
-def test_what_cannot_be_drawn_is_refused(tiny_run, model):
+def test_plans_that_the_model_does_not_support_are_refused(tiny_run, model):
     plain = load_model(tiny_run).model
     for wrong, said in (
         ({"guidance": 2.0}, "--class-conditional"),
@@ -157,7 +153,7 @@ def test_what_cannot_be_drawn_is_refused(tiny_run, model):
 
 
 def test_values_are_rounded_and_not_truncated(model, monkeypatch):
-    """-1 .. 1 to 0 .. 255: all 256 levels come back, and what lies beyond is cut off."""
+    """-1 .. 1 to 0 .. 255: all 256 levels come back, and values beyond are clipped."""
     levels = torch.arange(256) / 127.5 - 1
     below = (torch.arange(1, 127) - 0.4) / 127.5 - 1
     x = torch.cat([levels, torch.tensor([-1.3, 1.2]), below]).view(2, 3, 8, 8)

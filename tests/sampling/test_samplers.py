@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from models import EVERYTHING, SMALL, model, seeded, spread_out
+from models import EVERYTHING, SMALL, model, perturbed, seeded
 
 from diffusion.denoiser import Prediction
 from DiffusionModel import DiffusionModel
@@ -152,7 +152,7 @@ def test_order_of_convergence_on_a_mixture(sampler, order):
     assert abs(measured[-1] - order) < 0.15
 
 
-def test_more_order_is_more_accurate_at_the_same_number_of_evaluations():
+def test_a_higher_order_is_more_accurate_at_the_same_number_of_evaluations():
     m, x, exact = mixture_problem()
     error = {
         s.__name__: float((end(s, m, x, n) - exact).abs().mean())
@@ -162,8 +162,8 @@ def test_more_order_is_more_accurate_at_the_same_number_of_evaluations():
 
 
 class Smooth(DiffusionModel):
-    """A smooth denoiser that is no expectation of anything, of any size: what equality with other
-    code is tested with."""
+    """A smooth denoiser for images of any size, for comparisons with other code. It is not the
+    expectation of any distribution."""
 
     def denoise(self, x, t, y=None, clip=True):
         return Prediction(torch.tanh(0.8 * x - 0.3 * x.flip(3) + t[:, None, None, None] / 2000))
@@ -207,9 +207,9 @@ ODD = [1000, 900, 897, 410, 33, 5, 1, 0]
     ],
 )
 def test_trajectories_equal_diffusers(name, times):
-    """Not the same by definition: diffusers' Heun runs in x / signal and starts there from sigma_T
-    * noise, so it is given x_T / signal; its UniPC yields x_t before the correction that is part
-    of the next call, so only its ends are compared."""
+    """Two samplers of diffusers are defined differently. Heun runs in x / signal and starts from
+    sigma_T * noise, so it is given x_T / signal. UniPC yields x_t before the correction, which is
+    part of the next call, so only the first and the last x are compared."""
     import diffusers
 
     m = Smooth(**SMALL)
@@ -271,7 +271,7 @@ def test_trajectories_equal_diffusers(name, times):
     expected = theirs(scheduler, m, start, b if "dd" in name else None)
     ours = [x_t for _, x_t, _ in ours]
     if name == "heun":
-        expected = [*expected[:-1:2], expected[-1]]  # it is asked twice at every t but the first
+        expected = [*expected[:-1:2], expected[-1]]  # it evaluates twice at every t but the first
     if name == "unipc":
         ours, expected = [ours[0], ours[-1]], [expected[0], expected[-1]]
     assert len(ours) == len(expected)
@@ -292,8 +292,7 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance():
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm"])
 def test_few_steps_reach_the_covariance_of_a_gaussian_with_every_schedule(sampler, schedule):
-    """Also where the schedule ends in all but pure noise, of which the first step must make
-    something at all."""
+    """Also if the schedule ends in nearly pure noise, which makes the first step difficult."""
     g = Gaussian(**{**SMALL, "depth": 2}, schedule=schedule)
     random = torch.Generator().manual_seed(0)
     *_, (_, x, _) = sample(
@@ -309,7 +308,7 @@ def test_few_steps_reach_the_covariance_of_a_gaussian_with_every_schedule(sample
 
 
 @pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
-def test_a_saved_step_beside_another_disturbs_no_solver(sampler):
+def test_two_times_close_together_disturb_no_solver(sampler):
     g = Gaussian(**{**SMALL, "depth": 2}, schedule="cosine")
     x = torch.randn(200, 2, 1, 1, generator=torch.Generator().manual_seed(0))
     ends = [
@@ -331,7 +330,7 @@ def test_a_saved_step_beside_another_disturbs_no_solver(sampler):
 )
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_finds_a_known_image_with_every_schedule(sampler, schedule):
-    """A network that knows the only image there is: whatever the path, it ends there."""
+    """If the network always predicts the same image, every sampler ends at this image."""
     m, image = (
         model(parameterization="x0", **schedule),
         torch.rand(1, 8, 8, generator=seeded()) * 2 - 1,
@@ -345,7 +344,7 @@ def test_every_sampler_finds_a_known_image_with_every_schedule(sampler, schedule
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_takes_a_model_with_everything(sampler):
-    m = spread_out(model(**EVERYTHING))
+    m = perturbed(model(**EVERYTHING))
     noise = Noise(0, range(2), (1, 8, 8))
     *_, (_, x, _) = sample(
         sampler,

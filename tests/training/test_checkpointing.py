@@ -126,7 +126,7 @@ def test_more_signals_do_not_spoil_the_save(start, tmp_path, undisturbed):
     status = process.ends(10)
     told = process.out.splitlines()[-1].split(" at step ")[
         0
-    ]  # Python may be told of several at once, and then not in their order
+    ]  # signals that arrive together may be handled in any order
     assert (told, status) in [
         ("stopped by SIGUSR1", 75),
         ("stopped by SIGTERM", 143),
@@ -154,8 +154,8 @@ def test_a_signal_during_validation(tiny_data, start, tmp_path, undisturbed):
 
 
 def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path):
-    """The time that is left may be too short for what comes next: in a job the status puts it back
-    into the queue."""
+    """The remaining time of a job may be too short for sampling: the exit status requeues the
+    job."""
     long = long_validation(tiny_data, tmp_path)
     process = (
         start(tmp_path / "run", *long, "--max-steps", 30)
@@ -204,7 +204,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(
     assert_same_run(run_dir, undisturbed)
 
 
-def test_a_folder_that_cannot_be_written_to_is_told_before_the_first_step(
+def test_a_folder_that_cannot_be_written_to_is_reported_before_the_first_step(
     refused, tiny_data, small_disk
 ):
     disk = small_disk("ro,size=1m")

@@ -17,7 +17,7 @@ from DiffusionModel import DiffusionModel
 
 @pytest.fixture
 def bad_steps(monkeypatch):
-    """A function: from now on the loss is not a number where `bad(attempt, step)`."""
+    """A function that makes the loss NaN at the steps for which `bad(attempt, step)` is true."""
 
     def spoil(bad):
         original = DiffusionModel.get_loss
@@ -85,11 +85,11 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
 
 
 @pytest.mark.parametrize("interrupted", [(33,), pytest.param((28, 36, 45), marks=pytest.mark.slow)])
-def test_five_bad_steps_go_back_and_on_with_other_noise(
+def test_five_bad_steps_restart_with_other_noise(
     tiny_data, tmp_path, bad_steps, capsys, interrupted
 ):
-    """Bad with the first noise only. Interrupted before, in or after the trouble, it is the same
-    run."""
+    """The loss is NaN only with the first noise. A run that is interrupted before, during or after
+    the bad steps has the same result."""
     bad_steps(lambda attempt, i: 31 <= i < 40 and attempt == 0)
     assert fit_run(tiny_data, tmp_path / "run", "--max-steps", 60) == 0
     assert "the loss is not finite at step 40" in (told := capsys.readouterr().err)
@@ -127,7 +127,7 @@ def test_what_was_saved_before_going_back_to_the_start_is_set_aside(tiny_data, t
     assert losses(tmp_path).keys() == set(range(1, 23))
 
 
-def test_where_the_saving_steps_have_changed_it_goes_back_to_the_newest(
+def test_after_a_change_of_save_every_it_goes_back_to_the_newest_checkpoint(
     tiny_data, tmp_path, bad_steps, capsys
 ):
     bad_steps(lambda attempt, i: i >= 42 and attempt == 0)

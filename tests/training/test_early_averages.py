@@ -65,7 +65,7 @@ def test_a_loaded_model_has_it_and_hostile_ones_are_refused(long_run, tmp_path):
 
 
 def test_a_model_that_is_hardly_older_has_no_guide(tiny_data, tmp_path):
-    """The average of step 16 is no worse model for one of 20 steps."""
+    """The average of step 16 is not much worse than a model of 20 steps."""
     fit(tiny_data, tmp_path, "--max-steps", 20)
     assert set(contents(tmp_path)["early"]) == {16}
     assert load_model(tmp_path).early is None

@@ -43,7 +43,7 @@ def test_other_channels_and_no_classes_are_said_in_words(conditional_run):
     ("change", "attention"), [({"width": 16}, 4), ({"attention": ()}, 4), ({"size": 16}, 8)]
 )
 def test_another_network_is_refused_with_the_flags_to_give(conditional_run, change, attention):
-    """Also one that has layers more; attention moves with the size of the image."""
+    """Also one with more layers. The resolutions of attention are scaled with the image size."""
     theirs = load_model(conditional_run).model
     other = ModelSettings.from_dict({**theirs.hparams, **change})
     flags = f"--width 8 --mults 1,2 --attention {attention} --blocks 1"

@@ -148,7 +148,7 @@ def test_a_run_that_is_stopped_logs_nothing_more(tmp_path, applied):
 
 
 def test_the_trainer_tears_down_after_an_exception(tmp_path):
-    """That is where it would wait; `on_exception` comes before it, and can end the process."""
+    """The teardown would wait. `on_exception` is called before it and can end the process."""
     events = []
 
     class Fails(Model):

@@ -21,7 +21,7 @@ def events(run_dir: Path):
 def test_tensorboard_shows_the_pictures_and_a_resumed_run_nothing_twice(
     tiny_data, tmp_path, capsys
 ):
-    """Killed after the validation of 12, before a checkpoint was written; gone on with from 10."""
+    """As if killed after the validation of step 12 and before a checkpoint: it resumes from 10."""
     fit(tiny_data, tmp_path, "--max-steps", 15, "--save-every", 5)
     said = capsys.readouterr().out.splitlines()
     assert (

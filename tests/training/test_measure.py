@@ -98,7 +98,7 @@ def test_it_is_what_evaluate_measures(tiny_data, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_with_it_and_may_begin_with_it(tiny_data, tmp_path):
+def test_a_resumed_run_goes_on_measuring_or_begins_to(tiny_data, tmp_path):
     whole = trained(tiny_data, tmp_path / "whole", *MEASURE)
     trained(tiny_data, tmp_path / "parts", *MEASURE, "--max-steps", "6")
     assert trained(tiny_data, tmp_path / "parts", *MEASURE) == whole
@@ -173,7 +173,7 @@ def test_a_table_of_older_columns_is_kept(tiny_data, tmp_path):
     assert [row["step"] for row in after if row["train_loss"]] == [str(i) for i in range(1, 13)]
 
 
-def test_without_labels_there_are_bits_alone(tiny_data, tmp_path):
+def test_without_labels_only_bits_per_dim_are_measured(tiny_data, tmp_path):
     import numpy as np
 
     with np.load(tiny_data) as archive:

@@ -8,9 +8,8 @@ from checkpoints.checkpoint_file import read_checkpoint_file
 from training.posthoc_averages import PowerEmas
 
 
-def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_data, tmp_path):
-    """And of many, those at twice as many steps are kept; those of a course that was left are
-    removed."""
+def test_snapshots_are_at_multiples_of_save_every_wherever_a_run_was_stopped(tiny_data, tmp_path):
+    """If there are too many, every second one is removed. A resumed run replaces later ones."""
     options = ("--posthoc-ema", "--save-every", 2)
     for at in (5, 9):
         fit(tiny_data, tmp_path / "run", "--max-steps", at, *options)
@@ -19,7 +18,7 @@ def test_snapshots_are_at_every_so_manyth_step_wherever_a_run_was_stopped(tiny_d
         return [p.name[5:13] for p in sorted((tmp_path / "run" / "averages").glob("*.ckpt"))]
 
     assert names() == ["00000002", "00000004", "00000006", "00000008"]
-    ((tmp_path / "run" / "averages") / "step_00000010.ckpt").write_bytes(b"of another course")
+    ((tmp_path / "run" / "averages") / "step_00000010.ckpt").write_bytes(b"of another run")
     fit(tiny_data, tmp_path / "run", "--max-steps", 11, *options)
     assert (
         len(read_checkpoint_file(tmp_path / "run" / "averages" / "step_00000010.ckpt")["weights"])

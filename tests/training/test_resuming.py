@@ -59,7 +59,9 @@ def test_where_a_run_was_stopped_is_not_in_its_metrics(tiny_data, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
-def test_run_again_it_is_done_and_none_starts_anew(tiny_data, tmp_path, capsys):
+def test_a_finished_run_is_not_trained_again_and_resume_none_starts_over(
+    tiny_data, tmp_path, capsys
+):
     fit(tiny_data, tmp_path / "run", "--max-steps", 3)
     before = contents(tmp_path / "run")
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 3) == 0

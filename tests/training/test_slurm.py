@@ -26,7 +26,7 @@ RUN = [*TINY, "--seed", "0", "--val-every", "500", "--save-every", "100", "--max
 
 @pytest.fixture(scope="module")
 def slurm():
-    """The environment in which sbatch and its kin talk to the cluster."""
+    """The environment variables for sbatch and the other SLURM commands."""
     if not LOCAL.is_file() or os.geteuid() != 0:
         pytest.skip(f"no {LOCAL}, or not root: there is no SLURM here")
     folder = f"/tmp/slurm_of_tests_{os.getpid()}"
@@ -68,7 +68,7 @@ class Project:
         return done.stdout.strip()
 
     def submit(self, *options, steps):
-        """-> the number of the job."""
+        """Submit a job and return its number."""
         return self.command(
             "sbatch",
             "--parsable",
@@ -82,8 +82,8 @@ class Project:
         )
 
     def log(self, job):
-        """What the job said; that of an array's task is in a file named after the number that
-        SLURM gave it besides."""
+        """The output of a job. For a task of an array it is in a file named after another number
+        of SLURM."""
         said = [file.read_text() for file in self.folder.glob("*.log")]
         return "".join(
             text
@@ -106,7 +106,7 @@ class Project:
         return self.folder / "runs" / f"tiny-{job}"
 
     def processes(self, job):
-        """Those that train for this job."""
+        """The ids of the processes that train for this job."""
         found = subprocess.run(
             ["pgrep", "-f", rf"^{sys.executable} train\.py.*tiny-{job}$"],
             capture_output=True,
@@ -117,7 +117,7 @@ class Project:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """What a run here is compared with has the threads that a job of one core has."""
+    """Train with one thread here, like the jobs of one core with which the runs are compared."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -126,8 +126,8 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data, tmp_path_factory):
-    """A function: losses and hash of the weights of a run of one process with nothing in its
-    way."""
+    """A function that returns the losses and the hash of the weights of an uninterrupted run of
+    one process."""
     found = {}
 
     def of(count):
@@ -163,9 +163,9 @@ def assert_finished(project, job, whole):
 
 
 def test_the_time_limit_requeues(project, undisturbed):
-    """SLURM looks every 30 s whether a job ends in 60 s or in the 30 after them: it is signalled
-    30 to 60 s after it began. By then it trains, and still does, for that would take hours. Then
-    the limit is raised, and it is cancelled when it has gone on for a while."""
+    """SLURM checks the time limits every 30 s, so the signal arrives 30 to 60 s after the job
+    began. The job is then training, because its steps would take hours. Afterwards the limit is
+    raised, and the job is cancelled when it has resumed."""
     job = project.submit("--time=2", "--signal=USR1@60", steps=100_000)
     project.until(lambda: f"job {job} is requeued, time 1 of 8 ==" in project.log(job))
     project.command("scontrol", "update", f"jobid={job}", "timelimit=30")

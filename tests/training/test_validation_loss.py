@@ -16,7 +16,7 @@ def test_validation_and_previews_do_not_disturb_training(tiny_data, tmp_path):
 
 
 def test_validation_draws_the_same_noise_every_time(tiny_data, tmp_path, monkeypatch):
-    """Where the weights stand still, so do the loss, its ten bins and the preview; also after a
+    """With constant weights, the loss, its ten bins and the preview are constant, also after a
     resume."""
     monkeypatch.setattr(
         torch.nn.init, "zeros_", lambda w: torch.nn.init.constant_(w, 0.1)
