@@ -102,12 +102,18 @@ def check_condition_flags(plan: EvaluationPlan, condition: str) -> None:
         "--sweep": plan.sweep,
         "--features": plan.features,
         "--references": plan.references,
+        "--compile": plan.compile_mode != "off",
     }
     for flag, value in asked.items():
         if condition and value:
             raise ValueError(
                 f"{flag} does not apply to an image-conditional model ({condition}): leave it out"
             )
+    if condition and not plan.num:  # also with --samples, for which num is 0
+        raise ValueError(
+            f"an image-conditional model ({condition}) is measured by its samples alone: leave out "
+            "--samples and --num 0"
+        )
 
 
 def results_directory(checkpoint: Path) -> Path:

@@ -16,6 +16,7 @@ import Inference
 import train
 from checkpoints.checkpoint import load_model
 from Dataset import Batches, PairedSet
+from diffusion.conditions import KINDS
 from evaluation.conditional_samples import psnr
 from image_data import mapped_images
 from image_data.mapped_images import JoinedImages
@@ -258,6 +259,17 @@ def test_samples_are_compared_with_the_originals(
 def test_what_is_not_measured_is_refused(upscaler, tiny_data, tmp_path, refused, flag):
     words = ["--ckpt", upscaler, "--dataset", tiny_data, "--data-root", tmp_path, *flag.split()]
     assert f"{flag.split()[0]} does not apply" in refused(evaluate.main, *words)
+
+
+def test_without_samples_there_is_nothing_to_measure(upscaler, tiny_data, tmp_path, refused):
+    np.savez(tmp_path / "images.npz", np.zeros((8, 8, 8, 3), np.uint8))
+    words = ["--ckpt", upscaler, "--data-root", tmp_path, "--dataset", tiny_data]
+    for flags in (["--num", 0], ["--samples", tmp_path / "images.npz"]):
+        assert "measured by its samples alone" in refused(evaluate.main, *words, *flags)
+
+
+def test_the_command_line_has_all_kinds():
+    assert train.CONDITIONS == KINDS
 
 
 def test_safetensors_sample_the_same(upscaler, tmp_path, refused):

@@ -73,7 +73,7 @@ def samples(m: DiffusionModel, sampler: str, steps: int, count: int = COUNT) -> 
 def test_the_default_sampler_is_no_worse_in_20_steps_than_1000_ancestral_ones(trained):
     m, real = trained
     assert (
-        Inference.build_parser().parse_args(["--ckpt", "x"]).sampler is None
+        Inference.build_parser().parse_args(["--ckpt", "runs/x"]).sampler is None
     )  # the default of plan_sampling
     assert plan.default_steps(plan.DEFAULT_SAMPLER, 1000, autoguidance=False) == 20
     found = distance(samples(m, plan.DEFAULT_SAMPLER, plan.DEFAULT_EVALUATIONS), real)

@@ -95,7 +95,7 @@ def test_a_signal_leaves_a_complete_checkpoint_and_a_clear_last_line(
 ):
     run_dir = tmp_path / "run"
     process = start(run_dir).until(lambda: steps(run_dir) > 40).kill(signal.Signals[name])
-    assert process.ends(10) == status
+    assert process.ends() == status
     assert process.out.splitlines()[-1].startswith(f"stopped by {name} at step ")
     assert "Traceback" not in process.err
     at = int(process.out.splitlines()[-1].split()[5])
@@ -112,7 +112,7 @@ def test_in_a_job_every_signal_is_75(start, tmp_path):
     process = (
         start(run_dir, SLURM_JOB_ID="1").until(lambda: steps(run_dir) > 5).kill(signal.SIGTERM)
     )
-    assert process.ends(10) == 75
+    assert process.ends() == 75
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_more_signals_do_not_spoil_the_save(start, tmp_path, undisturbed):
         with contextlib.suppress(ProcessLookupError):
             process.kill(number)
         time.sleep(0.002)
-    status = process.ends(10)
+    status = process.ends()
     told = process.out.splitlines()[-1].split(" at step ")[
         0
     ]  # signals that arrive together may be handled in any order
@@ -142,7 +142,7 @@ def test_a_signal_during_validation(tiny_data, start, tmp_path, undisturbed):
     """It is cut short, and one more step is taken."""
     run_dir, long = tmp_path / "run", long_validation(tiny_data, tmp_path)
     process = start(run_dir, *long).until(lambda: checkpoints(run_dir)).kill(signal.SIGTERM)
-    assert process.ends(10) == 143
+    assert process.ends() == 143
     assert "step 30: validation loss cut short" in process.err
     assert "stopped by SIGTERM at step 31" in process.out
     assert (
@@ -162,7 +162,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path)
         .until(lambda: checkpoints(tmp_path / "run"))
         .kill(signal.SIGUSR1)
     )
-    assert process.ends(10) == 75
+    assert process.ends() == 75
     assert "trained, at step 30" in process.out.splitlines()[-1]
     assert "SIGUSR1 came in the last validation" in process.out.splitlines()[-1]
     assert not validation_losses(tmp_path / "run")
