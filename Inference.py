@@ -61,17 +61,17 @@ def build_parser() -> Parser:
         "--sampler",
         choices=flags.SAMPLERS,
         help="ddpm: the paper's; unipc: the best with few steps; see docs/samplers-and-presets.md "
-        "(unipc; ddpm with --mask, ddim with --interpolate)",
+        "(unipc; ddpm for RePaint, ddim with --interpolate)",
     )
     flags.add_sampling_steps(
         group,
         type=whole(1),
         help="number of sampling steps, to which --save-steps are added (20; 10 for heun or a "
-        "worse model as guide; T for ddpm; 50 for --interpolate; 100 for --mask)",
+        "worse model as guide; T for ddpm; 50 for --interpolate; 100 for RePaint)",
     )
     flags.add_grid(group)
     flags.add_eta(group, help="amount of noise in ddim: 0 for none, 1 for as much as ddpm (0)")
-    flags.add_variance(group, help="variance of ddpm (that of the model; small with --mask)")
+    flags.add_variance(group, help="variance of ddpm (that of the model; small for RePaint)")
     group = parser.add_argument_group("classes and guidance")
     add = group.add_argument
     add(
@@ -109,7 +109,8 @@ def build_parser() -> Parser:
         "--mask",
         type=Path,
         metavar="FILE",
-        help="repaint --input-image where this image is white: RePaint (none)",
+        help="repaint --input-image (RePaint) or --condition-image where this image is white "
+        "(none)",
     )
     add(
         "--interpolate",
@@ -122,7 +123,7 @@ def build_parser() -> Parser:
         "--condition-image",
         type=Path,
         metavar="FILE",
-        help="the condition of a model of train.py --condition (an unseen image of the run)",
+        help="image to condition on, after train.py --condition (an unseen image of the run)",
     )
     group = parser.add_argument_group("without --ckpt")
     flags.add_forward_process(group)
@@ -316,7 +317,8 @@ def of_editing(args: argparse.Namespace) -> str:
             "or --mask (repaint part of it)"
         )
     if takes_input_image and args.input_image is None:
-        return f"{given[0]} needs the image: add --input-image"
+        other = " or --condition-image" if args.mask else ""
+        return f"{given[0]} needs the image: add --input-image{other}"
     return ""
 
 
@@ -328,7 +330,7 @@ def of_condition(args: argparse.Namespace) -> str:
     }
     for flag, value in others.items():
         if value:
-            return f"{flag} edits an image without a condition: leave it or --condition-image out"
+            return f"{flag} and --condition-image cannot be combined: leave one of them out"
     return ""
 
 

@@ -438,7 +438,8 @@ def add_run_flags(group: flags.Group) -> None:
         type=whole(0),
         default=0,
         metavar="N",
-        help="steps between measurements of bits/dim and the classifier's distance (0, never)",
+        help="steps between measurements of bits/dim and Frechet distance in classifier "
+        "features (0, never)",
     )
     add(
         "--eval-images",

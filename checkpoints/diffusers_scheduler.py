@@ -88,7 +88,9 @@ def scheduler_settings(config: Settings) -> Settings:
     for name, supported in SUPPORTED.items():
         if config[name] not in supported:
             choices = " or ".join(map(shorten, supported))
-            raise ValueError(f"{name} is {shorten(config[name])}, where this project has {choices}")
+            raise ValueError(
+                f"{name} is {shorten(config[name])}, but this project supports {choices}"
+            )
     our_schedules = {theirs: ours for ours, theirs in SCHEDULES.items()}
     our_predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
     settings: Settings = {

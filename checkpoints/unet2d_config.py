@@ -134,16 +134,16 @@ def check_config(config: Settings) -> None:
             continue
         good, expected = check_value(name, value, len(config["block_out_channels"]))
         if not good:
-            raise ValueError(f"{name} is {shorten(value)}, where this project has {expected}")
+            raise ValueError(f"{name} is {shorten(value)}, but this project supports {expected}")
     if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
         raise ValueError(
-            f"out_channels is {config['out_channels']}, where this project has in_channels, "
+            f"out_channels is {config['out_channels']}, but this project supports in_channels, "
             f"{config['in_channels']}, or twice that"
         )
     first = config["block_out_channels"][0]
     if first < 4:
         raise ValueError(
-            f"block_out_channels begins with {first}, where this project has at least 4"
+            f"block_out_channels begins with {first}, but this project needs at least 4"
         )
 
 

@@ -50,5 +50,5 @@ def report(findings: list[Finding]) -> str:
     unchecked = sum(finding.good is None for finding in findings)
     summary = f"{wrong} of {len(findings)} look wrong" if wrong else "nothing looks wrong"
     if unchecked:
-        summary += f"; {unchecked} could not be looked at"
+        summary += f"; {unchecked} could not be checked"
     return "\n".join([*lines, summary])

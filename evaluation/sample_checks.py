@@ -79,7 +79,7 @@ def read_real(
     data = DiffSet(True, dataset, root, size_of(*samples.shape[1:3]), value_range)
     real = data.images[data.subset(REAL_IMAGES)].permute(0, 2, 3, 1).numpy()
     if real.shape[1:] != samples.shape[1:]:
-        raise ValueError(f"{dataset} has other channels")
+        raise ValueError(f"{dataset} has another number of channels")
     return real
 
 

@@ -24,24 +24,26 @@ def check_pairs(folder: Path) -> None:
     for part, found in names.items():
         if not found:
             raise ValueError(
-                f"no image in {folder / part}: --condition pairs takes a folder with the folders "
+                f"no image in {folder / part}: --condition pairs takes a folder that contains "
                 f"{INPUT} and {TARGET}"
             )
     if names[INPUT] == names[TARGET]:
         return
     without = set(names[INPUT]) ^ set(names[TARGET])
     if not without:
-        raise ValueError(f"{folder} has two images of one name: rename one of them")
+        raise ValueError(
+            f"{folder} has two images whose names differ only in the extension: rename one"
+        )
     name = min(without)
     here, there = (INPUT, TARGET) if name in names[INPUT] else (TARGET, INPUT)
     raise ValueError(
-        f"{folder / here} has {name}, and {folder / there} has not: "
-        "both need images of the same names"
+        f"{folder / here} has {name}, but {folder / there} does not: "
+        "both need images with the same names"
     )
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of a folder's images without their endings, in the order of `image_paths`."""
+    """The names of a folder's images without their extensions, in the order of `image_paths`."""
     return [str(path.relative_to(folder).with_suffix("")) for path in image_paths(folder)]
 
 

@@ -42,7 +42,7 @@ class Protected:
         if error.errno not in READER_GONE:
             with contextlib.suppress(OSError):
                 message = f"{os.path.basename(sys.argv[0])}: the output cannot be written"
-                os.write(2, f"{message} ({error.strerror}); the work goes on\n".encode())
+                os.write(2, f"{message} ({error.strerror}); continuing without it\n".encode())
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.stream.fileno())
         os.close(null)

@@ -156,7 +156,7 @@ def sample_batch(
 
 def invert_endpoints(job: SamplingJob) -> tuple[Tensor, Tensor]:
     """The latents (C,H,W) of both images of an interpolation."""
-    tqdm.write("looking for the latents of both images", file=sys.stderr)
+    tqdm.write("encoding both images into latents", file=sys.stderr)
     guided = guided_model(job.model, job.plan, job.image_set.labels_of(range(1)))
     times = job.plan.times[::-1]
     assert job.edit.endpoints

@@ -92,17 +92,19 @@ def check_condition_flags(request: ImageRequest, condition: str) -> None:
     if not condition:
         if request.condition_image:
             raise ValueError(
-                "--condition-image needs a model of train.py --condition: train one, or edit the "
+                "--condition-image needs a model trained with --condition: train one, or edit the "
                 "image with --input-image"
             )
         return
     if request.input_image or request.interpolate:
         raise ValueError(
-            f"this model is conditional on an image ({condition}) and does not edit others: give "
-            "--condition-image"
+            f"--input-image and --interpolate do not apply to an image-conditional model "
+            f"({condition}): give --condition-image"
         )
     if request.mask and condition != "mask":
-        raise ValueError(f"--mask is for models of --condition mask, not {condition}: leave it out")
+        raise ValueError(
+            f"--mask is for models trained with --condition mask, not {condition}: leave it out"
+        )
 
 
 def requested_condition(request: ImageRequest, loaded: LoadedModel) -> Tensor:

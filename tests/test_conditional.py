@@ -214,9 +214,12 @@ def test_pairs_are_evaluated(paired_run, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda f: (f / "input" / "0.png").unlink(), "0, and"),
+        (lambda f: (f / "input" / "0.png").unlink(), "0, but"),
         (lambda f: [p.unlink() for p in (f / "target").iterdir()], "no image in"),
-        (lambda f: Image.new("L", (8, 8)).save(f / "input" / "1.bmp"), "two images of one name"),
+        (
+            lambda f: Image.new("L", (8, 8)).save(f / "input" / "1.bmp"),
+            "differ only in the extension",
+        ),
     ],
 )
 def test_incomplete_pairs_are_refused(pairs, tmp_path, refused, change, said):
@@ -305,10 +308,14 @@ def test_sampling_flags_are_refused(upscaler, tiny_run, tmp_path, refused):
     Image.new("RGB", (8, 8)).save(image := tmp_path / "a.png")
     given = ["--condition-image", image]
     for model, flags, said in (
-        (tiny_run, given, "needs a model of train.py --condition"),
-        (upscaler, ["--input-image", image, "--start-step", 5], "does not edit others"),
-        (upscaler, [*given, "--mask", image], "--mask is for models of --condition mask"),
-        (upscaler, [*given, "--start-step", 5], "without a condition"),
+        (tiny_run, given, "needs a model trained with --condition"),
+        (
+            upscaler,
+            ["--input-image", image, "--start-step", 5],
+            "do not apply to an image-conditional model",
+        ),
+        (upscaler, [*given, "--mask", image], "--mask is for models trained with --condition mask"),
+        (upscaler, [*given, "--start-step", 5], "cannot be combined"),
         (upscaler, ["--condition-image", tmp_path / "no.png"], "no image at"),
     ):
         assert said in refused(Inference.main, "--ckpt", model, "--out", tmp_path / "o", *flags)

@@ -182,7 +182,8 @@ def report(outcome: Outcome, run: TrainingRun, machine: Machine) -> int:
             flush=True,
         )
         return own_exit_status(exit_status(signal))
-    over = "" if outcome.all_steps else f" of {run.settings.max_steps}, because of --max-time"
+    early = f"; ended before step {run.settings.max_steps} because of --max-time"
+    over = "" if outcome.all_steps else early
     if over and run.model_settings.lr_schedule != "constant":
         over += ": a longer one lets the learning rate fall to 0"
     late = f"; {signal.name} came in the last validation" if signal else ""
