@@ -231,29 +231,43 @@ def sweep_line(row: dict[str, Any], sets: int) -> str:
 
 def conditional_lines(conditional: dict[str, Any]) -> list[str]:
     """Lines of "conditional": how near samples are to the originals."""
-    kind, sampling = conditional["condition"], conditional["sampling"]
-    given = "bicubic interpolation" if kind.startswith("downscale") else "the given image"
-    titles = {
-        "condition": given,
-        "one_sample": "one sample",
-        "mean_sample": f"mean of {conditional['samples_each']} samples",
-    }
-    perceptual = conditional.get("perceptual", {})
-    each = conditional["samples_each"]
+    perceptual = "perceptual" in conditional
     lines = [
-        f"{conditional['images']} unseen images, {kind}; {each} samples each by "
-        f"{sampling['sampler']}, {sampling['steps']} steps",
+        conditional_title(conditional),
         f"  {'':24} {'PSNR, dB':>9}" + (f"   {'perceptual distance':>19}" if perceptual else ""),
     ]
-    for name, title in titles.items():
-        if name in conditional["psnr"]:
-            line = f"  {title:24} {conditional['psnr'][name]:>9.2f}"
-            lines.append(line + (f"   {perceptual[name]:>19.4f}" if perceptual else ""))
+    for title, psnr, distance in conditional_rows(conditional):
+        line = f"  {title:24} {psnr:>9.2f}"
+        lines.append(line if distance is None else f"{line}   {distance:>19.4f}")
     lines.append(
         f"  standard deviation of a pixel between samples: {conditional['spread']:.1f} of 255"
     )
     lines.append(f"  condition, samples, their mean and the original: {conditional['picture']}")
     return lines
+
+
+def conditional_title(conditional: dict[str, Any]) -> str:
+    """Describe the unseen images, the condition and the samples."""
+    sampling = conditional["sampling"]
+    return (
+        f"{conditional['images']} unseen images, {conditional['condition']}; "
+        f"{conditional['samples_each']} samples each by {sampling['sampler']}, "
+        f"{sampling['steps']} steps"
+    )
+
+
+def conditional_rows(conditional: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+    """Title, PSNR in dB and perceptual distance, if measured, of the condition and of samples."""
+    enlarged = conditional["condition"].startswith("downscale")
+    titles = {
+        "condition": "bicubic interpolation" if enlarged else "the condition",
+        "one_sample": "one sample",
+        "mean_sample": f"mean of {conditional['samples_each']} samples",
+    }
+    psnr, perceptual = conditional["psnr"], conditional.get("perceptual", {})
+    return [
+        (title, psnr[name], perceptual.get(name)) for name, title in titles.items() if name in psnr
+    ]
 
 
 TABLES = {

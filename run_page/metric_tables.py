@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.tables import distance_rows
+from evaluation.tables import conditional_rows, conditional_title, distance_rows
 from run_page.charts import format_number
 
 Row = tuple[str, str, str, str, str]  # measure, value, lowest to highest, floor, ceiling
@@ -34,6 +34,8 @@ def describe_metrics(measured: dict[str, Any], step: int | None) -> Metrics:
             tables.append(likelihood_table(bits, title))
     for features, distances in measured.get("distances", {}).items():
         tables.append(distance_table(distances, features))
+    if conditional := measured.get("conditional"):
+        tables.append(conditional_table(conditional))
     if not tables:
         raise ValueError("nothing is measured yet")
     measured_step = measured.get("step")
@@ -46,6 +48,15 @@ def likelihood_table(bits: dict[str, Any], title: str) -> Table:
     value = f"{format_value(bits['mean'])} ± {format_value(bits['standard_error'])}"
     row = (f"bits/dim, {title}", value, "", "", "")
     return Table(f"Likelihood of {bits['images']:,} unseen images", [row])
+
+
+def conditional_table(conditional: dict[str, Any]) -> Table:
+    rows: list[Row] = []
+    for title, psnr, distance in conditional_rows(conditional):
+        rows.append((f"PSNR, {title}", f"{psnr:.2f} dB", "", "", ""))
+        if distance is not None:
+            rows.append((f"perceptual distance, {title}", format_value(distance), "", "", ""))
+    return Table(conditional_title(conditional), rows)
 
 
 def distance_table(distances: dict[str, Any], features: str) -> Table:

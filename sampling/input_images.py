@@ -100,7 +100,8 @@ def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: i
         return read_resized(path, size, model.unet.condition_depth)
     height, width = height_and_width(size)
     factor = factor_of(kind)
-    if factor and open_image(path, remedy=REMEDY).size not in ((width, height), (28, 28)):
+    picture = open_image(path, remedy=REMEDY)
+    if factor and picture.size != (width, height) and not is_padded(picture, size):
         small = read_resized(path, size_of(height // factor, width // factor), depth)
         return enlarge(small[None], factor)[0]
     x = read_resized(path, size, depth)[None]

@@ -13,6 +13,7 @@ from training_runs import contents, fit, losses, same, weights_hash
 import convert
 import evaluate
 import Inference
+import report
 import train
 from checkpoints.checkpoint import load_model
 from Dataset import Batches, PairedSet
@@ -208,7 +209,9 @@ def test_pairs_are_evaluated(paired_run, capsys):
     measured = json.loads((paired_run / "metrics.json").read_text())["conditional"]
     assert measured["images"] == 4
     assert "perceptual" not in measured
-    assert "the given image" in capsys.readouterr().out
+    assert "the condition" in capsys.readouterr().out
+    assert report.main([str(paired_run)]) == 0
+    assert "PSNR, mean of 8 samples" in (paired_run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,16 @@ def folder(tmp_path_factory, conditional_run, tiny_data):
     run, narrow = str(reader / "runs" / "cifar10"), "--max-steps 2 --width 6 --mults 1,1".split()
     # with a network that a UNet2DModel can express
     assert train.main(["--dataset", str(tiny_data), "--run-dir", run, *TINY, *narrow]) == 0
-    for name in ("photos", "generated", "scans"):
-        (reader / name).mkdir()
+    for name, condition in (("super", "downscale:4"), ("inpainting", "mask")):
+        words = ["--run-dir", str(reader / "runs" / name), *TINY, "--max-steps", "2"]
+        words += ["--dataset", str(tiny_data), "--condition", condition]
+        assert train.main(words) == 0
+    for name in ("photos", "generated", "scans", "pairs/input", "pairs/target"):
+        (reader / name).mkdir(parents=True)
     shutil.copytree(ROOT / "images", reader / "images")
     pixels = np.load(tiny_data)["train_images"]
     for i in range(20):
-        for name in ("photos", "generated"):
+        for name in ("photos", "generated", "pairs/input", "pairs/target"):
             Image.fromarray(pixels[i]).save(reader / name / f"{i}.png")
         scan = pixels[i, :, :, 0].astype(np.uint16) * 10
         Image.fromarray(scan).save(reader / "scans" / f"{i}.png")
@@ -169,7 +173,7 @@ def test_each_does_what_it_says(command, folder, tiny_data, quick_classifier, mo
             str(tiny_data.parent),
         ]
         always += ["--preset", "paper"] if "--init-from" in flags else []  # as runs/mnist was made
-        own = {"photos/", "scans/", "photos.npz"} & {*flags}
+        own = {"photos/", "scans/", "photos.npz", "pairs/"} & {*flags}
         always += [] if own else ["--dataset", str(tiny_data)]
     elif script == "evaluate.py":
         # a pretrained model's images are not those of tiny_data
