@@ -69,6 +69,7 @@ def build_parser() -> Parser:
         help="number of sampling steps, to which --save-steps are added (20; 10 for heun or a "
         "worse model as guide; T for ddpm; 50 for --interpolate; 100 for RePaint)",
     )
+    flags.add_evaluations(group)
     flags.add_grid(group)
     flags.add_eta(group, help="amount of noise in ddim: 0 for none, 1 for as much as ddpm (0)")
     flags.add_variance(group, help="variance of ddpm (that of the model; small for RePaint)")
@@ -218,6 +219,7 @@ def image_request(args: argparse.Namespace, precision: str) -> ImageRequest:
         seed=args.seed,
         sampler=args.sampler,
         steps=args.steps,
+        evaluations=args.evaluations,
         grid=args.grid or "uniform",
         eta=args.eta or 0.0,
         variance=args.variance,
@@ -275,6 +277,7 @@ def without_checkpoint(args: argparse.Namespace) -> str:
         "--class": args.label,
         "--sampler": args.sampler,
         "--steps": args.steps,
+        "--evaluations": args.evaluations,
         "--grid": args.grid,
         "--num": args.num,
         "--ema-length": args.ema_length,
@@ -342,6 +345,8 @@ def of_sampler(args: argparse.Namespace) -> str:
         edit, sampler = "--interpolate", "ddim"
     if args.sampler not in (None, sampler):
         return f"{edit} works with --sampler {sampler} alone"
+    if args.evaluations and (args.steps or edit):
+        return f"--evaluations does not go with {edit or '--steps'}: leave one of them out"
     if args.eta is not None and sampler != "ddim":
         return "--eta is the noise of ddim: add --sampler ddim"
     if args.eta and args.interpolate:

@@ -40,6 +40,7 @@ from runtime.signals import Stop
 SAMPLING_FLAGS = {
     "sampler",
     "steps",
+    "evaluations",
     "grid",
     "eta",
     "variance",
@@ -171,6 +172,7 @@ def build_parser() -> Parser:
         help="number of sampling steps (20; 10 for heun or a worse model as guide; T for ddpm; "
         "--sweep steps: 5,10,20,50)",
     )
+    flags.add_evaluations(group)
     flags.add_grid(group, default="uniform")
     flags.add_eta(group, help="amount of noise in ddim (0)")
     flags.add_variance(group, help="variance of ddpm (that of the model)")
@@ -274,6 +276,7 @@ def make_plan(args: argparse.Namespace, device_type: str, precision: str) -> Eva
         seeds=args.seeds,
         samplers=tuple(args.sampler or ()),
         steps=args.steps or (),
+        evaluations=args.evaluations,
         grid=args.grid,
         eta=args.eta or 0.0,
         variance=args.variance,
@@ -407,6 +410,8 @@ def conflicting_samplers(args: argparse.Namespace) -> str:
     """Report a flag of a sampler that is not used, or a guide without guidance."""
     if args.guidance == 1 and args.guide_with:
         return "--guidance 1 is no guidance: choose another strength, or leave out --guide-with"
+    if args.evaluations and (args.steps or "steps" in (args.sweep or ())):
+        return "--evaluations does not go with --steps or --sweep steps: leave one of them out"
     samplers = args.sampler or ()
     if not samplers and "sampler" in (args.sweep or ()):
         samplers = flags.SAMPLERS

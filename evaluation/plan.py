@@ -39,6 +39,7 @@ class EvaluationPlan:
     seeds: tuple[int, ...]
     samplers: tuple[str, ...]
     steps: tuple[int, ...]
+    evaluations: int | None
     grid: str
     eta: float
     variance: str | None

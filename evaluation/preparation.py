@@ -140,6 +140,7 @@ def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingP
             model,
             sampler,
             steps=count,
+            evaluations=plan.evaluations,
             grid=plan.grid,
             variance=plan.variance,
             eta=plan.eta,

@@ -74,6 +74,16 @@ def add_sampling_steps(group: Group, type: Callable[[str], Any], help: str) -> N
     group.add_argument("--steps", type=type, metavar="N", help=help)
 
 
+def add_evaluations(group: Group) -> None:
+    """Add --evaluations."""
+    group.add_argument(
+        "--evaluations",
+        type=whole(1),
+        metavar="N",
+        help="instead of --steps: as many steps as N network evaluations per image allow (none)",
+    )
+
+
 def add_grid(group: Group, default: str | None = None) -> None:
     """Add --grid."""
     group.add_argument(

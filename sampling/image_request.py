@@ -18,6 +18,7 @@ class ImageRequest:
     seed: int = 0
     sampler: str | None = None
     steps: int | None = None
+    evaluations: int | None = None
     grid: str = "uniform"
     eta: float = 0.0
     variance: str | None = None

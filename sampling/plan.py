@@ -11,7 +11,7 @@ Letters in the shape columns: N images, C channels, H and W height and width.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,12 +88,14 @@ def plan_sampling(
     clip: bool = True,
     precision: str = "32-true",
     compile_mode: str = "off",
+    evaluations: int | None = None,
 ) -> SamplingPlan:
     """Return the checked plan. Raises ValueError, in one line, if it does not fit the model.
     sampler, steps, variance, guidance_interval: None for the default.
     guide: the worse model of autoguidance, see `guidance.choose_guidance`.
     start: the first t, None for T.
     keep: values of t that are added to the times of the `steps` steps.
+    evaluations: instead of `steps`, the largest number of network evaluations for an image.
     """
     sampler = sampler or DEFAULT_SAMPLER
     variance = variance or model.variance
@@ -103,11 +105,10 @@ def plan_sampling(
         raise ValueError("--variance learned needs a model trained with it: choose large or small")
     check_guidance(model, guidance, guide, guidance_interval)
     steps = steps or default_steps(sampler, start, autoguidance=guide is not None)
-    times = time_grid(model, steps, start, grid, keep)
     lowest = model.T * AUTOGUIDANCE_END if guide else 0
-    return SamplingPlan(
+    plan = SamplingPlan(
         sampler=sampler,
-        times=tuple(times),
+        times=(),
         grid=grid,
         variance=variance if sampler == "ddpm" else "",
         eta=eta if sampler == "ddim" else 0.0,
@@ -117,6 +118,15 @@ def plan_sampling(
         clip=clip,
         precision=precision,
         compile_mode=compile_mode,
+    )
+    most = range(min(evaluations, start), 0, -1) if evaluations else [steps]
+    for count in most:
+        plan = replace(plan, times=tuple(time_grid(model, count, start, grid, keep)))
+        if not evaluations or plan.evaluations <= evaluations:
+            return plan
+    raise ValueError(
+        f"--evaluations {evaluations} is too few: one step and those of --save-steps take "
+        f"{plan.evaluations}"
     )
 
 

@@ -197,6 +197,7 @@ def plan_request(request: ImageRequest, loaded: LoadedModel, saved: list[int]) -
         model,
         sampler=sampler,
         steps=steps,
+        evaluations=request.evaluations,
         grid=request.grid,
         variance=variance,
         eta=request.eta,

@@ -571,6 +571,7 @@ def test_interpolation_begins_and_ends_with_the_images(tiny_run, tmp_path):
         (["--class", "0"], "has no classes: train one with --class-conditional"),
         (["--guidance", "2"], "needs a model trained with --class-conditional"),
         (["--eta", "0.5"], "add --sampler ddim"),
+        (["--evaluations", "9", "--steps", "5"], "--evaluations does not go with --steps"),
         (["--sampler", "heun", "--eta", "0.5"], "add --sampler ddim"),
         (["--sampler", "ddim", "--variance", "small"], "add --sampler ddpm"),
         (["--sampler", "ddpm", "--variance", "learned"], "needs a model trained with it"),

@@ -90,9 +90,9 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
     ("script", "most"),
     [
         ("train.py", 160),
-        ("Inference.py", 115),
+        ("Inference.py", 117),
         ("make_gif.py", 20),
-        ("evaluate.py", 113),
+        ("evaluate.py", 115),
         ("convert.py", 45),
         ("report.py", 16),
     ],

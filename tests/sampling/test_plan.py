@@ -54,6 +54,23 @@ def test_guidance_needs_images_without_a_label_in_training():
         plan_sampling(conditional(T=20, label_dropout=0.0), guidance=2.0)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("interval", [None, (200, 800)])
+@pytest.mark.parametrize("keep", [(), (0, 50, 500)])
+def test_evaluations_are_used_up_and_not_exceeded(sampler, interval, keep):
+    guided = {"guidance": 2.0, "guidance_interval": interval}
+    plan = plan_sampling(conditional(), sampler, evaluations=30, keep=keep, **guided)
+    assert 26 <= plan.evaluations <= 30
+    one_more = plan_sampling(conditional(), sampler, steps=31, keep=keep, **guided)
+    assert one_more.evaluations > 30
+    assert set(keep) <= set(plan.times)
+
+
+def test_too_few_evaluations_are_refused():
+    with pytest.raises(ValueError, match=r"--evaluations 3 is too few.* take 4"):
+        plan_sampling(conditional(), "heun", evaluations=3, guidance=2.0)
+
+
 def test_a_plan_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan_sampling(model(T=20)).steps = 3
