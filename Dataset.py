@@ -5,11 +5,11 @@
     for x, y in Batches(data, batch_size=128, seed=0):
         ...                                    # x (128,1,32,32), y (128,)
 
-A dataset is "mnist", "fashionmnist", "cifar10", "shapes", a folder of images or an .npz file; or
-pairs of images, for an image-conditional model.
-Downloads and folders are decoded once into an .npz file in `root` and read from there afterwards;
-its layout is described in image_data/dataset_files.py. If the images take more than a GiB, they
-are not loaded into memory: every batch is read from the file.
+A dataset is "mnist", "fashionmnist", "cifar10", "shapes", a folder of images or an .npz file, or a
+folder of pairs of images for an image-conditional model. Downloads and folders are decoded once
+into an .npz file in `root` and read from there afterwards; its layout is described in
+image_data/dataset_files.py. If the images take more than a GiB, they are not loaded into memory:
+every batch is read from the file.
 
 Letters in the shape columns: N images, B batch, C channels, H and W height and width.
 """
@@ -71,7 +71,7 @@ class DiffSet(torch.utils.data.Dataset):
     size: Size
     original_size: tuple[int, int]  # height and width before they were fitted to `size`
     depth: int  # channels, 1 or 3
-    paired: int = 0  # further channels, those of the input of a pair
+    paired: int = 0  # channels of a pair's input, which follow those of its target in `images`
     flip: bool  # whether mirroring an image gives a plausible image of the dataset
     padded: bool  # whether the images were padded from 28x28 to 32x32
 
@@ -141,8 +141,8 @@ class DiffSet(torch.utils.data.Dataset):
 class PairedSet(DiffSet):
     """The training or the test images of a folder of pairs, see `image_data.pairs`.
 
-    Every image has the channels of the target, then those of the input. The images of both are
-    resized and cropped alike. Raises ValueError or OSError with a one-line message.
+    `images` has the channels of the target, then those of the input; both are resized and cropped
+    in the same way. Raises ValueError or OSError with a one-line message.
     """
 
     def __init__(

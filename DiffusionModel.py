@@ -148,7 +148,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         condition: Tensor | None = None,
     ) -> Prediction:
         """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,) and a condition
-        (B,K,H,W); `clip` to [-1, 1]."""
+        (B,K,H,W) of K channels; `clip` to [-1, 1]."""
         output = self(beside(x, condition), t, y)
         x0_hat, fraction = self.predictions(output, x, *self.signal_and_sigma(t))
         x0_hat = keep_known(self.settings.condition, x0_hat, condition)

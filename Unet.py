@@ -199,8 +199,8 @@ class Unet(nn.Module):
     of 0.1.
 
     depth: channels of the image.
-    condition_depth: channels of a second image beside it, the condition (Saharia et al. 2021,
-        "SR3"); 0 for none.
+    condition_depth: channels of the condition, a second image that is concatenated with the first
+        (Saharia et al. 2021, "SR3"); 0 for none.
     size: (height, width) of the image, or one number for a square.
     width: base channels; level i has `width * mults[i]`.
     attention: resolutions with self-attention, as the smaller side of the feature map; the middle

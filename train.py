@@ -44,7 +44,7 @@ from runtime.signals import Stop
 LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
 OPTIONAL = ("wandb", "trackio")  # packages that are not in requirements.txt
 CONDITIONS = ("downscale:N", "gray", "mask", "edges", "pairs")
-# What a preset sets except for image-conditional models.
+# Settings of a preset that do not apply to image-conditional models.
 UNCONDITIONAL = ("class_conditional", "guidance")
 
 # The defaults are those of the paper (Ho et al. 2020, appendix B, CIFAR-10). A preset replaces some

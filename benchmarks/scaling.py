@@ -148,8 +148,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--what", choices=("all", "processes", "memory", "kept"), default="all", help="(all)"
     )
-    parser.add_argument("--steps", type=int, default=400, help="of each training (400)")
-    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each training (400)")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions (3)")
     args = parser.parse_args()
     print(machine("cpu"), flush=True)
     if args.what in ("all", "processes"):

@@ -215,7 +215,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender (7)")
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="of training in a turn, about (2)"
+        "--seconds", type=float, default=2.0, help="seconds of training in a turn, about (2)"
     )
     parser.add_argument(
         "--contenders", default=",".join(NAMES), help=f"some of {', '.join(NAMES)} (all)"

@@ -52,7 +52,7 @@ def timed(owner: Any, method: str, name: str, inner: tuple[str, ...] = ()) -> No
     setattr(owner, method, replaced)
 
 
-def counted(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+def timed_batches(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
     def batches(self: Any) -> Iterator[Any]:
         served, began = original(self), time.perf_counter()
         for batch in served:
@@ -84,7 +84,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, default=400, help="that are timed, after a fourth as many (400)"
+        "--steps", type=int, default=400, help="steps that are timed, after a quarter as many (400)"
     )
     parser.add_argument("--flags", default="--preset laptop", help="for train.py (--preset laptop)")
     args = parser.parse_args()
@@ -99,7 +99,7 @@ def main() -> None:
     time_steps_of(Muon)
     timed(Ema, "on_step_end", "average of the weights")
     timed(DropoutSeed, "on_train_batch_start", "seed of dropout")
-    serve: Any = counted(Dataset.Batches.__iter__)
+    serve: Any = timed_batches(Dataset.Batches.__iter__)
     Dataset.Batches.__iter__ = serve
 
     class Clock(Progress):

@@ -1,6 +1,6 @@
-"""Conditions: images that an image-conditional model is given beside x_t.
+"""Conditions: images that an image-conditional model gets as input in addition to x_t.
 
-    condition = make_condition("downscale:4", x_0)       # what the model may know of x_0
+    condition = make_condition("downscale:4", x_0)       # (B,K,H,W), computed from x_0
     output = model(beside(x_t, condition), t)
 
 Super-resolution is the condition "downscale:N" (Saharia et al. 2021, "SR3", which also concatenates
@@ -20,8 +20,8 @@ KINDS = ("downscale:N", "gray", "mask", "edges", "pairs")
 LARGEST_FACTOR = 64
 # The weights of red, green and blue in the luma (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
-# Sides of the random rectangles of "mask", as shares of the image's. Their centres are uniform over
-# the image, so that a part of a rectangle may lie outside.
+# Sides of the random rectangles of "mask", as fractions of the image's height and width. Their
+# centres are uniform over the image, so that a part of a rectangle may lie outside.
 RECTANGLE = (0.25, 1.0)
 
 
@@ -84,12 +84,13 @@ def luma(x: Tensor) -> Tensor:
 
 
 def edges(x: Tensor) -> Tensor:
-    """The magnitude of the luma's gradient by Sobel's filter, (B,1,H,W): -1 for a flat surface, 1
-    for half of the strongest edge or more."""
+    """The magnitude of the luma's gradient by Sobel's filter, (B,1,H,W). It is -1 where the image
+    is constant, and 1 from half of the largest possible gradient on."""
     sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
     filters = torch.stack([sobel, sobel.T])[:, None].to(x)  # (2,1,3,3)
     padded = F.pad(luma(x), (1, 1, 1, 1), mode="replicate")
-    gradient = F.conv2d(padded, filters).norm(dim=1, keepdim=True)
+    with torch.autocast(x.device.type, enabled=False):  # bf16 would round small differences
+        gradient = F.conv2d(padded, filters).norm(dim=1, keepdim=True)
     return (gradient * 4).clamp(0, 2) - 1
 
 
@@ -102,9 +103,9 @@ def random_masks(
     hidden = torch.zeros(count, height, width, dtype=torch.bool, device=device)
     for rectangle in numbers:
         inside = []
-        for (share, place), side in zip(rectangle, (height, width)):
+        for (share, centre), side in zip(rectangle, (height, width)):
             length = (low + (high - low) * share) * side  # (count,)
-            start = place * side - length / 2
+            start = centre * side - length / 2
             pixel = torch.arange(side, device=device) + 0.5
             inside.append((pixel > start[:, None]) & (pixel < (start + length)[:, None]))
         rows, columns = inside  # (count,H), (count,W)
@@ -118,7 +119,8 @@ def beside(x: Tensor, condition: Tensor | None) -> Tensor:
 
 
 def keep_known(kind: str, x0_hat: Tensor, condition: Tensor | None) -> Tensor:
-    """x0_hat (B,C,H,W), with the pixels that the condition "mask" does not hide."""
+    """x0_hat (B,C,H,W), for the condition "mask" with its known pixels in place of the predicted
+    ones."""
     if kind != "mask" or condition is None:
         return x0_hat
     known, hidden = condition[:, :-1], condition[:, -1:] > 0
@@ -127,6 +129,8 @@ def keep_known(kind: str, x0_hat: Tensor, condition: Tensor | None) -> Tensor:
 
 def as_picture(condition: Tensor, depth: int) -> Tensor:
     """A condition (B,K,H,W) as an image of `depth` channels."""
+    if depth == 1 and condition.shape[1] == len(LUMA):
+        return luma(condition)
     if condition.shape[1] >= depth:
         return condition[:, :depth]
     return condition[:, :1].expand(-1, depth, -1, -1)

@@ -7,8 +7,8 @@ They are drawn for the whole batch of a step in a fixed order, and each process 
 takes its own rows. So the numbers depend on the global batch size, but not on how the batch is
 divided.
 
-Letters in the shape columns: B images in this part of the batch, C channels, H and W height and
-width, T the number of steps.
+Letters in the shape columns: B images in this part of the batch, C channels, K channels of a
+condition, L length of an augmentation label, H and W height and width, T the number of steps.
 """
 
 from typing import NamedTuple
@@ -70,7 +70,8 @@ class Draws:
         return augmented(x, draw(self.count, probability, self.random)[self.rows])
 
     def condition(self, x: Tensor, kind: str, depth: int) -> tuple[Tensor, Tensor | None]:
-        """x_0 (B,C,H,W) and its condition (B,K,H,W), see `conditions`; None if kind is "".
+        """x_0 (B,C,H,W) and its condition (B,K,H,W), see `conditions`, or x_0 and None if kind
+        is "".
 
         depth: C. For "pairs", x has the channels of x_0 and then those of the condition.
         """

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion import augment, schedules
 from diffusion.conditions import KINDS as CONDITIONS
-from diffusion.conditions import LARGEST_FACTOR, is_condition
+from diffusion.conditions import LARGEST_FACTOR, condition_channels, is_condition
 from diffusion.objective import T_SAMPLINGS, WEIGHTINGS
 from diffusion.schedules import SCHEDULES
 from runtime.image_size import Size, size_of
@@ -212,6 +212,11 @@ def check_settings(settings: dict[str, Any], title: Callable[[str], str] = str) 
     class_names, classes = settings.get("class_names", ()), settings.get("classes", 0)
     if classes and len(class_names) != classes:
         raise ValueError(f"class_names has {len(class_names)} names, not {classes}")
+    if {"condition", "condition_depth", "depth"} <= settings.keys():
+        kind, channels = settings["condition"], settings["condition_depth"]
+        needed = condition_channels(kind, settings["depth"], paired=channels)
+        if channels != needed or bool(channels) != bool(kind):
+            raise ValueError(f"condition {kind or 'none'} cannot have {channels} channels")
     if settings.get("beta_small", 0) > settings.get("beta_large", 1):
         raise ValueError(
             f"{title('beta_small')} {settings['beta_small']} is larger than "

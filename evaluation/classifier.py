@@ -85,9 +85,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (N,F) of images (N,C,H,W), uint8 or float32 in [-1,1]."""
-        x = images if images.is_floating_point() else to_float(images)
-        if x.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
-            x = F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+        x = resized(images if images.is_floating_point() else to_float(images))
         x = x.contiguous(memory_format=torch.channels_last)
         features = self.body(x).mean(dim=(2, 3))
         if self.mirrored and not self.training:
@@ -97,6 +95,13 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N,K) of images (N,C,H,W), uint8 or float32 in [-1,1]."""
         return self.head(self.features(images))
+
+
+def resized(x: Tensor) -> Tensor:
+    """Images (N,C,H,W) in [-1,1] in the size of the network's input."""
+    if x.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE):
+        return x
+    return F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
 
 
 def load_or_train(

@@ -1,10 +1,10 @@
-"""How near the samples of an image-conditional model are to the original images.
+"""How close the samples of an image-conditional model are to the original images.
 
     measured, picture = measure_conditional(model, plan, test_set, classifier, 125, seed=0, ...)
 
 Each of 125 unseen images is turned into a condition, such as a smaller image, for which
 `SAMPLES_EACH` images are sampled. They differ where the condition leaves something open. Their mean
-has the highest PSNR; a single sample looks more real.
+has the highest PSNR; a single sample looks more realistic.
 
 Letters in the shape columns: N images, S samples for each, C channels, K channels of the condition,
 H and W height and width.
@@ -22,7 +22,7 @@ from Dataset import DiffSet, to_float, to_uint8
 from diffusion.conditions import as_picture
 from diffusion.draws import Draws
 from DiffusionModel import DiffusionModel
-from evaluation.classifier import Classifier, Residual
+from evaluation.classifier import Classifier, Residual, resized
 from image_data.grids import image_grid
 from runtime.progress_bar import progress_bar
 from runtime.randomness import Purpose
@@ -57,14 +57,14 @@ def measure_conditional(
     found = sample_conditional(model, plan, test_set, count, seed, batch_size)
     kind, depth = model.settings.condition, model.unet.depth
     mean = found.samples.mean(dim=1)  # (N,C,H,W)
-    guesses = {"one_sample": list(found.samples.unbind(dim=1)), "mean_sample": [mean]}
+    estimates = {"one_sample": list(found.samples.unbind(dim=1)), "mean_sample": [mean]}
     if kind != "edges":
-        guesses["condition"] = [as_picture(found.conditions, depth)]
+        estimates["condition"] = [as_picture(found.conditions, depth)]
     measured: dict[str, Any] = {
         "condition": kind,
         "images": len(found.originals),
         "samples_each": SAMPLES_EACH,
-        "psnr": {name: average(psnr, one, found.originals) for name, one in guesses.items()},
+        "psnr": {name: average(psnr, one, found.originals) for name, one in estimates.items()},
         # the standard deviation of a pixel over the samples, in units of the range 0 to 255
         "spread": float(found.samples.std(dim=1).mean()) * 127.5,
     }
@@ -74,7 +74,7 @@ def measure_conditional(
             return perceptual_distance(classifier, a, b)
 
         measured["perceptual"] = {
-            name: average(distance, one, found.originals) for name, one in guesses.items()
+            name: average(distance, one, found.originals) for name, one in estimates.items()
         }
     return measured, draw_samples(found, mean, depth)
 
@@ -88,9 +88,11 @@ def sample_conditional(
     seed: int,
     batch_size: int,
 ) -> ConditionalSamples:
-    """Sample for `count` unseen images. Sample s for image i depends on (seed, i, s) alone."""
-    images = test_set.images[test_set.subset(count)]
-    x = to_float(images)  # (N,C,H,W), for pairs (N,C+K,H,W)
+    """Sample for `count` unseen images, each with its label if the model has classes. Sample s for
+    image i depends on (seed, i, s) and on the condition. Masks also depend on `count`."""
+    chosen = test_set.subset(count)
+    labels = test_set.labels[chosen] if model.unet.classes else None  # (N,)
+    x = to_float(test_set.images[chosen])  # (N,C,H,W), for pairs (N,C+K,H,W)
     draws = Draws(x, (seed, Purpose.CONDITION))
     originals, conditions = draws.condition(x, model.settings.condition, model.unet.depth)
     assert conditions is not None
@@ -100,8 +102,10 @@ def sample_conditional(
     parts = []
     with bar:
         for indices in in_batches(numbers, batch_size):
-            given = conditions[torch.tensor(indices) // SAMPLES_EACH].to(model.device)
-            *_, (_, x_0, _) = sample_steps(model, plan, indices, seed, condition=given)
+            rows = torch.tensor(indices) // SAMPLES_EACH
+            given = conditions[rows].to(model.device)
+            y = None if labels is None else labels[rows].tolist()
+            *_, (_, x_0, _) = sample_steps(model, plan, indices, seed, y, condition=given)
             parts.append(x_0.cpu())
             bar.update(len(indices))
     samples = torch.cat(parts).unflatten(0, (len(originals), SAMPLES_EACH))
@@ -117,9 +121,9 @@ def in_batches(numbers: range, size: int) -> Iterator[range]:
 # ---- distances -----------------------------------------------------------------------------------
 
 
-def average(distance: Any, guesses: list[Tensor], originals: Tensor) -> float:
-    """The mean of distance(guess, original) (N,) over images and guesses."""
-    return float(torch.stack([distance(guess, originals) for guess in guesses]).mean())
+def average(distance: Any, estimates: list[Tensor], originals: Tensor) -> float:
+    """The mean of distance(estimate, original) (N,) over images and estimates."""
+    return float(torch.stack([distance(estimate, originals) for estimate in estimates]).mean())
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -148,7 +152,8 @@ def perceptual_distance(classifier: Classifier, a: Tensor, b: Tensor) -> Tensor:
 
 
 def feature_maps(classifier: Classifier, x: Tensor) -> Iterator[Tensor]:
-    """The output of every residual block for images (N,C,H,W)."""
+    """The output of every residual block for images (N,C,H,W) in [-1, 1]."""
+    x = resized(x)
     for layer in classifier.body:
         x = layer(x)
         if isinstance(layer, Residual):

@@ -32,11 +32,12 @@ def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> li
         )
     config = read_run_settings(run_dir)
     value_range = None if dataset else config.get("value_range")
-    return [
-        *check_losses(run_dir, config),
-        *check_checkpoint(run_dir),
-        *check_samples(run_dir, dataset or config.get("dataset"), root, value_range),
-    ]
+    if config.get("condition"):  # all samples are for the same image, unlike the dataset
+        observation = "those of an image-conditional model are not checked"
+        samples = [Finding("samples", None, observation)]
+    else:
+        samples = check_samples(run_dir, dataset or config.get("dataset"), root, value_range)
+    return [*check_losses(run_dir, config), *check_checkpoint(run_dir), *samples]
 
 
 def report(findings: list[Finding]) -> str:

@@ -129,6 +129,8 @@ def losses_of_similar_runs(run_dir: Path, config: dict[str, Any], step: float) -
     for file in sorted(run_dir.parent.glob("*/metrics.csv")):
         other = read_run_settings(file.parent)
         similar = bool(other) and all(other.get(name) == config.get(name) for name in SIMILAR)
+        # configs of earlier versions have no condition
+        similar = similar and (other.get("condition") or "") == (config.get("condition") or "")
         if file.parent == run_dir or not similar:
             continue
         with contextlib.suppress(OSError):  # without permission to read it

@@ -95,7 +95,8 @@ def load_checkpoint(plan: EvaluationPlan, path: Path, device: torch.device) -> P
 
 
 def check_condition_flags(plan: EvaluationPlan, condition: str) -> None:
-    """Raise ValueError if the plan asks for what is not measured for an image-conditional model."""
+    """Raise ValueError if the plan asks for a measurement that an image-conditional model does not
+    have."""
     asked = {
         "--bound": plan.bound,
         "--flow": plan.flow,
@@ -235,6 +236,11 @@ def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
         raise ValueError(
             f"{test_set.name} has {test_set.depth} channels, and the model {model.unet.depth}: "
             "give the --dataset that it was trained on"
+        )
+    if test_set.paired and test_set.paired != model.unet.condition_depth:
+        raise ValueError(
+            f"the inputs of {test_set.name} have {test_set.paired} channels, and those of the "
+            f"model {model.unet.condition_depth}: give the --dataset that it was trained on"
         )
     return train_set, test_set
 

@@ -2,8 +2,8 @@
 
     print("\\n".join(table(measured)))
 
-`measured` has those of "bits_per_dim", "distances", "memorization", "neighbours" and "sweep" that
-were measured, as in metrics.json.
+`measured` has those of "bits_per_dim", "distances", "memorization", "neighbours", "sweep" and
+"conditional" that were measured, as in metrics.json.
 """
 
 from itertools import pairwise
@@ -230,7 +230,7 @@ def sweep_line(row: dict[str, Any], sets: int) -> str:
 
 
 def conditional_lines(conditional: dict[str, Any]) -> list[str]:
-    """Lines of "conditional": how near samples are to the originals."""
+    """Lines of "conditional": how close samples are to the originals."""
     perceptual = "perceptual" in conditional
     lines = [
         conditional_title(conditional),

@@ -26,9 +26,10 @@ VARIANCES = ("large", "small", "learned")
 
 
 def flag_of(setting: str) -> str:
-    """The flag of a setting of the model, for messages. A setting that the data determine has no
-    flag, so its own name is returned."""
-    if setting in ("data", "dataset", "depth", "classes", "class_names", "unet2d"):
+    """The flag of a setting of the model, for messages. The data or --init-from determine
+    some settings; these have no flag, so their own name is returned."""
+    from_data = ("data", "dataset", "depth", "condition_depth", "classes", "class_names")
+    if setting in (*from_data, "unet2d"):
         return setting
     flags = {"size": "--image-size", "betas": "--schedule"}
     return flags.get(setting, "--" + setting.replace("_", "-"))

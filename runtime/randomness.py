@@ -15,8 +15,8 @@ import torch
 class Purpose(enum.IntEnum):
     """The purpose of random numbers. No purpose is 0, because NumPy pads short keys with zeros."""
 
-    TRAIN = 1  # t, noise, hidden labels and augmentation of a training batch
-    VALIDATE = 2  # t and noise of a validation batch
+    TRAIN = 1  # t, noise, hidden labels, augmentation and masks of a training batch
+    VALIDATE = 2  # t, noise and masks of a validation batch
     DROPOUT = 3  # dropout in a training step
     ORDER = 4  # order of the training images in an epoch, and which are mirrored
     SAMPLE = 5  # x_T and the sampler's noise, of one image
@@ -25,7 +25,7 @@ class Purpose(enum.IntEnum):
     LIKELIHOOD_TIME = 8  # times and dequantization offsets in the likelihood of one image
     SUBSET = 9  # the random subset of a dataset that represents it
     PURE_NOISE = 10  # images of pure noise, the reference for a large distance
-    CONDITION = 11  # masks of the conditions in previews, samples and evaluations
+    CONDITION = 11  # masks in previews, samples and evaluations of image-conditional models
 
 
 def seed_of(*key: int) -> int:

@@ -6,7 +6,8 @@
 The worse predictions are the model's own without the label (classifier-free guidance, Ho & Salimans
 2022), or those of a worse model (autoguidance, Karras et al. 2024).
 
-Letters in the shape columns: N images, C channels, H and W height and width.
+Letters in the shape columns: N images, C channels, K channels of a condition, H and W height and
+width.
 """
 
 from dataclasses import dataclass, field
@@ -86,8 +87,8 @@ class Guided:
         return Prediction(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
 
     def predict(self, model: Any, x: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        """The prediction of a model, not clipped, for x (N,C,H,W) or for several such batches in
-        one."""
+        """The prediction of a model, not clipped, for x (N,C,H,W), or for x (2N,C,H,W) whose two
+        halves have the same condition."""
         if self.condition is None:
             return model.denoise(x, t, y, clip=False)
         condition = self.condition.repeat(len(x) // len(self.condition), 1, 1, 1)
@@ -157,13 +158,18 @@ def early_guide(loaded: LoadedModel) -> Guide:
 
 
 def other_guide(loaded: LoadedModel, path: Path) -> Guide:
-    """The model in another file. Raises ValueError if its image size, channels, classes or schedule
-    differ."""
+    """The model in another file. Raises ValueError if its image size, channels, condition, classes
+    or schedule differ."""
     guide = load_model(path, loaded.model.device)
     model, worse = loaded.model, guide.model
+    wanted, found = (one.settings.condition or "none" for one in (model, worse))
+    if wanted != found:
+        raise ValueError(
+            f"--guide-with {path} has another condition than the model: {found}, not {wanted}"
+        )
     compared = {
         "depth": "number of channels",
-        "condition_depth": "condition",
+        "condition_depth": "number of channels in its condition",
         "size": "image size",
         "classes": "number of classes",
     }

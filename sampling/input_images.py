@@ -19,7 +19,7 @@ from image_data.image_files import open_image, resize_and_crop
 from runtime.image_size import Size, height_and_width, size_of
 from runtime.randomness import Purpose, generator
 
-# In a run directory: an unseen image, the condition if no other is given.
+# A file in a run directory: an unseen image, for the condition if no other image is given.
 EXAMPLE_CONDITION = "samples/condition.png"
 REMEDY = "give another file"
 
@@ -58,11 +58,8 @@ def read_edit_inputs(
     if interpolate:
         first, last = (read_image(path, model).to(device) for path in interpolate)
         endpoints = (first, last)
-    if mask and input_image and aspect_ratio(mask) != aspect_ratio(input_image):
-        raise ValueError(
-            f"{mask} does not have the aspect ratio of {input_image}: "
-            "give a mask of the same width and height"
-        )
+    if mask and input_image:
+        check_aspect_ratio(mask, input_image)
     paths = interpolate or ([input_image] if input_image else [])
     notes = [describe_fit(path, model) for path in paths]
     return EditInputs(start_image, mask_values, endpoints, notes=tuple(filter(None, notes)))
@@ -75,11 +72,14 @@ def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
     return to_tensor(open_image(path, remedy=REMEDY))
 
 
-def read_resized(path: Path, size: Size, depth: int) -> Tensor:
-    """Read an image file as (depth,H,W) in [-1,1], resized and cropped to a size."""
+def read_resized(path: Path, size: Size, depth: int, pad: bool = True) -> Tensor:
+    """Read an image file as (depth,H,W) in [-1,1], resized and cropped to a size.
+
+    pad: pad 28x28 to 32x32 instead of resizing it, as in the datasets.
+    """
     picture = open_image(path, remedy=REMEDY)
-    if is_padded(picture, size):
-        picture = ImageOps.expand(picture, 2)  # with black, like the datasets
+    if pad and is_padded(picture, size):
+        picture = ImageOps.expand(picture, 2)  # with black
     return to_tensor(resize_and_crop(picture.convert("L" if depth == 1 else "RGB"), size))
 
 
@@ -90,23 +90,25 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 
 def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: int) -> Tensor:
-    """Read the condition (K,H,W) from an image, as it is made of images in training.
+    """Make the condition (K,H,W) from an image file in the same way as in training.
 
     A low-resolution image for "downscale:N" may have its own size or that of the model. mask: for
     "mask"; without one, it is random as in training. Raises ValueError or OSError.
     """
     kind, depth, size = model.settings.condition, model.unet.depth, model.unet.size
-    if kind == "pairs":
-        return read_resized(path, size, model.unet.condition_depth)
+    if kind == "pairs":  # images of a folder are resized, never padded
+        return read_resized(path, size, model.unet.condition_depth, pad=False)
     height, width = height_and_width(size)
-    factor = factor_of(kind)
-    picture = open_image(path, remedy=REMEDY)
-    if factor and picture.size != (width, height) and not is_padded(picture, size):
-        small = read_resized(path, size_of(height // factor, width // factor), depth)
-        return enlarge(small[None], factor)[0]
+    if factor := factor_of(kind):
+        picture = open_image(path, remedy=REMEDY)
+        if picture.size != (width, height) and not is_padded(picture, size):
+            small_size = size_of(height // factor, width // factor)
+            small = read_resized(path, small_size, depth, pad=False)
+            return enlarge(small[None], factor)[0]
     x = read_resized(path, size, depth)[None]
     hidden = None
     if kind == "mask" and mask:
+        check_aspect_ratio(mask, path)
         hidden = read_mask(mask, model)[None, None]
     elif kind == "mask":
         random = generator("cpu", seed, Purpose.CONDITION)
@@ -138,6 +140,15 @@ def read_mask(path: Path, model: DiffusionModel) -> Tensor:
         colour = "white" if mask.all() else "black"
         raise ValueError(f"{path} is {colour} all over: white is repainted, black is kept")
     return mask
+
+
+def check_aspect_ratio(mask: Path, image: Path) -> None:
+    """Raise ValueError, in one line, unless both files have the same aspect ratio."""
+    if aspect_ratio(mask) != aspect_ratio(image):
+        raise ValueError(
+            f"{mask} does not have the aspect ratio of {image}: "
+            "give a mask of the same width and height"
+        )
 
 
 def aspect_ratio(path: Path) -> float:

@@ -6,7 +6,8 @@
 Image i is a function of the plan, its label and (seed, i). It does not depend on the batch or the
 process in which it is sampled.
 
-Letters in the shape columns: N images, C channels, H and W height and width.
+Letters in the shape columns: N images, C channels, K channels of a condition, H and W height and
+width.
 """
 
 import math

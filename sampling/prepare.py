@@ -108,7 +108,7 @@ def check_condition_flags(request: ImageRequest, condition: str) -> None:
 
 
 def requested_condition(request: ImageRequest, loaded: LoadedModel) -> Tensor:
-    """The condition (K,H,W) of a request: by default an unseen image in the run directory."""
+    """The condition (K,H,W) of a request: by default that of an unseen image of the run."""
     path = request.condition_image
     if path is None:
         path = loaded.path.resolve().parent.parent / EXAMPLE_CONDITION

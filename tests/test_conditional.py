@@ -294,6 +294,7 @@ def test_safetensors_sample_the_same(upscaler, tmp_path, refused):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        ("--condition downscale:0", "where N is from 2 to 64"),
         ("--condition downscale:3", "not divisible by 3"),
         ("--condition downscale", "did you mean downscale:N?"),
         ("--condition grey", "'grey', did you mean gray? Choose from downscale:N, gray,"),

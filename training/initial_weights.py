@@ -13,8 +13,8 @@ from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from runtime.image_size import Size, smaller_side
 
-# Layers whose shapes depend on the images, the classes, --patch, --variance or --augment, in words:
-# those of a `Unet`, then those of a `UNet2D`.
+# Layers whose shapes depend on the images, the classes, --condition, --patch, --variance or
+# --augment, in words: those of a `Unet`, then those of a `UNet2D`.
 MAY_BE_NEW = {
     "conv_in.": "the first convolution",
     "conv_out.": "the last convolution",
@@ -110,7 +110,7 @@ def in_words(layers: list[str], before: ModelSettings, now: ModelSettings) -> st
 
 def with_condition(weights: dict[str, Tensor], model: DiffusionModel) -> dict[str, Tensor]:
     """Weights of a network without a condition, fitted to a model with one. The new input channels
-    get weights of 0, so that the network begins as it was."""
+    get weights of 0, so that the network ignores the condition at first."""
     channels = model.unet.condition_depth * model.settings.patch**2
     first = weights.get(FIRST)
     wanted = model.unet.state_dict().get(FIRST)

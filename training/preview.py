@@ -1,4 +1,8 @@
-"""Preview images of a training run."""
+"""Preview images of a training run.
+
+Letters in the shape columns: n images, C channels, K channels of a condition, H and W height and
+width.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +16,7 @@ from diffusion.conditions import as_picture
 from diffusion.draws import Draws
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
-from image_data.grids import pixels_of, write_grid
+from image_data.grids import pixels_of, square_columns, write_grid
 from runtime.randomness import Purpose
 from runtime.signals import Stop
 from sampling.plan import labels_in_turn, plan_sampling, sample_steps
@@ -28,10 +32,11 @@ def preview_file(folder: Path, step: int) -> Path:
 
 @dataclass(frozen=True)
 class PreviewInputs:
-    """Unseen images originals (n,C,H,W) and their conditions (n,K,H,W)."""
+    """Unseen images with their conditions, and their labels if the model has classes."""
 
-    originals: Tensor
-    conditions: Tensor
+    originals: Tensor  # (n,C,H,W)
+    conditions: Tensor  # (n,K,H,W)
+    labels: list[int] | None
 
 
 def preview_inputs(data: DiffSet, model: ModelSettings, device: torch.device) -> PreviewInputs:
@@ -40,18 +45,20 @@ def preview_inputs(data: DiffSet, model: ModelSettings, device: torch.device) ->
     draws = Draws(x, (model.seed, Purpose.CONDITION))
     originals, conditions = draws.condition(x, model.condition, model.depth)
     assert conditions is not None
-    return PreviewInputs(originals, conditions.to(device))
+    labels = data.labels[:CONDITIONS].tolist() if model.classes else None
+    return PreviewInputs(originals, conditions.to(device), labels)
 
 
 class Preview(pl.Callback):
     """Write `folder/step_*.png` after every validation: 36 samples of the averaged weights.
 
     For an image-conditional model, write 12 conditions instead, each followed by a sample and by
-    the original image.
+    the original image, whose class the sample has if the model has classes.
 
     The samples always start from the same noise and take `steps` steps of UniPC: a quick look, not
-    a result. With a class-conditional model, image i has class i, modulo the number of classes. A
-    signal ends sampling without an image. The loggers show the previews and `folder/real.png`.
+    a result. With a class-conditional model that has no condition, image i has class i, modulo the
+    number of classes. A signal ends sampling without an image. The loggers show the previews and
+    `folder/real.png`.
     """
 
     def __init__(
@@ -80,10 +87,13 @@ class Preview(pl.Callback):
         assert isinstance(pl_module, DiffusionModel)
         images = self.sample(pl_module)
         if images is not None:
+            columns = 0
             if self.inputs:
                 images = with_inputs(images.cpu(), self.inputs)
+                square = square_columns(len(images), *images.shape[2:])
+                columns = 3 * max(1, round(square / 3))  # the three images of a row stay together
             file = preview_file(self.folder, trainer.global_step)
-            write_grid(file, pixels_of(images))
+            write_grid(file, pixels_of(images), columns)
             self.show(trainer, "samples", file)
 
     def sample(self, model: DiffusionModel) -> Tensor | None:
@@ -93,11 +103,12 @@ class Preview(pl.Callback):
         with self.ema.applied(model):
             for first in range(0, self.count, self.batch_size):
                 indices = range(first, min(first + self.batch_size, self.count))
-                labels = labels_in_turn(model, indices)
-                given = (
-                    self.inputs.conditions[indices.start : indices.stop] if self.inputs else None
-                )
-                steps = sample_steps(model, plan, indices, model.seed, labels, condition=given)
+                labels, condition = labels_in_turn(model, indices), None
+                if self.inputs:
+                    rows = slice(indices.start, indices.stop)
+                    condition = self.inputs.conditions[rows]
+                    labels = self.inputs.labels and self.inputs.labels[rows]
+                steps = sample_steps(model, plan, indices, model.seed, labels, condition=condition)
                 for t, x_t, _ in steps:
                     if self.stop.signal:
                         return None

@@ -118,6 +118,7 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
         dropout = 0.1 if data.name == "cifar10" and settings.preset == "paper" else 0.0
     conditional = settings.class_conditional and len(data.classes) > 1
     condition = settings.model.condition
+    check_settings({"condition": condition}, flag_of)
     check_condition(condition, data.depth, *height_and_width(data.size))
     model = replace(
         settings.model,

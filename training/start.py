@@ -106,7 +106,7 @@ def misses_validation(run: TrainingRun, checkpoint: dict[str, Any], machine: Mac
 
 
 def describe_images(run: TrainingRun) -> str:
-    shape = "x".join(map(str, run.data.images.shape[1:]))
+    shape = "x".join(map(str, (run.data.depth, *run.data.images.shape[2:])))
     return f"{len(run.data):,} images {shape}, {len(run.unseen):,} unseen"
 
 

@@ -86,6 +86,13 @@ def test_edges_are_where_the_image_changes():
     assert torch.allclose(make_condition("edges", x.transpose(2, 3))[0, 0], found.T)
 
 
+def test_edges_are_the_same_in_mixed_precision():
+    x = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = make_condition("edges", x)
+    assert torch.equal(mixed, make_condition("edges", x))
+
+
 def test_hidden_pixels_are_hidden_and_the_others_known():
     x, mask = images(), torch.zeros(4, 1, 8, 8, dtype=torch.bool)
     mask[..., 2:5] = True
@@ -145,6 +152,12 @@ def test_images_without_such_a_condition_are_refused(arguments, said):
 def test_settings_from_a_file_are_checked(value):
     with pytest.raises(ValueError, match="condition must be one of downscale:N"):
         check_settings({"condition": value})
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("gray", 3), ("", 1), ("pairs", 0)])
+def test_a_condition_has_its_number_of_channels(kind, channels):
+    with pytest.raises(ValueError, match=f"cannot have {channels} channels"):
+        check_settings({"condition": kind, "condition_depth": channels, "depth": 3})
 
 
 # ---- the model ----------------------------------------------------------------------------------
