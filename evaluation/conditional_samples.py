@@ -89,13 +89,11 @@ def sample_conditional(
     batch_size: int,
 ) -> ConditionalSamples:
     """Sample for `count` unseen images, each with its label if the model has classes. Sample s for
-    image i depends on (seed, i, s) and on the condition. Masks also depend on `count`."""
+    image i depends on (seed, i, s) and on the condition, whose mask depends on (seed, i)."""
     chosen = test_set.subset(count)
     labels = test_set.labels[chosen] if model.unet.classes else None  # (N,)
     x = to_float(test_set.images[chosen])  # (N,C,H,W), for pairs (N,C+K,H,W)
-    draws = Draws(x, (seed, Purpose.CONDITION))
-    originals, conditions = draws.condition(x, model.settings.condition, model.unet.depth)
-    assert conditions is not None
+    originals, conditions = all_conditions(model, x, seed)
     numbers = range(len(originals) * SAMPLES_EACH)
     title = f"sampling, {plan.sampler}, {plan.steps} steps"
     bar = progress_bar(title=title, total=len(numbers), unit=" images")
@@ -110,6 +108,18 @@ def sample_conditional(
             bar.update(len(indices))
     samples = torch.cat(parts).unflatten(0, (len(originals), SAMPLES_EACH))
     return ConditionalSamples(originals, conditions, samples.clamp(-1, 1))
+
+
+def all_conditions(model: DiffusionModel, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Originals (N,C,H,W) and conditions (N,K,H,W) of images (N,C,H,W), for pairs (N,C+K,H,W)."""
+    originals, conditions = [], []
+    for i, image in enumerate(x.split(1)):
+        draws = Draws(image, (seed, Purpose.CONDITION, i))
+        original, condition = draws.condition(image, model.settings.condition, model.unet.depth)
+        assert condition is not None
+        originals.append(original)
+        conditions.append(condition)
+    return torch.cat(originals), torch.cat(conditions)
 
 
 def in_batches(numbers: range, size: int) -> Iterator[range]:

@@ -26,6 +26,7 @@ from runtime.processes import Processes
 from sampling import sample_sets
 from sampling.plan import compile_for_sampling
 
+MOST_CONDITIONS = 1000  # all samples for them are kept in memory
 AUDITED = 1000  # samples that are compared with every training image
 
 
@@ -227,7 +228,7 @@ def conditional(prepared: Prepared) -> dict[str, Any]:
         sampling_plan,
         prepared.real_images.test_set,
         classifiers[0] if classifiers else None,
-        max(1, plan.num // SAMPLES_EACH),
+        min(max(1, plan.num // SAMPLES_EACH), MOST_CONDITIONS),
         plan.seeds[0],
         plan.batch_size,
     )

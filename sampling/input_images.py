@@ -61,7 +61,7 @@ def read_edit_inputs(
     if mask and input_image:
         check_aspect_ratio(mask, input_image)
     paths = interpolate or ([input_image] if input_image else [])
-    notes = [describe_fit(path, model) for path in paths]
+    notes = [describe_fit(path, model.unet.size) for path in paths]
     return EditInputs(start_image, mask_values, endpoints, notes=tuple(filter(None, notes)))
 
 
@@ -98,13 +98,11 @@ def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: i
     kind, depth, size = model.settings.condition, model.unet.depth, model.unet.size
     if kind == "pairs":  # images of a folder are resized, never padded
         return read_resized(path, size, model.unet.condition_depth, pad=False)
+    given_size = condition_size(model, path)
+    if given_size != size:
+        small = read_resized(path, given_size, depth, pad=False)
+        return enlarge(small[None], factor_of(kind))[0]
     height, width = height_and_width(size)
-    if factor := factor_of(kind):
-        picture = open_image(path, remedy=REMEDY)
-        if picture.size != (width, height) and not is_padded(picture, size):
-            small_size = size_of(height // factor, width // factor)
-            small = read_resized(path, small_size, depth, pad=False)
-            return enlarge(small[None], factor)[0]
     x = read_resized(path, size, depth)[None]
     hidden = None
     if kind == "mask" and mask:
@@ -116,14 +114,25 @@ def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: i
     return make_condition(kind, x, hidden)[0]
 
 
+def condition_size(model: DiffusionModel, path: Path) -> Size:
+    """The size to which the image of a condition is resized: that of the model, or for
+    "downscale:N" that divided by N if the image is not of the model's size already."""
+    size, factor = model.unet.size, factor_of(model.settings.condition)
+    height, width = height_and_width(size)
+    picture = open_image(path, remedy=REMEDY)
+    if not factor or picture.size == (width, height) or is_padded(picture, size):
+        return size
+    return size_of(height // factor, width // factor)
+
+
 def is_padded(picture: Image.Image, size: Size) -> bool:
     """Whether a picture is padded to this size instead of being resized."""
     return picture.size == (28, 28) and size == 32
 
 
-def describe_fit(path: Path, model: DiffusionModel) -> str:
-    """A line that says how an image was made to fit the model, or "" if it has the model's size."""
-    picture, size = open_image(path), model.unet.size
+def describe_fit(path: Path, size: Size) -> str:
+    """A line that says how an image was fitted to a size, or "" if it already has that size."""
+    picture = open_image(path)
     height, width = height_and_width(size)
     if picture.size == (width, height):
         return ""

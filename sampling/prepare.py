@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
 
 from checkpoints.checkpoint import load_model
 from checkpoints.loaded_model import LoadedModel
@@ -23,6 +22,8 @@ from sampling.image_request import ImageRequest
 from sampling.input_images import (
     EXAMPLE_CONDITION,
     EditInputs,
+    condition_size,
+    describe_fit,
     read_condition,
     read_edit_inputs,
     read_image,
@@ -56,7 +57,7 @@ def prepare(request: ImageRequest, device: str | torch.device) -> SamplingJob | 
     image_set = arrange_images(request, model)
     plan = plan_request(request, loaded, saved)
     if model.settings.condition:
-        edit = EditInputs(condition=requested_condition(request, loaded))
+        edit = requested_condition(request, loaded)
     else:
         edit = read_edit_inputs(model, request.input_image, request.mask, request.interpolate)
     return SamplingJob(
@@ -107,8 +108,8 @@ def check_condition_flags(request: ImageRequest, condition: str) -> None:
         )
 
 
-def requested_condition(request: ImageRequest, loaded: LoadedModel) -> Tensor:
-    """The condition (K,H,W) of a request: by default that of an unseen image of the run."""
+def requested_condition(request: ImageRequest, loaded: LoadedModel) -> EditInputs:
+    """The condition of a request: by default that of an unseen image of the run."""
     path = request.condition_image
     if path is None:
         path = loaded.path.resolve().parent.parent / EXAMPLE_CONDITION
@@ -118,7 +119,8 @@ def requested_condition(request: ImageRequest, loaded: LoadedModel) -> Tensor:
                 "give --condition-image"
             )
     condition = read_condition(loaded.model, path, request.mask, request.seed)
-    return condition.to(loaded.model.device)
+    note = describe_fit(path, condition_size(loaded.model, path))
+    return EditInputs(condition=condition.to(loaded.model.device), notes=(note,) if note else ())
 
 
 def prepare_noising(request: ImageRequest) -> NoisingJob:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from models import model
 from PIL import Image
 from training_runs import contents, fit, losses, same, weights_hash
 
@@ -18,7 +19,7 @@ import train
 from checkpoints.checkpoint import load_model
 from Dataset import Batches, PairedSet
 from diffusion.conditions import KINDS
-from evaluation.conditional_samples import psnr
+from evaluation.conditional_samples import all_conditions, psnr
 from image_data import mapped_images
 from image_data.mapped_images import JoinedImages
 from sampling.input_images import EXAMPLE_CONDITION, read_condition
@@ -118,6 +119,14 @@ def test_weights_without_a_condition_are_a_beginning(tiny_run, tiny_data, tmp_pa
     assert not ours[first][:, 3:].any()
     del ours[first], theirs[first]
     assert same(ours, theirs)
+
+
+def test_a_condition_may_be_left_behind(upscaler, tiny_data, tmp_path, capsys):
+    words = ["--init-from", upscaler, "--max-steps", 1, "--lr", 0]
+    assert fit(tiny_data, tmp_path, *words) == 0
+    assert "trained with condition downscale:4, not none" in capsys.readouterr().out
+    theirs, ours = (contents(run)["ema"]["weights"] for run in (upscaler, tmp_path))
+    assert torch.equal(ours["conv_in.weight"], theirs["conv_in.weight"][:, :3])
 
 
 # ---- sampling -----------------------------------------------------------------------------------
@@ -242,6 +251,14 @@ def test_psnr_of_a_known_error():
     assert psnr(x + error, x).tolist() == pytest.approx([20, 40], abs=1e-4)
 
 
+def test_a_mask_does_not_depend_on_the_number_of_images():
+    m = model(condition="mask", condition_depth=2)
+    x = torch.rand(6, 1, 8, 8) * 2 - 1
+    whole, part = (all_conditions(m, images, seed=3)[1] for images in (x, x[:4]))
+    assert torch.equal(whole[:4], part)
+    assert not torch.equal(whole[0, 1], whole[1, 1])
+
+
 def test_samples_are_compared_with_the_originals(
     upscaler, tiny_data, tmp_path, quick_classifier, capsys
 ):
@@ -311,7 +328,7 @@ def test_training_flags_are_refused(tiny_data, tmp_path, refused, flags, said):
 def test_sampling_flags_are_refused(upscaler, tiny_run, tmp_path, refused):
     Image.new("RGB", (8, 8)).save(image := tmp_path / "a.png")
     given = ["--condition-image", image]
-    for model, flags, said in (
+    for run, flags, said in (
         (tiny_run, given, "needs a model trained with --condition"),
         (
             upscaler,
@@ -322,4 +339,4 @@ def test_sampling_flags_are_refused(upscaler, tiny_run, tmp_path, refused):
         (upscaler, [*given, "--start-step", 5], "cannot be combined"),
         (upscaler, ["--condition-image", tmp_path / "no.png"], "no image at"),
     ):
-        assert said in refused(Inference.main, "--ckpt", model, "--out", tmp_path / "o", *flags)
+        assert said in refused(Inference.main, "--ckpt", run, "--out", tmp_path / "o", *flags)

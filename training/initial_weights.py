@@ -49,7 +49,7 @@ def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str
         settings = refitted(replace(settings, **kept_settings))
     model = new_model(settings)
     theirs, network = loaded.model.unet.state_dict(), model.unet.state_dict()
-    theirs = with_condition(theirs, model)
+    theirs = with_condition(theirs, loaded.model.settings, model)
     kept = {
         name: value
         for name, value in theirs.items()
@@ -85,10 +85,10 @@ def describe_changes(
             "; its network, a UNet2DModel of diffusers, is kept, so --width, --mults, --attention, "
             "--blocks, --patch and --film change nothing"
         )
-    for name in ("parameterization", "schedule", "T"):
+    for name in ("parameterization", "schedule", "T", "condition"):
         old, other = getattr(before, name), getattr(now, name)
         if old != other:
-            line += f"; they were trained with {name} {old}, not {other}"
+            line += f"; they were trained with {name} {old or 'none'}, not {other or 'none'}"
     return line
 
 
@@ -108,18 +108,19 @@ def in_words(layers: list[str], before: ModelSettings, now: ModelSettings) -> st
     return f"{', '.join(parts)} ({', '.join(layers[:NAMED])}{more})"
 
 
-def with_condition(weights: dict[str, Tensor], model: DiffusionModel) -> dict[str, Tensor]:
-    """Weights of a network without a condition, fitted to a model with one. The new input channels
-    get weights of 0, so that the network ignores the condition at first."""
-    channels = model.unet.condition_depth * model.settings.patch**2
-    first = weights.get(FIRST)
-    wanted = model.unet.state_dict().get(FIRST)
-    if not channels or first is None or wanted is None:
+def with_condition(
+    weights: dict[str, Tensor], before: ModelSettings, model: DiffusionModel
+) -> dict[str, Tensor]:
+    """Weights of a network with these settings, fitted to a model with another condition, or with
+    none. Its input channels get weights of 0, so that the network ignores the condition at first.
+    """
+    now = model.settings
+    same_images = (before.depth, before.patch) == (now.depth, now.patch)
+    if before.condition == now.condition or not same_images or FIRST not in weights:
         return weights
-    missing = wanted.shape[1] - first.shape[1]
-    if missing != channels:
-        return weights
-    return weights | {FIRST: F.pad(first, (0, 0, 0, 0, 0, missing))}
+    images = weights[FIRST][:, : now.depth * now.patch**2]
+    channels = now.condition_depth * now.patch**2
+    return weights | {FIRST: F.pad(images, (0, 0, 0, 0, 0, channels))}
 
 
 def network_flags(settings: ModelSettings, size: Size) -> str:
