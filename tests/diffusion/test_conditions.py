@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import model, seeded, spread_out
+from models import model, perturbed, seeded
 
 from diffusion.conditions import (
     as_picture,
@@ -164,7 +164,7 @@ def test_a_condition_has_its_number_of_channels(kind, channels):
 
 
 def test_the_network_sees_the_condition_beside_x_t():
-    m = spread_out(model(condition="downscale:2", condition_depth=1))
+    m = perturbed(model(condition="downscale:2", condition_depth=1))
     x, t = images(depth=1), torch.tensor([1, 200, 700, 1000])
     condition = make_condition("downscale:2", images(depth=1))
     output = m(beside(x, condition), t)
@@ -184,6 +184,6 @@ def test_the_loss_depends_on_what_the_condition_says():
 
 
 def test_without_a_condition_the_loss_is_as_before():
-    m, x = spread_out(model()), images(depth=1)
-    again = spread_out(model(condition=""))
+    m, x = perturbed(model()), images(depth=1)
+    again = perturbed(model(condition=""))
     assert torch.equal(m.get_loss(x, 3), again.get_loss(x, 3))
