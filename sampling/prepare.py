@@ -4,7 +4,6 @@ request = ImageRequest(checkpoint=Path("runs/cifar10"), num=8)
 job = prepare(request, "cpu")           # a SamplingJob; a NoisingJob without a checkpoint
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -15,8 +14,8 @@ from checkpoints.loaded_model import LoadedModel
 from diffusion.settings import ModelSettings, check_settings, read_schedule
 from DiffusionModel import DiffusionModel
 from runtime.flags import flag_of
-from runtime.suggestions import nearest
-from sampling.generate import ImageSet, NoisingJob, SamplingJob
+from sampling.arrangement import arrange_images, is_edit
+from sampling.generate import NoisingJob, SamplingJob
 from sampling.guidance import Guide, choose_guidance
 from sampling.image_request import ImageRequest
 from sampling.input_images import (
@@ -31,15 +30,8 @@ from sampling.input_images import (
 from sampling.output_files import check_writable
 from sampling.plan import SamplingPlan, plan_sampling
 
-DEFAULT_NUM = 16
-DEFAULT_NUM_OF_EACH_CLASS = 8
 DEFAULT_STEPS_WITH_MASK = 100
 DEFAULT_STEPS_TO_INTERPOLATE = 50
-
-# The largest numbers of images in grids and trajectory. samples.npz has all images.
-SHOWN = 64
-SHOWN_OF_EACH_CLASS = 8
-SHOWN_OF_ALL_CLASSES = 1024
 
 # The size of 512 x 512 pixels in RGB. If a larger image is noised, only the saved steps are kept.
 LARGE_IMAGE = 3 * 512**2
@@ -216,11 +208,6 @@ def plan_request(request: ImageRequest, loaded: LoadedModel, saved: list[int]) -
     return plan
 
 
-def is_edit(request: ImageRequest, model: DiffusionModel) -> bool:
-    """Whether an image is given, so that no class is assumed."""
-    return bool(request.input_image or request.interpolate or model.settings.condition)
-
-
 def repaints(request: ImageRequest) -> bool:
     """Whether an image is repainted by RePaint, rather than by a model of --condition mask."""
     return bool(request.mask and request.input_image)
@@ -236,76 +223,3 @@ def request_guidance(request: ImageRequest, loaded: LoadedModel) -> tuple[float,
     if scale != 1 and not guide and not labelled and loaded.model.unet.classes:
         raise ValueError("--guidance needs a class: give another --class than none")
     return scale, guide
-
-
-# ---- classes and grids -------------------------------------------------------------------------
-
-
-def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
-    """The number of images, their labels and their order in a grid. Raises ValueError."""
-    label, num, classes = request.label, request.num, model.unet.classes
-    always_labelled = model.settings.label_dropout == 0
-    if label in (None, "none") and classes and always_labelled:  # it needs a label
-        label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
-    if label is None and classes and not is_edit(request, model):
-        return of_all_classes(classes, num or DEFAULT_NUM)
-    labels = [] if label in (None, "none") else find_labels(label, model)
-    if len(labels) > 1 and request.interpolate:
-        raise ValueError("--interpolate takes one class or none: give one --class")
-    if len(labels) > 1:
-        return one_row_each(labels, num or DEFAULT_NUM_OF_EACH_CLASS)
-    total = num or DEFAULT_NUM
-    return ImageSet(
-        total=total,
-        labels=(labels[0],) * total if labels else None,
-        columns=0,
-        order=tuple(range(min(SHOWN, total))),
-    )
-
-
-def of_all_classes(classes: int, total: int) -> ImageSet:
-    """`total` images. Image i has label i mod K."""
-    return ImageSet(
-        total=total,
-        labels=tuple(i % classes for i in range(total)),
-        columns=0,
-        order=tuple(range(min(SHOWN, total))),
-    )
-
-
-def one_row_each(labels: list[int], num: int) -> ImageSet:
-    """`num` images of every label. Image i has label i mod K; a grid has a row for each label."""
-    K = len(labels)
-    columns = max(1, min(num, SHOWN_OF_EACH_CLASS, SHOWN_OF_ALL_CLASSES // K))
-    return ImageSet(
-        total=num * K,
-        labels=tuple(labels * num),
-        columns=columns,
-        order=tuple(column * K + row for row in range(K) for column in range(columns)),
-    )
-
-
-def find_labels(text: str, model: DiffusionModel) -> list[int]:
-    """The labels of --class: names or numbers separated by commas, or all. Raises ValueError."""
-    names = [name.lower() for name in model.settings.class_names]
-    count = model.unet.classes
-    if not count:
-        raise ValueError(
-            "this model has no classes: train one with --class-conditional on images of two "
-            "or more classes, or leave out --class"
-        )
-    if text.lower() == "all":
-        return list(range(count))
-    if text.lower() in names:
-        return [names.index(text.lower())]
-    if text.isdecimal() and int(text) < count:
-        return [int(text)]
-    if "," in text:
-        labels = [label for one in text.split(",") for label in find_labels(one.strip(), model)]
-        return list(dict.fromkeys(labels))
-    close = "" if text.isdecimal() else nearest(text, names)
-    suggestion = f", did you mean {close}?" if close else "."
-    raise ValueError(
-        f"unknown class {text!r}{suggestion} "
-        f"Give all, numbers from 0 to {count - 1}, or any of {', '.join(names[:20])}"
-    )

@@ -890,6 +890,28 @@ MUTANTS = [
         "test_what_diffusers_cannot_build_or_compute_is_one_line",
         "sample_size",
     ),
+    # ---- image-conditional models ---------------------------------------------------------------
+    Mutant(
+        "the condition of super-resolution has all pixels",
+        "diffusion/conditions.py",
+        "        return enlarge(F.avg_pool2d(x_0, factor), factor)\n",
+        "        return x_0\n",
+        "test_the_smaller_image_is_all_that_is_known",
+    ),
+    Mutant(
+        "known pixels are not kept",
+        "diffusion/conditions.py",
+        "    return torch.where(hidden, x0_hat, known)\n",
+        "    return x0_hat\n",
+        "test_hidden_pixels_are_hidden_and_the_others_known",
+    ),
+    Mutant(
+        "all parts of a batch have the masks of the first",
+        "diffusion/draws.py",
+        "            mask = masks[self.rows]\n",
+        "            mask = masks[: len(x)]\n",
+        "test_a_batch_may_be_divided",
+    ),
 ]
 
 

@@ -8,11 +8,10 @@ from PIL import Image
 
 from checkpoints.early_average import EarlyAverage
 from checkpoints.loaded_model import LoadedModel
+from sampling.arrangement import arrange_images, find_labels
 from sampling.generate import NoisingJob, noise_images
 from sampling.image_request import ImageRequest
 from sampling.prepare import (
-    arrange_images,
-    find_labels,
     frame_times,
     plan_request,
     prepare,
