@@ -125,6 +125,7 @@ def network_settings(config: Settings, class_names: tuple[str, ...]) -> Settings
     attends = [kind == "AttnDownBlock2D" for kind in config["down_block_types"]]
     return {
         "depth": config["in_channels"],
+        "condition_depth": 0,
         "width": channels[0],
         "mults": tuple(max(1, count // channels[0]) for count in channels),
         "attention": tuple(side // 2**level for level, attend in enumerate(attends) if attend),
