@@ -52,7 +52,7 @@ def build_parser() -> Parser:
         "--num",
         type=whole(1),
         metavar="N",
-        help="number of images (16; of each of several classes, 8)",
+        help="number of images (16; for several classes, 8 of each)",
     )
     flags.add_seed(group, help="image i depends on (seed, i) alone (0)")
     group = parser.add_argument_group("how")
@@ -295,7 +295,7 @@ def without_checkpoint(args: argparse.Namespace) -> str:
 def of_forward_process(args: argparse.Namespace) -> str:
     for name in FORWARD_PROCESS:
         if getattr(args, name) is not None:
-            return f"{flags.flag_of(name)} is the model's with --ckpt: leave it out"
+            return f"with --ckpt, {flags.flag_of(name)} is that of the model: leave it out"
     return ""
 
 

@@ -4,7 +4,7 @@
     # the paper's settings on a GPU, a small model on a CPU
     python train.py --dataset cifar10
 
-    # two CPU cores, under ten minutes
+    # two CPU cores, at most ten minutes
     python train.py --dataset fashionmnist --preset laptop
 
     # your own images

@@ -104,13 +104,13 @@ def speed_table(words: list[str], steps: int, rounds: int) -> None:
     for turn in range(rounds):
         for way in list(ways) if turn % 2 else reversed(list(ways)):
             seconds[way].append(ways[way].run(steps) / steps)
-    print("| images | ms/step, median | of the CPU | waiting for images |")
+    print("| images | ms/step, median | CPU time | waiting for images |")
     print("| --- | --- | --- | --- |")
     for way, times in seconds.items():
         wall, cpu, waiting = 1000 * np.median(times, axis=0)
         print(f"| {way} | {wall:.1f} | {cpu:.1f} | {waiting:.2f} |")
-    print(f"\nspeed of mapped over in memory, {rounds} pairs of {steps} steps:")
-    for column, name in enumerate(("time", "time of the CPU")):
+    print(f"\nspeed of mapped relative to in-memory images, {rounds} pairs of {steps} steps:")
+    for column, name in enumerate(("time", "CPU time")):
         pairs = zip(*seconds.values())
         ratios = [memory[column] / mapped[column] for mapped, memory in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4)

@@ -84,8 +84,9 @@ def write_diffusers(loaded: LoadedModel, settings: ExportSettings) -> str:
         description += f", to be called with num_inference_steps={model.T}"
     if model.unet.classes:
         description += (
-            f"; its network takes class_labels ({model.unet.classes}: none), and DDPMPipeline "
-            "passes none: call the network yourself, or convert with --class for a pipeline of one"
+            f"; its network needs class_labels ({model.unet.classes} for no class), which "
+            "DDPMPipeline does not pass: call the network yourself, or convert with --class for a "
+            "pipeline of one class"
         )
     return description
 

@@ -99,7 +99,10 @@ def metadata(loaded: LoadedModel, weights: str) -> dict[str, str]:
         inputs += f"; y: a class, from 0, or {model.unet.classes} for none"
     output = model.settings.parameterization
     if model.settings.variance == "learned":
-        output += ", then the place of the log variance"
+        output += (
+            ", then v in [-1, 1]: the log variance is (1 + v) / 2 log(beta_t) + "
+            "(1 - v) / 2 log(variance of the posterior)"
+        )
     return {
         "inputs": inputs,
         "output": output,

@@ -88,7 +88,7 @@ def check_optimizer(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
         moments = ("momentum",) if "momentum" in expected else ("exp_avg", "exp_avg_sq")
         check_moments(state["state"], weights, moments)
     if len(state["state"]) > sum(len(group["params"]) for group in expected_groups):
-        raise ValueError("the optimizer holds more than its weights")
+        raise ValueError("the optimizer has states for weights that the run does not have")
     for moments in state["state"].values():
         count = moments["step"]
         if type(count) is not Tensor or count.shape or not 0 <= float(count) <= steps:
@@ -130,7 +130,7 @@ def check_plain_data(value: Any) -> None:
     while remaining:
         item = remaining.pop()
         if not isinstance(item, (dict, list, tuple, int, float, str, type(None))):
-            raise ValueError(f"{type(item).__name__} stands where a number should")
+            raise ValueError(f"a counter is of type {type(item).__name__}")
         if isinstance(item, dict):
             remaining.extend(item.values())
         elif isinstance(item, (list, tuple)):

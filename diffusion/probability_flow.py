@@ -55,7 +55,7 @@ def flow_slope(
     slope = torch.cat([(z - x0_hat).detach().flatten(), divergence]).cpu().double().numpy()
     if not np.isfinite(slope).all():
         raise ValueError(
-            "the probability flow cannot be followed: its slope is not finite at "
+            "the probability flow cannot be integrated: its slope is not finite at "
             f"sigma / signal = {ratio:.3g}"
         )
     return slope
@@ -96,7 +96,7 @@ def flow(
     span = (math.log(smallest), math.log(largest))
     solved = solve_ivp(slope, span, start, rtol=tolerance, atol=tolerance, method="RK45")
     if not solved.success:
-        raise ValueError(f"the probability flow cannot be followed: {solved.message}")
+        raise ValueError(f"the probability flow cannot be integrated: {solved.message}")
     z_T, change = solved.y[:-B, -1].reshape(B, D), solved.y[-B:, -1]
     signal = model.alpha_bar(last) ** 0.5
     log_p = -0.5 * (signal * z_T) ** 2 - 0.5 * math.log(2 * math.pi) + math.log(signal)

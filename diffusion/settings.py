@@ -136,8 +136,8 @@ class ModelSettings:
         falls = (np.diff(alpha_bar[:-1]) < 0).all() and 0 <= last < before
         if not falls or before < LEAST_SIGNAL:
             raise ValueError(
-                "alpha_bar must fall at every t, and the betas leave no trace of the image before "
-                f"t = T (at T - 1 it is {before:.0e}): choose fewer steps or other betas"
+                f"alpha_bar must decrease at every t and be at least {LEAST_SIGNAL:g} at "
+                f"t = T - 1, where it is {before:.0e}: choose fewer steps or other betas"
             )
         if self.parameterization == "eps" and last < LEAST_SIGNAL:
             raise ValueError(
@@ -146,8 +146,8 @@ class ModelSettings:
             )
         if self.zero_terminal_snr and self.weighting in ("min-snr", "p2"):
             raise ValueError(
-                f"weighting {self.weighting} gives no weight to t = T, where sampling begins with "
-                "zero_terminal_snr: choose plain or edm"
+                f"with zero_terminal_snr, weighting {self.weighting} gives no weight to t = T, "
+                "where sampling begins: choose plain or edm"
             )
         return beta
 

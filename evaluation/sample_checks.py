@@ -157,6 +157,6 @@ def check_contrast(samples: np.ndarray, real: np.ndarray) -> Finding:
     return Finding(
         "contrast",
         low < contrast / max(usual, 1) < high,
-        f"{contrast:.0f} gray levels within an image ({usual:.0f} in the data)",
+        f"standard deviation of {contrast:.0f} within an image ({usual:.0f} in the data)",
         "contrast too low: train longer; too high: try a smaller --guidance",
     )

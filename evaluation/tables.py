@@ -177,7 +177,7 @@ def neighbours_lines(neighbours: dict[str, Any]) -> list[str]:
             lines.append(
                 f"  in {name:31} nearest reference image: distance from samples / from references "
                 f"{audit['ratio']:.3f}; equal {100 * audit['equal']:.1f}%, "
-                f"near-duplicates {100 * audit['duplicates']:.1f}%"
+                f"near-duplicates of other samples {100 * audit['duplicates']:.1f}%"
             )
         picture = one["picture"]
         lines.append(f"  the eight samples nearest to a reference image, as a picture: {picture}")
@@ -188,8 +188,8 @@ def audit_line(title: str, audit: dict[str, float]) -> str:
     """One audit, in pixels or in features."""
     return (
         f"  in {title:31} distance to training / distance to unseen images {audit['ratio']:.3f}; "
-        f"copies {100 * audit['copies']:.1f}%, near-duplicates {100 * audit['duplicates']:.1f}% "
-        "(for real images 1% and 0%)"
+        f"copies {100 * audit['copies']:.1f}%, near-duplicates of other samples "
+        f"{100 * audit['duplicates']:.1f}% (for real images 1% and 0%)"
     )
 
 
@@ -207,8 +207,8 @@ def sweep_lines(sweep: dict[str, Any]) -> list[str]:
         heading,
         rule,
         *(sweep_line(row, sets) for row in sweep["rows"]),
-        f"{sweep['floor_images']} unseen images have {sweep['floor']:.2f}, "
-        f"noise {sweep['ceiling']:.2f}",
+        f"for {sweep['floor_images']} unseen images the distance is {sweep['floor']:.2f}, "
+        f"for noise {sweep['ceiling']:.2f}",
         f"  the plot is {sweep['plot']}",
     ]
 

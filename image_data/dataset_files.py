@@ -85,8 +85,8 @@ def checked_arrays(
     if images is None or not is_image_array(images):
         contents = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())
         raise ValueError(
-            f"{file} must hold {prefix}_images, uint8 (N,H,W,1) or (N,H,W,3), "
-            f"and holds {contents or 'nothing'}"
+            f"{file} must contain {prefix}_images, uint8 (N,H,W,1) or (N,H,W,3), "
+            f"but it contains {contents or 'nothing'}"
         )
     labels = arrays.get(f"{prefix}_labels", np.zeros(len(images), np.int64))
     is_integer = np.issubdtype(labels.dtype, np.integer)

@@ -53,9 +53,9 @@ def download(key: str, root: Path) -> Path:
             arrays[f"{split}_labels"] = np.asarray(data.targets, dtype=np.int64)
     except Exception as error:  # torchvision raises many types: URLError, RuntimeError, ...
         raw = root / name / "raw"
-        alternative = "" if key == "cifar10" else f", or the four *-ubyte files in {raw}"
+        alternative = "" if key == "cifar10" else f", or place the four *-ubyte files in {raw}"
         raise OSError(
-            f"cannot download {name} ({one_line(error)}): place {file} there by hand "
+            f"cannot download {name} ({one_line(error)}): create {file} by hand "
             f"(train_images uint8 (N,H,W,C), train_labels, test_images, test_labels){alternative}"
         ) from None
     write_npz(file, **arrays)

@@ -31,9 +31,9 @@ def check_pairs(folder: Path) -> None:
         return
     without = set(names[INPUT]) ^ set(names[TARGET])
     if not without:
-        raise ValueError(
-            f"{folder} has two images whose names differ only in the extension: rename one"
-        )
+        alike = same_names(folder / INPUT) or same_names(folder / TARGET)
+        images = " and ".join(map(str, alike)) or f"images in {folder}"
+        raise ValueError(f"{images} have names that differ only in the extension: rename one")
     name = min(without)
     here, there = (INPUT, TARGET) if name in names[INPUT] else (TARGET, INPUT)
     raise ValueError(
@@ -45,6 +45,16 @@ def check_pairs(folder: Path) -> None:
 def names_in(folder: Path) -> list[str]:
     """The names of a folder's images without their extensions, in the order of `image_paths`."""
     return [str(path.relative_to(folder).with_suffix("")) for path in image_paths(folder)]
+
+
+def same_names(folder: Path) -> list[Path]:
+    """Two images of a folder whose names differ only in the extension; empty if there are none."""
+    found: dict[Path, Path] = {}
+    for path in image_paths(folder):
+        earlier = found.setdefault(path.with_suffix(""), path)
+        if earlier != path:
+            return [earlier, path]
+    return []
 
 
 def joined(target: Images, given: Images) -> Images:

@@ -55,8 +55,8 @@ def read_file(file: Path) -> SampleFiles:
     if images is None or not is_image_array(images):
         contents = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())
         raise ValueError(
-            f"{file} must hold arr_0, uint8 (N,H,W,1) or (N,H,W,3), as numpy.savez(file, images) "
-            f"writes it, and holds {contents or 'nothing'}"
+            f"{file} must contain arr_0, uint8 (N,H,W,1) or (N,H,W,3), as numpy.savez(file, "
+            f"images) writes it, but it contains {contents or 'nothing'}"
         )
     if labels is None or labels.shape != (len(images),):
         return SampleFiles(images)

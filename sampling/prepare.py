@@ -75,7 +75,7 @@ def prepare_to_write(
     except OSError as error:
         if not error.filename:
             raise
-        message = f"{error.filename}: {error.strerror}; choose a place that can be used"
+        message = f"{error.filename}: {error.strerror}; choose another path"
         raise ValueError(message) from None
     return job
 

@@ -42,8 +42,8 @@ def read_trajectory(path: Path) -> Trajectory:
     other = frames if predicted is None else predicted
     if times.dtype.kind not in "iu" or (other.dtype, other.shape) != (frames.dtype, frames.shape):
         raise ValueError(
-            f"{path} must hold whole numbers as times, not {times.dtype}, "
-            f"and predicted like frames, not {other.dtype} {other.shape}"
+            f"{path} must contain times of an integer type, not {times.dtype}, and predicted with "
+            f"the type and shape of frames, not {other.dtype} {other.shape}"
         )
     return Trajectory(frames, times, predicted, read_columns(arrays.get("columns")))
 

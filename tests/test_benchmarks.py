@@ -70,4 +70,6 @@ def test_mapped_images_are_compared_with_images_in_memory(tiny_data):
     out = printed("mapped.py", *words, "--data-root", str(tiny_data.parent))
     table = rows(out)
     assert set(table) >= {"64", "mapped", "in memory"}
-    assert "speed of mapped over in memory, 2 pairs of 1 steps:\nby time: median" in out
+    assert (
+        "speed of mapped relative to in-memory images, 2 pairs of 1 steps:\nby time: median" in out
+    )

@@ -340,7 +340,7 @@ def test_the_bomb_would_go_off(tmp_path):
         (["--input-image", "PHOTO", "--save-steps", "1500"], "or give --T 1500"),
         (["--input-image", "PHOTO", "--T", "200000"], "--T must be a whole number from 1 to"),
         (["--input-image", "PHOTO", "--schedule", "cosin"], "did you mean cosine?"),
-        (["--ckpt", "RUN", "--T", "500"], "--T is the model's with --ckpt"),
+        (["--ckpt", "RUN", "--T", "500"], "with --ckpt, --T is that of the model"),
         (["RUN"], "did you mean --ckpt "),
         (["--input-image", "PHOTO", "--start-step", "5"], "add --ckpt"),
         (["--input-image", "NOPHOTO"], "no.png is not an image that can be read: give another"),

@@ -159,7 +159,7 @@ def test_the_paper_preset_has_the_papers_values():
         (["--beta-small", "0.5"], "larger than --beta-large"),
         (["--beta-large", "nan"], "from 0 to 1"),
         (["--beta-small", "0"], "--beta-small must be"),
-        (["--T", "1000", "--beta-large", "0.9"], "leave no trace"),
+        (["--T", "1000", "--beta-large", "0.9"], "alpha_bar must decrease"),
         (["--image-size", "5000"], "size must be"),
         (["--image-size", "8x5000"], "--image-size must be a side of a square or height and width"),
         (["--lr", "fast"], "expected a number"),

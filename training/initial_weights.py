@@ -88,7 +88,7 @@ def describe_changes(
     for name in ("parameterization", "schedule", "T", "condition"):
         old, other = getattr(before, name), getattr(now, name)
         if old != other:
-            line += f"; they were trained with {name} {old or 'none'}, not {other or 'none'}"
+            line += f"; the weights were trained with {name} {old or 'none'}, not {other or 'none'}"
     return line
 
 

@@ -96,7 +96,7 @@ class Measure(StepCallback):
         if self.extractor:
             distance = self.distance(torch.cat(images))
             values.append(distance)
-            text += f", classifier distance {distance:.2f}"
+            text += f", Frechet distance {distance:.2f} in classifier features"
         log_now(trainer, dict(zip(MEASURED, values)), trainer.global_step)
         self.progress.write(text)
 

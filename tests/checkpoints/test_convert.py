@@ -283,7 +283,7 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
         convert.main(["--ckpt", str(source), "--to", "diffusers", "--out", str(tmp_path / "all")])
         == 0
     )
-    assert "class_labels (2: none)" in capsys.readouterr().out
+    assert "class_labels (2 for no class)" in capsys.readouterr().out
     for text, label in (("Bright", 1), ("0", 0), ("none", 2)):
         assert (
             convert.main(

@@ -63,7 +63,7 @@ def stopped(tiny_data, tmp_path_factory):
         ("huge", "width must be a whole number from 4 to 1024"),
         ("Adam", "weight 0 must be"),
         ("rate", "the optimizer's settings"),
-        ("loops", "stands where a number should"),
+        ("loops", "a counter is of type"),
     ],
 )
 def test_a_bad_newest_checkpoint_is_skipped(

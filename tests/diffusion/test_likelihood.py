@@ -304,7 +304,7 @@ def test_a_flow_that_cannot_be_followed_is_refused(beyond):
         lambda z, ratio: z * S**2 / (S**2 + ratio**2) * (math.nan if ratio > beyond else 1)
     )
     x_0 = of_gaussian(2)
-    with pytest.raises(ValueError, match="cannot be followed: its slope is not finite"):
+    with pytest.raises(ValueError, match="cannot be integrated: its slope is not finite"):
         flow(model, x_0, torch.full_like(x_0, 0.5), noise(x_0.shape))
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 def test_what_was_measured_before_a_failure_is_kept(fresh_run, tiny_data, capsys, monkeypatch):
     def fails(*_, **__):
-        raise ValueError("the probability flow cannot be followed: a test")
+        raise ValueError("the probability flow cannot be integrated: a test")
 
     monkeypatch.setattr(bits_per_dim, "flow", fails)
     assert (
@@ -32,7 +32,7 @@ def test_what_was_measured_before_a_failure_is_kept(fresh_run, tiny_data, capsys
         )
         == 2
     )
-    assert "cannot be followed" in capsys.readouterr().err
+    assert "cannot be integrated" in capsys.readouterr().err
     assert (
         json.loads((fresh_run / "metrics.json").read_text())["bits_per_dim"]["bound"]["images"] == 4
     )

@@ -47,7 +47,7 @@ def test_without_a_network_one_line_names_the_file_to_provide(tmp_path, monkeypa
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     for name in ("mnist", "cifar10"):
-        with pytest.raises(OSError, match=rf"place .*{name}\.npz there by hand") as error:
+        with pytest.raises(OSError, match=rf"create .*{name}\.npz by hand") as error:
             download(name, tmp_path)
         assert "\n" not in str(error.value)
         assert not list(tmp_path.rglob("*.npz"))

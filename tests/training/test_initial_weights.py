@@ -56,7 +56,7 @@ def test_what_the_weights_were_trained_for_is_named(conditional_run):
     other = ModelSettings.from_dict({**theirs.hparams, "parameterization": "x0"})
     _, line = model_from(other, conditional_run)
     assert f": kept all {len(theirs.unet.state_dict())} weight tensors; they were" in line
-    assert line.endswith("; they were trained with parameterization eps, not x0")
+    assert line.endswith("; the weights were trained with parameterization eps, not x0")
 
 
 def test_weights_of_the_run_itself_are_refused(refused, tiny_data, tiny_run):
