@@ -270,8 +270,8 @@ class Batches:
             yield to_float(images), self.labels[chosen]
 
     def read(self, order: Tensor, starts: list[int], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each start, yield the `count` indices of order (N,) from there on, (B,), and their
-        images, uint8 (B,C,H,W)."""
+        """For each start, yield `order[start : start + count]`, indices (B,), and the images with
+        these indices, uint8 (B,C,H,W). order: indices (N,)."""
         if isinstance(self.images, Tensor):
             order = order.to(self.device)
             for start in starts:

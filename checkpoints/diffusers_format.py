@@ -72,7 +72,7 @@ def read_pipeline(folder: Path) -> StoredModel:
     else:
         weights = from_diffusers(weights, len(settings["mults"]), settings["blocks"])
     if settings["classes"] and settings["class_names"] != names and label in weights:
-        # it was not trained without a class, but our embedding needs a row for "no class"
+        # the network always got a class in training, but our embedding needs a row for "no class"
         settings["label_dropout"] = 0.0
         weights[label] = F.pad(weights[label], (0, 0, 0, 1))
     return StoredModel(settings, weights, about, files)

@@ -76,7 +76,7 @@ def number_of_groups(network: Settings) -> int:
 
 
 def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
-    """The arguments of `Unet` for a configuration of UNet2DModel, "class_names" and "unet2d".
+    """Convert a configuration of UNet2DModel to arguments of `Unet`, "class_names" and "unet2d".
 
     If no `Unet` is equivalent, "unet2d" is the configuration, and the arguments are those of the
     most similar `Unet`. The given class names are used if the network has a label for each of them

@@ -85,7 +85,8 @@ def luma(x: Tensor) -> Tensor:
 
 def edges(x: Tensor) -> Tensor:
     """The magnitude of the luma's gradient by Sobel's filter, (B,1,H,W). It is -1 where the image
-    is constant, and 1 from half of the largest possible gradient on."""
+    is constant, and 1 where the gradient is at least half of that at a straight edge between black
+    and white."""
     sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
     filters = torch.stack([sobel, sobel.T])[:, None].to(x)  # (2,1,3,3)
     padded = F.pad(luma(x), (1, 1, 1, 1), mode="replicate")

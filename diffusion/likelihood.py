@@ -52,8 +52,8 @@ def decoder_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> T
     """The log probability of x_0's bin of width 2/255 under N(mean, variance), Eq. 13, Ho et al.
     2020. The bins at -1 and 1 extend to infinity. x_0: in [-1, 1], one of 256 values.
 
-    The normal CDF is exact. Bins above the mean are mirrored, so that its logarithm is always taken
-    in the lower tail, where float32 keeps its precision.
+    The normal CDF is exact. Bins above the mean are mirrored, so that the logarithm of the CDF is
+    always taken in the lower tail, where float32 keeps its precision.
     """
     scale = (-0.5 * log_variance).exp()
     low = torch.where(x_0 < -0.999, -math.inf, (x_0 - 1 / 255 - mean) * scale)

@@ -34,7 +34,7 @@ ADDED = (
     *("optimizer", "muon_lr", "lr_schedule", "cooldown", "guidance", "unet2d"),
     *("condition", "condition_depth"),
 )
-LEAST_SIGNAL = 1e-30  # the smallest alpha_bar at which x_t in float32 still depends on x_0
+LEAST_SIGNAL = 1e-30  # below this alpha_bar, x_t in float32 does not depend on x_0
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A residual network of nine layers (He et al. 2016) on 2x2 pixels folded into channels.
+    """A residual network of nine convolutions (He et al. 2016) on 2x2 pixels folded into channels.
 
     depth: number of image channels. classes: K. width: number of channels in the first layer; the
     features are the mean over the last feature map, so F = 4 * width. mirrored: in eval mode,

@@ -32,7 +32,7 @@ def examine(run_dir: Path, dataset: str | None = None, root: str = "data") -> li
         )
     config = read_run_settings(run_dir)
     value_range = None if dataset else config.get("value_range")
-    if config.get("condition"):  # all samples are for the same image, unlike the dataset
+    if config.get("condition"):  # all samples have the same condition
         observation = "those of an image-conditional model are not checked"
         samples = [Finding("samples", None, observation)]
     else:

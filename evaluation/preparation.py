@@ -95,8 +95,8 @@ def load_checkpoint(plan: EvaluationPlan, path: Path, device: torch.device) -> P
 
 
 def check_condition_flags(plan: EvaluationPlan, condition: str) -> None:
-    """Raise ValueError if the plan asks for a measurement that an image-conditional model does not
-    have."""
+    """Raise ValueError if the model is image-conditional and the plan has settings that do not
+    apply to such a model."""
     asked = {
         "--bound": plan.bound,
         "--flow": plan.flow,

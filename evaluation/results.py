@@ -2,8 +2,8 @@
 
     write_metrics(Path("runs/mnist/metrics.json"), identity, measured)
 
-`measured` has those of "bits_per_dim", "distances", "memorization", "neighbours", "sweep" and
-"conditional" that were measured; tables.py formats them.
+The keys of `measured` are some of "bits_per_dim", "distances", "memorization", "neighbours",
+"sweep" and "conditional"; tables.py formats them.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     print("\\n".join(table(measured)))
 
-`measured` has those of "bits_per_dim", "distances", "memorization", "neighbours", "sweep" and
-"conditional" that were measured, as in metrics.json.
+The keys of `measured` are some of "bits_per_dim", "distances", "memorization", "neighbours",
+"sweep" and "conditional", as in metrics.json.
 """
 
 from itertools import pairwise

@@ -50,11 +50,11 @@ def chart(
         return Markup()
     axes = axes_around(curves, log)
     elements = [*axis_labels(x_label, y_label), *grid(axes, log)]
-    for number_of_curve, curve in enumerate(curves[: len(STYLES)]):
-        style = STYLES[number_of_curve]
+    for index, curve in enumerate(curves[: len(STYLES)]):
+        style = STYLES[index]
         elements += polyline(curve, axes, style)
         if len(curves) > 1:
-            left = LEFT + number_of_curve * (WIDTH - LEFT - RIGHT) / 2
+            left = LEFT + index * (WIDTH - LEFT - RIGHT) / 2
             elements.append(legend(curve.name, left, style))
     summary = "; ".join(description(curve) for curve in curves)
     figure = Markup(

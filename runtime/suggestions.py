@@ -41,8 +41,8 @@ def unknown(kind: str, name: str, known: Iterable[str], or_else: str = "") -> st
 def unknown_or_missing(kind: str, name: str, known: Iterable[str], or_else: str) -> str:
     """Like `unknown`, for what may also be the path of a file or folder.
 
-    If `name` has a slash or a suffix, or is like no known name, the message is that the path does
-    not exist.
+    If `name` has a slash or a suffix, or is not similar to a known name, the message is that the
+    path does not exist, or that it is neither a folder nor an .npz file.
     """
     known, suffix = list(known), Path(name).suffix
     if "/" not in name and not suffix and nearest(name, known):

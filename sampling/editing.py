@@ -24,9 +24,9 @@ def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> 
     x_0. The times increase from 0.
 
     Each step solves the DDIM equation for x_s by `tries` fixed-point iterations (Pan et al. 2023,
-    "AIDI"), so that sampling reproduces the image. One iteration is the inversion of Song et al.
-    2021, section 5.4. The x0_hat yielded with x_t was predicted at the next time. The model must
-    not clip its predictions.
+    "AIDI"), so that sampling reproduces the image. The first guess is the inversion of Song et
+    al. 2021, section 5.4, with the eps of the previous step. The x0_hat yielded with x_t was
+    predicted at the next time. The model must not clip its predictions.
     """
     eps: Tensor | None = None
     for t, s in pairwise(times := list(times)):

@@ -92,8 +92,9 @@ def to_tensor(picture: Image.Image) -> Tensor:
 def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: int) -> Tensor:
     """Make the condition (K,H,W) from an image file in the same way as in training.
 
-    A low-resolution image for "downscale:N" may have its own size or that of the model. mask: for
-    "mask"; without one, it is random as in training. Raises ValueError or OSError.
+    For "downscale:N", an image of the size of the model, padded if necessary, is downscaled; any
+    other is resized to the low resolution. mask: for "mask"; without one, it is random as in
+    training. Raises ValueError or OSError.
     """
     kind, depth, size = model.settings.condition, model.unet.depth, model.unet.size
     if kind == "pairs":  # images of a folder are resized, never padded

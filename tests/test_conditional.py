@@ -109,7 +109,7 @@ def test_the_presets_turn_labels_on_only_without_a_condition(tiny_data, tmp_path
     assert [one.guidance for one in settings] == [2, 1]
 
 
-def test_weights_without_a_condition_are_a_beginning(tiny_run, tiny_data, tmp_path):
+def test_a_conditional_run_can_begin_with_unconditional_weights(tiny_run, tiny_data, tmp_path):
     words = ["--condition", "gray", "--init-from", tiny_run, "--max-steps", 1, "--lr", 0]
     assert fit(tiny_data, tmp_path, *words) == 0
     theirs = contents(tiny_run)["ema"]["weights"]

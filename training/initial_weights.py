@@ -112,7 +112,8 @@ def with_condition(
     weights: dict[str, Tensor], before: ModelSettings, model: DiffusionModel
 ) -> dict[str, Tensor]:
     """Weights of a network with these settings, fitted to a model with another condition, or with
-    none. Its input channels get weights of 0, so that the network ignores the condition at first.
+    none. The weights of the input channels of the condition are 0, so that the network ignores it
+    at first.
     """
     now = model.settings
     same_images = (before.depth, before.patch) == (now.depth, now.patch)

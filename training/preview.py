@@ -53,7 +53,7 @@ class Preview(pl.Callback):
     """Write `folder/step_*.png` after every validation: 36 samples of the averaged weights.
 
     For an image-conditional model, write 12 conditions instead, each followed by a sample and by
-    the original image, whose class the sample has if the model has classes.
+    the original image. If the model has classes, the sample has the class of the original.
 
     The samples always start from the same noise and take `steps` steps of UniPC: a quick look, not
     a result. With a class-conditional model that has no condition, image i has class i, modulo the

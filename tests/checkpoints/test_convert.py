@@ -371,9 +371,7 @@ def test_one_class_is_a_pipeline_that_needs_no_label(tmp_path, refused, capsys):
         ("center_input_sample", None),
     ],
 )
-def test_a_network_that_cannot_be_loaded_is_refused_by_the_settings_name(
-    name, value, written, refused
-):
+def test_the_refusal_of_an_unsupported_network_names_the_setting(name, value, written, refused):
     change(written / "unet" / "config.json", **{name: value})
     line = refused(Inference.main, "--ckpt", written)
     assert name in line

@@ -193,8 +193,8 @@ def test_a_network_equivalent_to_a_unet_becomes_one(tmp_path):
 @pytest.mark.parametrize("name", quick(SCHEDULERS, "sigmoid, v", "laplace"))
 @torch.no_grad()
 def test_ddim_draws_the_images_of_diffusers(name, tmp_path):
-    """Without noise, in all 20 steps and in 5, by DDIMScheduler; eps belongs to the clipped x_0, as
-    in Song et al. 2021."""
+    """DDIMScheduler with eta = 0, in all 20 steps and in 5. It computes eps from the clipped x_0,
+    as `ddim` does."""
     config = {"out_channels": 6} if name == "learned_range" else {}
     made = pipeline(tmp_path, config, SCHEDULERS[name])
     model = load_model(tmp_path).model
@@ -352,7 +352,7 @@ def test_a_fine_tuned_network_is_evaluated(written, tiny_data, tmp_path):
     run(evaluate.main, "--ckpt", tmp_path / "run", "--flow", 2, *words)
 
 
-def test_augmentation_that_it_cannot_be_told_is_refused(written, tiny_data, tmp_path, refused):
+def test_augmentation_is_refused_as_it_has_no_input_for_it(written, tiny_data, tmp_path, refused):
     words = ("--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--augment", 0.1)
     assert "give --augment 0" in refused(train.main, *words, "--init-from", written)
     assert not (tmp_path / "run").exists()

@@ -53,9 +53,9 @@ class Gaussian(Known):
         rest = 1 / (1 / S**2 + abar[n] / (1 - abar[n]))  # of x_0 where x_t is known
         small, m = beta[n] * (1 - abar[n - 1]) / (1 - abar[n]), max(2, n)
         exact = small + (abar[n - 1] ** 0.5 * beta[n] / (1 - abar[n])) ** 2 * rest
-        low = beta[m] * (1 - abar[m - 1]) / (1 - abar[m])  # to which share = 0 belongs
-        share = math.log(exact / low) / math.log(beta[n] / low)
-        return Prediction(super().denoise(x, t).x0_hat, torch.full_like(x, share))
+        low = beta[m] * (1 - abar[m - 1]) / (1 - abar[m])  # the variance at fraction = 0
+        fraction = math.log(exact / low) / math.log(beta[n] / low)
+        return Prediction(super().denoise(x, t).x0_hat, torch.full_like(x, fraction))
 
 
 def noise(shape, seed=0):
@@ -324,9 +324,9 @@ def test_double_precision_stays_on_the_cpu():
         )
 
 
-def test_noise_costs_bits_and_blur_saves_some():
-    """Unlike a distance, likelihood does not call smooth images bad: it is monotone in both, in
-    opposite directions."""
+def test_noise_costs_bits_and_lower_contrast_saves_some():
+    """Unlike a distance, bits/dim do not penalize pale images: they rise with noise and fall with
+    the contrast."""
     x_0, model = of_gaussian(60), Gaussian(T=50)
     images = (x_0 * 127.5 + 127.5).round()
 
@@ -345,9 +345,9 @@ def test_noise_costs_bits_and_blur_saves_some():
         )
 
     noisy = [measured(images + level * noise(x_0.shape, 9)()) for level in (0, 10, 20, 40)]
-    smooth = [measured(127.5 + (images - 127.5) * left) for left in (1, 0.8, 0.6, 0.4)]
+    pale = [measured(127.5 + (images - 127.5) * left) for left in (1, 0.8, 0.6, 0.4)]
     for one in zip(*noisy):
         assert list(one) == sorted(one)
         assert one[-1] > one[0] + 0.5
-    for one in zip(*smooth):
+    for one in zip(*pale):
         assert list(one) == sorted(one, reverse=True)

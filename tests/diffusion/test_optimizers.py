@@ -24,7 +24,7 @@ def test_singular_values_become_about_one_and_their_directions_stay(shape):
     values = torch.linalg.svdvals(found)
     assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
     U, _, V = torch.linalg.svd(matrices, full_matrices=False)
-    inside = U.mT @ found @ V.mT  # diagonal, if the singular vectors are those of before
+    inside = U.mT @ found @ V.mT  # diagonal, if the singular vectors have not changed
     assert torch.allclose(inside, torch.diag_embed(inside.diagonal(dim1=1, dim2=2)), atol=1e-4)
 
 

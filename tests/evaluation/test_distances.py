@@ -10,7 +10,8 @@ from evaluation import distances, features, metrics
 
 
 def test_frechet_is_torchmetrics_and_that_of_normal_distributions():
-    """In closed form, for two with the same axes: squared distances of means and deviations."""
+    """For diagonal covariances it is the squared distance of the means plus that of the standard
+    deviations."""
     one, other = normal(400, 6), normal(300, 6, 0.3, seed=1) * torch.linspace(0.5, 2, 6)
     found = distances.frechet(distances.statistics(one), distances.statistics(other))
     metric = FrechetInceptionDistance(
@@ -69,8 +70,8 @@ def test_precision_and_recall_by_hand():
 
 @pytest.mark.slow
 def test_all_of_them_are_what_torch_fidelity_measures_itself(shapes, inception_file):
-    """Its own run over images, with its own loading of them and the same weights: to 1e-4. Its FID,
-    which takes a minute, is compared in test_scoring.py."""
+    """torch-fidelity loads the same images and extracts the features itself, with the same weights.
+    Its FID, which takes a minute, is compared in test_scoring.py."""
     samples, real = shapes.test_set.images[:16], shapes.train_set.images[:16]
     extractor = features.load_feature_extractor(
         "inception",

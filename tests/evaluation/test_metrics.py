@@ -51,7 +51,7 @@ def test_samples_come_with_a_floor_a_ceiling_and_a_spread(fresh_run, tiny_data, 
     distances = f"distance to training / distance to unseen images {ratio:.3f}"
     assert any(distances in line for line in table)
     picture = Image.open(found["memorization"]["classifier"]["picture"])
-    assert any("precision against 30 training images" in line for line in table)  # = samples
+    assert any("precision against 30 training images" in line for line in table)  # 30 samples
     assert picture.size == (3 * (9 * 10 + 2 * 6), 3 * 8 * 10)
     assert found["memorization"]["classifier"]["images"] == 30
     _, more = bits(capsys, fresh_run, tiny_data)  # is added to what is known of the same model
@@ -62,7 +62,7 @@ def test_samples_come_with_a_floor_a_ceiling_and_a_spread(fresh_run, tiny_data, 
     assert one["to_train"]["fewer"]["images"] == 20  # the floor is that of 20 unseen images
     assert one["to_train"]["fewer"]["frechet"]["mean"] != one["to_train"]["frechet"]["mean"]
     assert any("Frechet distance of 20 samples to them" in line for line in table)
-    bits(capsys, fresh_run, tiny_data, "--weights", "raw")  # and put aside for another
+    bits(capsys, fresh_run, tiny_data, "--weights", "raw")  # moves it to "earlier"
     written = json.loads((fresh_run / "metrics.json").read_text())
     assert "distances" not in written
     assert [

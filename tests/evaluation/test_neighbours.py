@@ -43,7 +43,7 @@ def test_copies_are_distinguished_from_images_of_the_same_kind():
     assert float(quotient[:400].min()) > 0.01
     known, _ = neighbours.audit(
         train[2000:2400], train[:2400], test_set
-    )  # also those beyond the parts of equal size
+    )  # the last chunk of training images is smaller
     assert known["copies"] == 1
     twice, _ = neighbours.audit(
         train[:400], train, torch.cat([train[:500], test_set[:500]])
@@ -55,7 +55,7 @@ def test_copies_are_distinguished_from_images_of_the_same_kind():
     assert collapsed["duplicates"] == 1
     same, _ = neighbours.audit(
         torch.zeros(9, 6), torch.zeros(20, 6), torch.zeros(9, 6)
-    )  # a division by nothing
+    )  # all distances are 0
     assert same["copies"] == same["duplicates"] == 1
 
 

@@ -203,7 +203,7 @@ def test_a_folder_of_real_images_is_resized_to_the_samples(pixels, tmp_path):
 def test_fid_is_that_of_torch_fidelity_for_the_same_folders(
     score, shapes, inception_file, tmp_path
 ):
-    """Its own reading of the folders and its own run, with the same (untrained) weights."""
+    """torch-fidelity reads the folders itself and uses the same (untrained) weights."""
     images = shapes.test_set.images.permute(0, 2, 3, 1).numpy()
     one, other = (
         write_folder(tmp_path / name, part)

@@ -86,7 +86,7 @@ def test_the_range_can_be_given(folder, tmp_path):
     words = ["--dataset", folder, "--data-root", tmp_path / "data", "--run-dir", tmp_path / "run"]
     flags = ["--value-range", "0,8190", "--prepare-data"]
     assert train.main([*map(str, words), *TINY, *flags]) == 0
-    assert len([*(tmp_path / "data").iterdir()]) == 2  # both ranges; that of the flag was there
+    assert len([*(tmp_path / "data").iterdir()]) == 2  # a file for each range
 
 
 def test_evaluation_reads_the_images_with_the_range_of_the_run(

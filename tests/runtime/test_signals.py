@@ -75,7 +75,7 @@ def test_under_nohup_a_closed_terminal_does_not_stop_it(stop):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_disarm_restores_the_handlers_of_before(stop):
+def test_disarm_restores_the_previous_handlers(stop):
     before = [signal.getsignal(name) for name in SIGNALS]
     stop.arm().arm(brief=True)
     stop.ignore()

@@ -170,7 +170,7 @@ def test_elsewhere_nothing_is_shown(tiny_run, tmp_path, screen, options, flags):
     assert "\033" not in screen.getvalue()
 
 
-def test_the_way_of_a_photo_into_noise_is_shown(tmp_path, screen):
+def test_the_noised_photo_is_shown(tmp_path, screen):
     screen = screen()
     Image.new("RGB", (60, 60), (200, 30, 60)).save(tmp_path / "photo.png")
     Inference.main(

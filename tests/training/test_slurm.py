@@ -82,8 +82,8 @@ class Project:
         )
 
     def log(self, job):
-        """The output of a job. For a task of an array it is in a file named after another number
-        of SLURM."""
+        """The output of a job. The log of a task of an array is named after another id than `job`,
+        so the text of the logs is searched."""
         said = [file.read_text() for file in self.folder.glob("*.log")]
         return "".join(
             text
@@ -146,8 +146,8 @@ def undisturbed(tiny_data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def forty_seconds(tiny_data, tmp_path_factory):
-    """How many steps one process takes in that time here."""
+def steps_in_40_seconds(tiny_data, tmp_path_factory):
+    """The number of steps that one process takes in 40 seconds on this machine."""
     run_dir = tmp_path_factory.mktemp("speed")
     train.main(["--dataset", str(tiny_data), "--run-dir", str(run_dir), *RUN, "50"])
     began = time.monotonic()
@@ -180,8 +180,8 @@ def test_the_time_limit_requeues(project, undisturbed):
     assert found == undisturbed(len(found))[0]
 
 
-def test_preemption(project, undisturbed, forty_seconds):
-    job = project.submit("--nodelist=n1", steps=forty_seconds)
+def test_preemption(project, undisturbed, steps_in_40_seconds):
+    job = project.submit("--nodelist=n1", steps=steps_in_40_seconds)
     project.until(lambda: steps(project.run_dir(job)) > 50)
     project.command(
         "sbatch", "--partition=high", "--nodelist=n1", "--cpus-per-task=2", "--wrap=sleep 1"
@@ -189,7 +189,7 @@ def test_preemption(project, undisturbed, forty_seconds):
     project.until_done()
     assert project.log(job).count("stopped by SIG") == 1
     assert "going on at step" in project.log(job)
-    assert_finished(project, job, undisturbed(forty_seconds))
+    assert_finished(project, job, undisturbed(steps_in_40_seconds))
 
 
 def test_one_of_two_tasks_of_one_job_of_an_array_is_killed(project):
@@ -209,7 +209,7 @@ def test_one_of_two_tasks_of_one_job_of_an_array_is_killed(project):
 
 
 def test_two_nodes_and_sigterm_to_one_task(project, undisturbed):
-    """The job's name would make Lightning believe that there is no SLURM."""
+    """In a job with the name "bash", Lightning would not detect SLURM."""
     job = project.submit("--nodes=2", "--ntasks-per-node=1", "--job-name=bash", steps=200)
     project.until(lambda: steps(project.run_dir(job)) > 30 and len(project.processes(job)) == 2)
     os.kill(project.processes(job)[-1], signal.SIGTERM)
