@@ -531,7 +531,7 @@ def test_actions_that_need_a_checkpoint_of_training_are_refused(written, refused
         "--device",
         "cpu",
     )
-    assert "weights alone" in line
+    assert "holds only weights" in line
 
 
 @pytest.mark.parametrize("settings", [{"width": 8}, {"patch": 2}])
