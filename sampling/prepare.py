@@ -102,7 +102,7 @@ def check_condition_flags(request: ImageRequest, condition: str) -> None:
 
 def requested_condition(request: ImageRequest, loaded: LoadedModel) -> EditInputs:
     """The condition of a request: by default that of an unseen image of the run."""
-    path = request.condition_image
+    path, notes = request.condition_image, []
     if path is None:
         path = loaded.path.resolve().parent.parent / EXAMPLE_CONDITION
         if not path.is_file():
@@ -110,9 +110,11 @@ def requested_condition(request: ImageRequest, loaded: LoadedModel) -> EditInput
                 f"this model is conditional on an image ({loaded.model.settings.condition}): "
                 "give --condition-image"
             )
+        notes.append(f"the condition is made from an unseen image of the run, {path}")
     condition = read_condition(loaded.model, path, request.mask, request.seed)
-    note = describe_fit(path, condition_size(loaded.model, path))
-    return EditInputs(condition=condition.to(loaded.model.device), notes=(note,) if note else ())
+    if note := describe_fit(path, condition_size(loaded.model, path)):
+        notes.append(note)
+    return EditInputs(condition=condition.to(loaded.model.device), notes=tuple(notes))
 
 
 def prepare_noising(request: ImageRequest) -> NoisingJob:

@@ -142,9 +142,11 @@ def test_images_depend_on_the_condition_and_not_on_the_batch(upscaler, tmp_path)
     assert np.abs(infer(upscaler, tmp_path / "3", *one_by_one) - dark.astype(int)).max() <= 1
 
 
-def test_the_default_condition_is_an_unseen_image_of_the_run(upscaler, tmp_path):
+def test_the_default_condition_is_an_unseen_image_of_the_run(upscaler, tmp_path, capsys):
     example = infer(upscaler, tmp_path / "1", "--condition-image", upscaler / EXAMPLE_CONDITION)
+    capsys.readouterr()
     assert np.array_equal(infer(upscaler, tmp_path / "2"), example)
+    assert f"an unseen image of the run, {upscaler / EXAMPLE_CONDITION}" in capsys.readouterr().out
 
 
 def test_a_small_image_is_the_condition_of_the_large_one(upscaler, tmp_path):
