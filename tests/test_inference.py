@@ -346,7 +346,7 @@ def test_the_bomb_would_go_off(tmp_path):
         (["--input-image", "NOPHOTO"], "no.png is not an image that can be read: give another"),
         (["--input-image", "/no/such.png"], "no image at"),
         (["--input-image", "PHOTO", "--out", "/dev/null/x"], "/dev/null/x"),
-        (["--input-image", "PHOTO", "--out", "PHOTO"], "choose a place"),
+        (["--input-image", "PHOTO", "--out", "PHOTO"], "choose another path"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(refused, tiny_run, tmp_path, argv, said):

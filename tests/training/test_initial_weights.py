@@ -55,7 +55,7 @@ def test_what_the_weights_were_trained_for_is_named(conditional_run):
     theirs = load_model(conditional_run).model
     other = ModelSettings.from_dict({**theirs.hparams, "parameterization": "x0"})
     _, line = model_from(other, conditional_run)
-    assert f": kept all {len(theirs.unet.state_dict())} weight tensors; they were" in line
+    assert f": kept all {len(theirs.unet.state_dict())} weight tensors; the weights were" in line
     assert line.endswith("; the weights were trained with parameterization eps, not x0")
 
 
