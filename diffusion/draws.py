@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusion.augment import augmented, draw
 from diffusion.conditions import make_condition, random_masks
 from diffusion.objective import draw_times
-from runtime.randomness import generator
+from runtime.randomness import Purpose, generator
 
 
 class Share(NamedTuple):
@@ -83,6 +83,19 @@ class Draws:
             masks = random_masks(self.count, height, width, self.random, self.device)
             mask = masks[self.rows]
         return x, make_condition(kind, x, mask)
+
+
+def unseen_conditions(x: Tensor, kind: str, depth: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images (N,C,H,W) and their conditions (N,K,H,W) outside of training, see `Draws.condition`.
+    The mask of image i depends on (seed, i) alone."""
+    originals, conditions = [], []
+    for i, image in enumerate(x.split(1)):
+        draws = Draws(image, (seed, Purpose.CONDITION, i))
+        original, condition = draws.condition(image, kind, depth)
+        assert condition is not None
+        originals.append(original)
+        conditions.append(condition)
+    return torch.cat(originals), torch.cat(conditions)
 
 
 def split_batch(batch: Tensor | tuple, classes: int) -> tuple[Tensor, Tensor | None, Share]:

@@ -131,15 +131,15 @@ def is_padded(picture: Image.Image, size: Size) -> bool:
     return picture.size == (28, 28) and size == 32
 
 
-def describe_fit(path: Path, size: Size) -> str:
-    """A line that says how an image was fitted to a size, or "" if it already has that size."""
+def describe_fit(path: Path, size: Size, pad: bool = True) -> str:
+    """A line that says how `read_resized` fits an image, or "" if it already has that size."""
     picture = open_image(path)
     height, width = height_and_width(size)
     if picture.size == (width, height):
         return ""
     fit = "resized and cropped"
     if picture.width * height == picture.height * width:
-        fit = "padded with black" if is_padded(picture, size) else "resized"
+        fit = "padded with black" if pad and is_padded(picture, size) else "resized"
     return f"{path}: {picture.width}x{picture.height}, {fit} to {width}x{height} (width x height)"
 
 

@@ -120,14 +120,20 @@ def plan_sampling(
         precision=precision,
         compile_mode=compile_mode,
     )
-    most = range(min(evaluations, start), 0, -1) if evaluations else [steps]
-    for count in most:
-        plan = replace(plan, times=tuple(time_grid(model, count, start, grid, keep)))
-        if not evaluations or plan.evaluations <= evaluations:
+    counts = range(min(evaluations, start), 0, -1) if evaluations else [steps]
+    plans = (replace(plan, times=tuple(time_grid(model, n, start, grid, keep))) for n in counts)
+    return next(plans) if not evaluations else within(plans, evaluations)
+
+
+def within(plans: Iterable[SamplingPlan], evaluations: int) -> SamplingPlan:
+    """The first plan with at most so many evaluations. Raises ValueError if there is none."""
+    fewest = math.inf
+    for plan in plans:
+        if plan.evaluations <= evaluations:
             return plan
+        fewest = min(fewest, plan.evaluations)
     raise ValueError(
-        f"--evaluations {evaluations} is too few: one step and those of --save-steps take "
-        f"{plan.evaluations}"
+        f"--evaluations {evaluations} is too few: one step and those of --save-steps take {fewest}"
     )
 
 

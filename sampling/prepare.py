@@ -112,7 +112,9 @@ def requested_condition(request: ImageRequest, loaded: LoadedModel) -> EditInput
             )
         notes.append(f"the condition is made from an unseen image of the run, {path}")
     condition = read_condition(loaded.model, path, request.mask, request.seed)
-    if note := describe_fit(path, condition_size(loaded.model, path)):
+    size = condition_size(loaded.model, path)
+    pad = size == loaded.model.unet.size and loaded.model.settings.condition != "pairs"
+    if note := describe_fit(path, size, pad):
         notes.append(note)
     return EditInputs(condition=condition.to(loaded.model.device), notes=tuple(notes))
 

@@ -1,13 +1,16 @@
 """Image-conditional models: every script on a run of super-resolution, and on a run of pairs."""
 
+import contextlib
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from models import model
+from models import conditional
 from PIL import Image
 from training_runs import contents, fit, losses, same, weights_hash
 
@@ -19,10 +22,12 @@ import train
 from checkpoints.checkpoint import load_model
 from Dataset import Batches, PairedSet
 from diffusion.conditions import KINDS
-from evaluation.conditional_samples import all_conditions, psnr
+from diffusion.draws import unseen_conditions
+from evaluation.conditional_samples import psnr
 from image_data import mapped_images
 from image_data.mapped_images import JoinedImages
 from sampling.input_images import EXAMPLE_CONDITION, read_condition
+from training import preview
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +95,32 @@ def test_previews_show_condition_sample_and_original(upscaler, tiny_data):
     with np.load(tiny_data) as archive:
         unseen = archive["test_images"]
     with Image.open(upscaler / "samples" / "step_00000006.png") as image:
-        preview = np.asarray(image)
-    cells = [preview[2:10, 2 + 10 * i : 10 + 10 * i].astype(int) for i in range(6)]
-    assert preview.shape[:2] == (62, 62)  # 12 conditions, 3 images each
+        grid = np.asarray(image)
+    cells = [grid[2:10, 2 + 10 * i : 10 + 10 * i].astype(int) for i in range(6)]
+    assert grid.shape[:2] == (62, 62)  # 12 conditions, 3 images each
     for i in range(2):
         condition, original = cells[3 * i], cells[3 * i + 2]
         assert abs(original - unseen[i]).max() <= 1
         assert condition.std() < original.std()
         assert abs(condition.mean() - original.mean()) < 5
+
+
+def test_previews_have_the_labels_and_conditions_of_their_originals(monkeypatch, tmp_path):
+    batches = []
+
+    def record(model, plan, indices, seed, labels, condition):
+        batches.append((labels, condition))
+        yield 0, torch.zeros(len(indices), 1, 8, 8), None
+
+    monkeypatch.setattr(preview, "sample_steps", record)
+    conditions = torch.arange(5.0)[:, None, None, None].expand(5, 1, 8, 8)
+    inputs = preview.PreviewInputs(torch.zeros(5, 1, 8, 8), conditions, [0, 1, 2, 0, 2])
+    ema: Any = SimpleNamespace(applied=lambda _: contextlib.nullcontext())
+    stop: Any = SimpleNamespace(signal=None)
+    m = conditional(condition="pairs", condition_depth=1)
+    preview.Preview(tmp_path, ema, 2, stop, inputs=inputs).sample(m)
+    assert [label for labels, _ in batches for label in labels] == inputs.labels
+    assert torch.equal(torch.cat([given for _, given in batches]), conditions)
 
 
 def test_the_presets_turn_labels_on_only_without_a_condition(tiny_data, tmp_path):
@@ -254,9 +277,8 @@ def test_psnr_of_a_known_error():
 
 
 def test_a_mask_does_not_depend_on_the_number_of_images():
-    m = model(condition="mask", condition_depth=2)
     x = torch.rand(6, 1, 8, 8) * 2 - 1
-    whole, part = (all_conditions(m, images, seed=3)[1] for images in (x, x[:4]))
+    whole, part = (unseen_conditions(images, "mask", 1, seed=3)[1] for images in (x, x[:4]))
     assert torch.equal(whole[:4], part)
     assert not torch.equal(whole[0, 1], whole[1, 1])
 

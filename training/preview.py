@@ -13,11 +13,10 @@ from torch import Tensor
 
 from Dataset import DiffSet, to_float
 from diffusion.conditions import as_picture
-from diffusion.draws import Draws
+from diffusion.draws import unseen_conditions
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from image_data.grids import pixels_of, square_columns, write_grid
-from runtime.randomness import Purpose
 from runtime.signals import Stop
 from sampling.plan import labels_in_turn, plan_sampling, sample_steps
 from training.ema import Ema
@@ -42,9 +41,7 @@ class PreviewInputs:
 def preview_inputs(data: DiffSet, model: ModelSettings, device: torch.device) -> PreviewInputs:
     """The first unseen images and their conditions, for an image-conditional model."""
     x = to_float(data.images[:CONDITIONS])
-    draws = Draws(x, (model.seed, Purpose.CONDITION))
-    originals, conditions = draws.condition(x, model.condition, model.depth)
-    assert conditions is not None
+    originals, conditions = unseen_conditions(x, model.condition, model.depth, model.seed)
     labels = data.labels[:CONDITIONS].tolist() if model.classes else None
     return PreviewInputs(originals, conditions.to(device), labels)
 

@@ -83,6 +83,22 @@ def loaded(m, early=None) -> LoadedModel:
     return LoadedModel(m, Path("x.ckpt"), "", step=64, trained_on="", early=early)
 
 
+@pytest.mark.parametrize("by", ["label", "model"])
+def test_both_predictions_have_the_condition(by):
+    m = conditional(condition="pairs", condition_depth=1)
+    guide = perturbed(conditional(condition="pairs", condition_depth=1))
+    x, condition = torch.randn(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, y = torch.full((3,), 400), torch.tensor([0, 1, 2])
+    better = m.denoise(x, t, y, clip=False, condition=condition).x0_hat
+    worse = m.denoise(x, t, clip=False, condition=condition).x0_hat
+    if by == "model":
+        worse = guide.denoise(x, t, y, clip=False, condition=condition).x0_hat
+    chosen = guide if by == "model" else None
+    guided = Guided(m, y, 3.0, clip=False, guide=chosen, condition=condition)
+    found = guided.denoise(x, t).x0_hat
+    assert torch.allclose(found, worse + 3 * (better - worse), atol=1e-5)
+
+
 def test_which_guide_is_chosen():
     m = conditional(guidance=2.5)
     early = EarlyAverage(32, m.unet.state_dict())

@@ -21,4 +21,5 @@ from sampling.input_images import describe_fit
 def test_how_an_image_was_fitted_is_said(tmp_path, picture, size, said):
     file = tmp_path / "a.png"
     Image.new("RGB", picture).save(file)
+    assert "padded" not in describe_fit(file, size, pad=False)
     assert describe_fit(file, size) == (f"{file}: {said} (width x height)" if said else "")
