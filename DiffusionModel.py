@@ -77,7 +77,10 @@ class ForwardProcess(nn.Module):
         return self._signal[t][:, None, None, None], self._sigma[t][:, None, None, None]
 
     def step_beta(self, t: Tensor, s: Tensor) -> Tensor:
-        """The variance (B,1,1,1) added from s to t > s, both (B,). It is beta(t) if s = t - 1."""
+        """The variance (B,1,1,1) added from s to t > s, both (B,). It is beta(t) if s = t - 1.
+
+        For longer steps: Kingma et al. 2021, appendix A.1.
+        """
         signal_t, sigma_t = self.signal_and_sigma(t)
         signal_s, sigma_s = self.signal_and_sigma(s)
         one_step = (t - s == 1)[:, None, None, None]
@@ -120,7 +123,10 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return self.unet(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should predict: eps, x_0, or v = signal eps - sigma x_0."""
+        """What the network should predict: eps, x_0, or v = signal eps - sigma x_0.
+
+        v: Salimans & Ho 2022, section 4.
+        """
         if self.parameterization == "eps":
             return eps
         if self.parameterization == "x0":

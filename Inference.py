@@ -176,7 +176,7 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before importing torch, so that typos fail at once
-    if wrong := contradiction(args):
+    if wrong := find_conflict(args):
         parser.error(wrong)
 
     from runtime import launcher, terminal
@@ -240,17 +240,18 @@ def image_request(args: argparse.Namespace, precision: str) -> ImageRequest:
     )
 
 
-# ---- flags that do not go together: each function returns what is wrong, in one line, or "" ----
+# ---- flags that do not go together ---------------------------------------------------------------
 
 
-def contradiction(args: argparse.Namespace) -> str:
+def find_conflict(args: argparse.Namespace) -> str:
+    """Return what is wrong with the flags, in one line, or an empty string."""
     return (
-        without_checkpoint(args)
-        or of_weights(args)
-        or of_editing(args)
-        or of_sampler(args)
-        or of_interpolation(args)
-        or of_guidance(args)
+        missing_checkpoint(args)
+        or conflicting_weights(args)
+        or conflicting_edits(args)
+        or conflicting_sampler(args)
+        or conflicting_interpolation(args)
+        or conflicting_guidance(args)
     )
 
 
@@ -263,9 +264,10 @@ def edits(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def without_checkpoint(args: argparse.Namespace) -> str:
+def missing_checkpoint(args: argparse.Namespace) -> str:
+    """Report that neither a model nor an image is given, or a flag that needs a model."""
     if args.ckpt is not None:
-        return of_forward_process(args)
+        return forward_process_of_the_model(args)
     if args.input_image is None:
         return (
             "give --ckpt (a checkpoint or a run directory) to sample, "
@@ -292,27 +294,30 @@ def without_checkpoint(args: argparse.Namespace) -> str:
     return ""
 
 
-def of_forward_process(args: argparse.Namespace) -> str:
+def forward_process_of_the_model(args: argparse.Namespace) -> str:
+    """Report a flag that the model in --ckpt already determines."""
     for name in FORWARD_PROCESS:
         if getattr(args, name) is not None:
             return f"with --ckpt, {flags.flag_of(name)} is that of the model: leave it out"
     return ""
 
 
-def of_weights(args: argparse.Namespace) -> str:
+def conflicting_weights(args: argparse.Namespace) -> str:
+    """Report a conflict between the flags of the averaged weights."""
     if args.ema_length is not None and args.weights == "raw":
         return "--ema-length averages the weights: leave out --weights raw"
     return ""
 
 
-def of_editing(args: argparse.Namespace) -> str:
+def conflicting_edits(args: argparse.Namespace) -> str:
+    """Report two edits at once, or an edit without its image."""
     given = [flag for flag, value in edits(args).items() if value]
     if len(given) > 1:
         return f"{' and '.join(given)} are different ways to edit: choose one"
     if args.ckpt is None:
         return ""
     if args.condition_image:
-        return of_condition(args)
+        return conflicting_condition(args)
     takes_input_image = args.start_step is not None or args.mask is not None
     if args.input_image and not takes_input_image:
         return (
@@ -325,7 +330,8 @@ def of_editing(args: argparse.Namespace) -> str:
     return ""
 
 
-def of_condition(args: argparse.Namespace) -> str:
+def conflicting_condition(args: argparse.Namespace) -> str:
+    """Report a flag that does not go with --condition-image."""
     others = {
         "--input-image": args.input_image,
         "--start-step": args.start_step,
@@ -337,7 +343,8 @@ def of_condition(args: argparse.Namespace) -> str:
     return ""
 
 
-def of_sampler(args: argparse.Namespace) -> str:
+def conflicting_sampler(args: argparse.Namespace) -> str:
+    """Report a flag of a sampler that is not used."""
     edit, sampler = "", args.sampler
     if args.mask and not args.condition_image:
         edit, sampler = "--mask", "ddpm"
@@ -356,18 +363,20 @@ def of_sampler(args: argparse.Namespace) -> str:
     return ""
 
 
-def of_interpolation(args: argparse.Namespace) -> str:
-    if args.interpolate and args.precision == "bf16":
+def conflicting_interpolation(args: argparse.Namespace) -> str:
+    """Report a flag that does not go with --interpolate."""
+    if args.interpolate and args.precision in ("tf32", "bf16"):
         return (
             "--interpolate goes from the images to their latents and back, which needs float32: "
-            "leave out --precision bf16"
+            f"leave out --precision {args.precision}"
         )
     if args.interpolate and (args.label or "").lower() == "all":
         return "--interpolate takes one class or none: leave out --class all"
     return ""
 
 
-def of_guidance(args: argparse.Namespace) -> str:
+def conflicting_guidance(args: argparse.Namespace) -> str:
+    """Report guidance without an effect, or without a class."""
     if args.guidance == 1 and (args.guidance_interval or args.guide_with):
         return "--guidance 1 is no guidance: choose another strength, or leave the other flags out"
     is_edit = args.input_image or args.interpolate

@@ -68,7 +68,7 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before importing torch, so that typos fail at once
-    if wrong := contradiction(args):
+    if wrong := find_conflict(args):
         parser.error(wrong)
 
     from checkpoints.export import ExportSettings, export
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def contradiction(args: argparse.Namespace) -> str:
+def find_conflict(args: argparse.Namespace) -> str:
     """Return what is wrong with the combination of flags, in one line, or an empty string."""
     if args.ema_length is not None and args.weights == "raw":
         return "--ema-length averages the weights: leave out --weights raw"

@@ -94,7 +94,7 @@ def ours(args: argparse.Namespace, precision: str = "auto", sampler: str = "unip
                     pl_module.unet,
                     zero_rate_adam(pl_module.unet),
                     sampler_of(pl_module, ema, args, sampler, chosen),
-                    bf16=chosen != "32-true",
+                    bf16=chosen == "bf16",
                 )
             self.contender.before_step()
 

@@ -95,7 +95,7 @@ class Training:
         self.schedule = configured["lr_scheduler"]["scheduler"]
         self.ema = Ema(run.settings.ema_decay)
         self.ema.on_fit_start(None, self.model)  # type: ignore[arg-type]
-        self.bf16 = pick_precision("cpu", "auto") != "32-true"
+        self.bf16 = pick_precision("cpu", "auto") == "bf16"
         self.early: dict[str, torch.Tensor] = {}
 
     def steps(self, count: int) -> None:

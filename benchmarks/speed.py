@@ -192,7 +192,7 @@ def machine(device: str) -> str:
     )
     precision = (
         "bf16"
-        if devices.pick_precision(device, "auto") != "32-true"
+        if devices.pick_precision(device, "auto") == "bf16"
         else "float32, for it has no bf16"
     )
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"

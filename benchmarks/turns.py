@@ -127,7 +127,7 @@ def zero_rate_adam(net: Any) -> torch.optim.Optimizer:
 
 def has_bf16(device: str) -> bool:
     """Whether bf16 is the fast precision on this device."""
-    return devices.pick_precision(device, "auto") != "32-true"
+    return devices.pick_precision(device, "auto") == "bf16"
 
 
 def images(args: argparse.Namespace) -> Tensor:

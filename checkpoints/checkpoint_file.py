@@ -94,8 +94,8 @@ def refuse_compressed(file: Path) -> None:
 class HashingWriter:
     """A file writer that also computes the sha256 of the data.
 
-    torch.save hides why a write failed. So the first error is kept in `error`, and later data are
-    discarded.
+    torch.save hides why a write failed: https://github.com/pytorch/pytorch/issues/121833 (seen in
+    2.14.1). So the first error is kept in `error`, and later data are discarded.
     """
 
     def __init__(self, file: Any):

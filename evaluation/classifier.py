@@ -165,7 +165,7 @@ def train_classifier(
     global random generator is restored afterwards.
     """
     device_type = torch.device(device).type
-    bf16 = devices.pick_precision(device_type, "auto") != "32-true"
+    bf16 = devices.pick_precision(device_type, "auto") == "bf16"
     model.to(device)
     batch_size = min(BATCH_SIZE, len(train_set))
     batches = Batches(train_set, batch_size, SEED, flip=model.mirrored, device=device)

@@ -23,7 +23,7 @@ class EvaluationPlan:
 
     features: the names of the feature extractors. inception_weights: a file. references: number of
     real images of each split that samples are compared with. batch_size: images in a batch.
-    precision: precision of sampling, as Lightning names it.
+    precision: that of sampling: "32", "tf32" or "bf16".
     """
 
     checkpoint: Path

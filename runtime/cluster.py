@@ -22,7 +22,8 @@ def detect_external_launcher() -> tuple[ClusterEnvironment, int, int] | None:
         raise ValueError(
             f"{tasks} tasks do not spread evenly over {nodes} nodes: give --ntasks-per-node"
         )
-    # Lightning reads this variable, which srun -n2 does not set
+    # Lightning reads this variable, which srun -n2 does not set:
+    # https://github.com/Lightning-AI/pytorch-lightning/issues/20391 (seen in 2.6.6)
     os.environ["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)
     # run.sh requeues the job; Lightning must not
     return SLURMEnvironment(auto_requeue=False), tasks // nodes, nodes

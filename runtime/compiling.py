@@ -1,6 +1,6 @@
 """torch.compile for a network and one batch size.
 
-    compile_network(model, "default", batch_size, "bf16-mixed")      # before training or sampling
+    compile_network(model, "default", batch_size, "bf16")            # before training or sampling
     with eager(): ...                                               # validation, previews
 
 Everything else runs eagerly, because compiling takes a minute for each batch size and mode.
@@ -53,7 +53,7 @@ def warm_up(net: torch.nn.Module, inputs: tuple[Any, ...], precision: str) -> st
     try:
         for _ in range(3):  # CUDA graphs are recorded the second time, and replayed the third
             with (
-                torch.autocast(device, torch.bfloat16, enabled=precision != "32-true"),
+                torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
                 torch.set_grad_enabled(net.training),
             ):
                 loss = net(*inputs).float().sum()

@@ -11,7 +11,7 @@ import torch
 
 from runtime.cores import usable_cores
 
-Precision = Literal["bf16-mixed", "32-true"]  # Lightning's names
+Precision = Literal["32", "tf32", "bf16"]
 
 
 def pick_device(name: str) -> str:
@@ -32,12 +32,28 @@ def pick_device(name: str) -> str:
 
 
 def pick_precision(device: str, name: str) -> Precision:
-    """Return Lightning's name for a precision.
+    """Return the precision of this name, or the one that "auto" stands for on this device.
 
-    "auto" is bf16 autocast if `device` has fast bf16 arithmetic, otherwise float32.
+    "32" is float32, "tf32" is float32 whose matrix products and convolutions round their inputs to
+    TF32, "bf16" is bf16 autocast. "auto" is bf16 if `device` has fast bf16 arithmetic, otherwise
+    float32. Raises ValueError for TF32 on other devices than "cuda".
     """
+    if name == "tf32":
+        if device != "cuda":
+            raise ValueError(f"--precision tf32 is for NVIDIA GPUs, not {device}: use 32 or bf16")
+        return "tf32"
     is_bf16 = has_fast_bf16(device) if name == "auto" else name == "bf16"
-    return "bf16-mixed" if is_bf16 else "32-true"
+    return "bf16" if is_bf16 else "32"
+
+
+def set_tf32(allowed: bool) -> None:
+    """Allow or forbid TF32 in matrix products and convolutions on CUDA, for the whole process.
+
+    torch allows it in convolutions unless it is told not to:
+    https://docs.pytorch.org/docs/stable/notes/cuda.html (seen in 2.14.1).
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def has_fast_bf16(device: str) -> bool:

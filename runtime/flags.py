@@ -16,7 +16,7 @@ from runtime.arguments import real, whole
 from runtime.pretrained import model_path
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "32", "bf16")
+PRECISIONS = ("auto", "32", "tf32", "bf16")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")  # those of torch.compile
 WEIGHTS = ("ema", "raw")
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++", "unipc")
@@ -142,7 +142,9 @@ def add_batch_size(group: Group, default: int, help: str) -> None:
 
 
 def add_precision(
-    group: Group, help: str = "auto: bf16 autocast where the hardware has it, else 32 (auto)"
+    group: Group,
+    help: str = "32, tf32 (CUDA only) or bf16 autocast; auto: bf16 where the hardware has it, "
+    "else 32 (auto)",
 ) -> None:
     """Add --precision."""
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=help)

@@ -19,7 +19,7 @@ import numpy  # noqa: F401 (before torch: a signal is lost while torch imports i
 import torch
 
 from runtime.cores import share_cores
-from runtime.devices import Precision, pick_device, pick_precision
+from runtime.devices import Precision, pick_device, pick_precision, set_tf32
 from runtime.processes import Processes, Refused, launch_processes, own_exit_status
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # of the device, of the host
@@ -29,7 +29,11 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raise MemoryError instead of torch's RuntimeError when the host is out of memory."""
+    """Raise MemoryError instead of torch's RuntimeError when the host is out of memory.
+
+    torch has no type of its own for this error: https://github.com/pytorch/pytorch/pull/20618 (seen
+    in 2.14.1).
+    """
     try:
         yield
     except RuntimeError as error:
@@ -92,11 +96,13 @@ def launch(
     """Choose device and precision and launch the processes, or exit with an error."""
     try:
         device_type = pick_device(device)
+        local_precision = pick_precision(device_type, precision)
         processes = launch_processes(device_type, devices, num_nodes)
     except ValueError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(2)
     if device_type == "cpu":
         share_cores()
-    chosen: Precision = processes.broadcast(pick_precision(device_type, precision))
+    chosen: Precision = processes.broadcast(local_precision)
+    set_tf32(chosen == "tf32")
     return Machine(prog, processes.device, chosen, processes)

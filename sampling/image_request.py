@@ -37,4 +37,4 @@ class ImageRequest:
     save_steps: tuple[int, ...] | None = None
     frames: int = 50
     batch_size: int = 64
-    precision: str = "32-true"  # Lightning's name
+    precision: str = "32"  # "32", "tf32" or "bf16"

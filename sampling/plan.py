@@ -45,7 +45,7 @@ class SamplingPlan:
     guide: the worse model of autoguidance, None for classifier-free guidance.
     guidance_interval: the range of t, both ends included, in which guidance applies.
     clip: whether x0_hat is clipped to [-1, 1].
-    precision: Lightning's name, "32-true" or "bf16-mixed".
+    precision: "32", "tf32" or "bf16".
     compile_mode: the mode of torch.compile that the network runs in, or "off".
     """
 
@@ -87,7 +87,7 @@ def plan_sampling(
     start: int | None = None,
     keep: Iterable[int] = (),
     clip: bool = True,
-    precision: str = "32-true",
+    precision: str = "32",
     compile_mode: str = "off",
     evaluations: int | None = None,
 ) -> SamplingPlan:
@@ -232,7 +232,7 @@ def sample_steps(
 def autocast_each(steps: Iterator[Step], device: str, precision: str) -> Iterator[Step]:
     """Compute every step in this precision, without changing the caller's precision."""
     while True:
-        with torch.autocast(device, torch.bfloat16, enabled=precision != "32-true"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             step = next(steps, None)
         if step is None:
             return

@@ -55,6 +55,9 @@ class EvaluationCounter:
 
 # ---- names -------------------------------------------------------------------------------------
 
+# Lightning's names of two precisions, which are part of the names of existing folders.
+PRECISION_NAMES = {"32": "32-true", "bf16": "bf16-mixed"}
+
 
 def plan_settings(plan: SamplingPlan) -> dict[str, Any]:
     """The settings of a set of samples, for reports and for the hash in the folder's name.
@@ -68,7 +71,7 @@ def plan_settings(plan: SamplingPlan) -> dict[str, Any]:
         "variance": plan.variance,
         "eta": plan.eta,
         "guidance": plan.guidance,
-        "precision": plan.precision,
+        "precision": PRECISION_NAMES.get(plan.precision, plan.precision),
     }
     if plan.guide:
         low, high = plan.guidance_interval

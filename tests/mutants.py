@@ -475,7 +475,7 @@ MUTANTS = [
     Mutant(
         "mixed precision is never on",
         "training/trainer.py",
-        "precision=machine.precision,",
+        'precision="bf16-mixed" if machine.precision == "bf16" else "32-true",',
         'precision="32-true",',
         "test_bf16_is_on_when_it_is_asked_for",
     ),

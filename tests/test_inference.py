@@ -154,7 +154,7 @@ def test_the_precision_is_that_of_the_flag_or_of_the_hardware(
         ],
     )
     monkeypatch.setattr(
-        launcher, "pick_precision", lambda device, name: "32-true" if name == "32" else "bf16-mixed"
+        launcher, "pick_precision", lambda device, name: "32" if name == "32" else "bf16"
     )  # hardware that has it
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     flags = [tmp_path / "photo.png" if flag == "PHOTO" else flag for flag in flags]

@@ -23,7 +23,7 @@ class Step:
         self.accumulate = run.settings.accumulate
         self.optimizer = self.model.configure_optimizers(1)["optimizer"]
         self.device = machine.device
-        self.autocast = machine.precision != "32-true"
+        self.autocast = machine.precision == "bf16"
 
     @property
     def images(self) -> int:

@@ -118,5 +118,5 @@ def describe(run: TrainingRun, invocation: Invocation, machine: Machine) -> str:
     many = f"{world_size} x " if world_size > 1 else ""
     return (
         f"{run.data.name}: {describe_images(run)}; network of {millions:.1f}M parameters; "
-        f"preset {run.settings.preset}{chosen}; {many}{device}, {machine.precision}"
+        f"preset {run.settings.preset}{chosen}; {many}{device}, precision {machine.precision}"
     )

@@ -117,7 +117,7 @@ def build_trainer(
         num_nodes=processes.num_nodes,
         strategy=strategy,
         plugins=[CompleteCheckpointIO(start.checkpoint), cluster_environment()],
-        precision=machine.precision,
+        precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
         max_steps=settings.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=settings.accumulate,

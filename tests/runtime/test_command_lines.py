@@ -71,7 +71,7 @@ def test_examples_in_the_docstrings_parse(script):
     for name, words in lines:
         assert name == script
         args = SCRIPTS[script].build_parser().parse_args(shlex.split(words, comments=True))
-        assert not (Inference.contradiction(args) if script == "Inference.py" else "")
+        assert not (Inference.find_conflict(args) if script == "Inference.py" else "")
 
 
 def test_the_flags_of_a_preset_that_help_shows_are_the_preset():

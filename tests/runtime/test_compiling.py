@@ -105,7 +105,7 @@ def test_the_compiled_network_is_the_network():
     model.train()
     model.get_loss(x_0, 0).backward()
     expected, names = gradients(model), list(model.state_dict())
-    assert compile_network(model, "default", 4, "32-true")
+    assert compile_network(model, "default", 4, "32")
     assert list(model.state_dict()) == names
     assert all(p.grad is None for p in model.parameters())
     with torch.compiler.set_stance("fail_on_recompile"):  # the warm-up was like training

@@ -34,14 +34,20 @@ def test_auto_is_the_first_device_and_a_missing_one_is_refused(
 
 @pytest.mark.parametrize(
     ("processor", "expected"),
-    [("fma avx512f avx512_bf16 amx_tile", "bf16-mixed"), ("fma avx2", "32-true")],
+    [("fma avx512f avx512_bf16 amx_tile", "bf16"), ("fma avx2", "32")],
 )
 def test_precision_auto_is_bf16_where_the_processor_has_it(monkeypatch, processor, expected):
     monkeypatch.setattr(devices, "read_cpuinfo", lambda: processor)
     assert devices.pick_precision("cpu", "auto") == expected
-    assert devices.pick_precision("cpu", "32") == "32-true"
-    assert devices.pick_precision("cpu", "bf16") == "bf16-mixed"
-    assert devices.pick_precision("mps", "auto") == "32-true"
+    assert devices.pick_precision("cpu", "32") == "32"
+    assert devices.pick_precision("cpu", "bf16") == "bf16"
+    assert devices.pick_precision("mps", "auto") == "32"
+
+
+def test_tf32_is_for_cuda():
+    assert devices.pick_precision("cuda", "tf32") == "tf32"
+    with pytest.raises(ValueError, match="tf32 is for NVIDIA GPUs, not cpu: use 32 or bf16"):
+        devices.pick_precision("cpu", "tf32")
 
 
 def test_hardware_has_the_name_of_the_processor_and_its_cores(monkeypatch):

@@ -11,7 +11,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from runtime import processes
+from runtime import launcher, processes
 from runtime.cluster import cluster_environment, resolve_layout
 from runtime.launcher import launch, memory_errors
 from runtime.processes import Refused, own_exit_status
@@ -32,7 +32,7 @@ def machine():
 def test_a_single_process(machine):
     assert machine.is_first
     assert machine.device == torch.device("cpu")
-    assert machine.precision == "bf16-mixed"
+    assert machine.precision == "bf16"
     assert (machine.processes.global_rank, machine.processes.world_size) == (0, 1)
     assert machine.processes.num_nodes == 1
     assert machine.processes.broadcast("x") == "x"
@@ -48,6 +48,27 @@ def test_what_cannot_be_launched_is_one_line_and_status_2(capsys):
     error = capsys.readouterr().err
     assert error.startswith("train.py: error: --device ")
     assert error.count("\n") == 1
+
+
+@pytest.fixture
+def torch_defaults():
+    """torch's default settings of TF32: on in convolutions, off in matrix products."""
+
+    def restore():
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    restore()
+    yield
+    restore()
+
+
+@pytest.mark.parametrize("precision", ["32", "tf32", "bf16"])
+def test_tf32_is_used_only_if_it_is_asked_for(torch_defaults, monkeypatch, precision):
+    monkeypatch.setattr(launcher, "pick_precision", lambda device, name: name)
+    launch("train.py", device="cpu", precision=precision)
+    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
 
 
 def test_prepare_returns_the_result(machine):

@@ -104,7 +104,7 @@ def test_every_model_and_plan_has_its_own_folder(model):
             {"steps": 7},
             {"sampler": "ddim", "eta": 0.5},
             {"sampler": "ddim"},
-            {"precision": "bf16-mixed"},
+            {"precision": "bf16"},
             {"guidance": 2.0},
             {"grid": "edm"},
         )
@@ -128,7 +128,7 @@ def test_every_model_and_plan_has_its_own_folder(model):
                 "eta": 0.5,
                 "guidance": 2.0,
                 "grid": "edm",
-                "precision": "bf16-mixed",
+                "precision": "bf16",
             },
             "ddim-20-539f8c12",
         ),
