@@ -7,8 +7,11 @@ Everything else runs eagerly, because compiling takes a minute for each batch si
 """
 
 import contextlib
+import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +28,14 @@ def compile_network(
     """
     if mode == "off":
         return True
+    keep_compiled_code()
     say(
-        "compiling the network: a minute or more, once; signals wait until it is done",
+        "compiling the network: a minute or more, and less the next time; signals wait until it is "
+        "done",
         file=sys.stderr,
         flush=True,
     )
+    began = time.monotonic()
     torch.compiler.set_stance("default")
     model.unet.compile(mode=mode)
     failure = warm_up(model.unet, model.unet.example(B), precision)
@@ -40,11 +46,27 @@ def compile_network(
             file=sys.stderr,
             flush=True,
         )
-    elif not model.training:
+        return False
+    say(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    if not model.training:
         torch.compiler.set_stance("eager_on_recompile")
         # CUDA graphs write every output into the same memory.
         model.register_forward_hook(lambda module, inputs, output: output.clone())
-    return not failure
+    return True
+
+
+def keep_compiled_code() -> None:
+    """Let torch keep compiled code in ~/.cache/torchinductor, or that folder of XDG_CACHE_HOME.
+
+    The next start is then faster. By default it is kept in /tmp, which clusters empty after a job.
+    TORCHINDUCTOR_CACHE_DIR sets another folder. Does nothing if the folder cannot be written to.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(cache) / "torchinductor"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def warm_up(net: torch.nn.Module, inputs: tuple[Any, ...], precision: str) -> str:

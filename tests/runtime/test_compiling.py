@@ -1,7 +1,9 @@
 """torch.compile: what is compiled, and that it computes the same."""
 
+import os
 import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ from training_runs import fit, losses
 
 import evaluate
 import Inference
+from checkpoints.checkpoint_file import read_checkpoint_file
+from checkpoints.run_dir import newest_checkpoint
 from DiffusionModel import DiffusionModel
 from evaluation import bits_per_dim, evaluation, preparation
-from runtime.compiling import compile_network
+from runtime.compiling import compile_network, keep_compiled_code
 from sampling import sample_sets
+from training import fit as fit_module
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +29,15 @@ def fresh_compiler():
     forget_compiled_code()
     yield
     forget_compiled_code()
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """A cache folder of the user, empty. The environment is restored afterwards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    return tmp_path / "cache" / "torchinductor"
 
 
 def forget_compiled_code():
@@ -93,6 +107,37 @@ def test_where_it_cannot_compile_it_says_so_and_trains(tiny_data, tmp_path, no_c
     assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--compile", "default") == 0
     assert "--compile default does not work here (" in capsys.readouterr().err
     assert len(losses(tmp_path / "run")) == 2
+
+
+def test_compiled_code_is_kept_in_the_users_cache_folder(cache):
+    keep_compiled_code()
+    assert cache.is_dir()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache)
+
+
+def test_a_cache_folder_from_the_environment_is_used(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+
+
+def test_without_a_writable_cache_folder_torchs_default_is_used(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compiled_code()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_compiling_does_not_count_towards_max_time(tiny_data, tmp_path, monkeypatch):
+    """It takes 1000 seconds, by a clock that is put forward."""
+    ahead, monotonic = [0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + ahead[0])
+    monkeypatch.setattr(fit_module, "compile_network", lambda *_: ahead.__setitem__(0, 1000))
+    assert fit(tiny_data, tmp_path, "--max-steps", 3, "--max-time", "500s") == 0
+    checkpoint = read_checkpoint_file(newest_checkpoint(tmp_path))
+    assert ahead == [1000]
+    assert checkpoint["global_step"] == 3
+    assert checkpoint["elapsed"] < 500
 
 
 @pytest.mark.slow
