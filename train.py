@@ -73,24 +73,25 @@ PRESETS: dict[str, dict[str, Any]] = {
         val_images=500,
         save_every=750,
     ),
-    # CIFAR-10 in a GPU-hour. Batch size, learning rate and EMA are those of Karras et al. 2022
-    # (EDM, table 7), schedule and target those of Salimans & Ho 2022. It has not been measured yet.
+    # CIFAR-10 in two minutes on one H200; see docs/samplers-and-presets.md.
     "speedrun": dict(
+        width=64,
+        dropout=0.0,
         schedule="cosine",
         parameterization="v",
         variance="small",
         t_sampling="stratified",
-        dropout=0.13,
-        augment=0.12,
+        class_conditional=True,
         batch_size=512,
+        optimizer="muon",
         lr=1e-3,
-        warmup=2000,
-        ema_decay=0.9993,
-        max_steps=200_000,
-        max_time=3600.0,
-        val_every=2500,
+        warmup=300,
+        lr_schedule="linear",
+        ema_decay=0.998,
+        max_steps=1700,
+        val_every=850,
         val_images=2000,
-        save_every=5000,
+        save_every=850,
     ),
 }
 
