@@ -66,8 +66,8 @@ def build_parser() -> Parser:
     flags.add_sampling_steps(
         group,
         type=whole(1),
-        help="number of sampling steps, to which --save-steps are added (20; 10 for heun or a "
-        "worse model as guide; T for ddpm; 50 for --interpolate; 100 for RePaint)",
+        help="number of sampling steps, to which --save-steps are added (20; 10 for heun or "
+        "autoguidance; T for ddpm; 50 for --interpolate; 100 for RePaint)",
     )
     flags.add_evaluations(group)
     flags.add_grid(group)
@@ -80,7 +80,7 @@ def build_parser() -> Parser:
         dest="label",
         metavar="CLASS",
         help="classes to sample, by number or name, as in 3,7; all; or none (image i has class i "
-        "mod K)",
+        "mod K, for K classes)",
     )
     flags.add_guidance(
         group, help="strength of guidance, 1 for none (that of the model; 1 for edits and ddpm)"
@@ -90,7 +90,7 @@ def build_parser() -> Parser:
         "--guidance-interval",
         type=interval,
         metavar="LO,HI",
-        help="range of t in which guidance applies (all; t > T/5 with a worse model as guide)",
+        help="range of t in which guidance applies (all; t >= T/5 with autoguidance)",
     )
     group = parser.add_argument_group("editing")
     add = group.add_argument
@@ -159,7 +159,9 @@ def build_parser() -> Parser:
     )
     group = parser.add_argument_group("machine")
     flags.add_batch_size(
-        group, default=64, help="images sampled at once; does not affect the images (64)"
+        group,
+        default=64,
+        help="images sampled at once; on a CPU it does not affect the images (64)",
     )
     flags.add_precision(group)
     flags.add_compile(

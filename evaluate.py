@@ -19,9 +19,9 @@ memorization. Or score images made by any program.
     # or against other images
     python evaluate.py --samples generated.npz photos/ --features inception
 
-Prints a table, and adds the results to metrics.json in the run directory or beside the checkpoint.
-Samples are kept there in evaluation/, so that a stopped evaluation resumes
-when it is run again. The results of --samples NAME are in NAME-evaluation/.
+Prints a table, and adds the results to metrics.json in the run directory, beside the checkpoint,
+or for a pretrained model in runs/pretrained-NAME. Samples are kept there in evaluation/, so that a
+stopped evaluation resumes when it is run again. The results of --samples NAME are in NAME-evaluation/.
 """
 
 import argparse
@@ -104,13 +104,14 @@ def build_parser() -> Parser:
     add(
         "--doctor",
         action="store_true",
-        help="instead: look for problems in a run and suggest remedies",
+        help="look for problems in a run and suggest remedies, instead of evaluating",
     )
     add(
         "--sweep",
         type=names("sampler", "steps"),
         metavar="WHAT",
-        help="instead: compare samplers, numbers of steps, or both: sampler,steps (none)",
+        help="compare samplers, numbers of steps, or both (sampler,steps), instead of evaluating "
+        "(none)",
     )
     add(
         "--json",
@@ -163,13 +164,12 @@ def build_parser() -> Parser:
         "--sampler",
         type=names(*flags.SAMPLERS),
         metavar="NAME",
-        help=f"{', '.join(flags.SAMPLERS)}; Ho et al. use ddpm "
-        "(unipc, as good in 20 steps; --sweep sampler: all)",
+        help=f"{', '.join(flags.SAMPLERS)}; Ho et al. use ddpm (unipc; --sweep sampler: all)",
     )
     flags.add_sampling_steps(
         group,
         type=some_numbers(1),
-        help="number of sampling steps (20; 10 for heun or a worse model as guide; T for ddpm; "
+        help="number of sampling steps (20; 10 for heun or autoguidance; T for ddpm; "
         "--sweep steps: 5,10,20,50)",
     )
     flags.add_evaluations(group)
@@ -177,7 +177,8 @@ def build_parser() -> Parser:
     flags.add_eta(group, help="amount of noise in ddim (0)")
     flags.add_variance(group, help="variance of ddpm (that of the model)")
     flags.add_guidance(
-        group, help="strength of guidance; sample i has class i mod K (that of the model)"
+        group,
+        help="strength of guidance; samples have the classes in turn (that of the model; 1 for ddpm)",
     )
     flags.add_guide(group)
     group = parser.add_argument_group("distances")
@@ -330,7 +331,7 @@ def find_conflict(args: argparse.Namespace, given: set[str]) -> str:
 def missing_input(args: argparse.Namespace) -> str:
     """Report that no model or images are given, or nothing to compare them with."""
     if not args.ckpt and (args.doctor or args.sweep or not args.samples):
-        return "give a model by --ckpt" + ("" if args.samples else ", or images by --samples")
+        return "give a model with --ckpt" + ("" if args.samples else ", or images with --samples")
     if args.samples and len(args.samples) == 1 and not args.dataset and not args.ckpt:
         return "--samples needs something to compare with: give --dataset, or a second --samples"
     return ""
@@ -371,7 +372,7 @@ def conflicting_samples(args: argparse.Namespace, given: set[str]) -> str:
     if args.ckpt:
         return "two --samples are compared with each other: leave out --ckpt"
     if args.references:
-        return "two --samples are compared whole: leave out --references"
+        return "two --samples are compared with all of their images: leave out --references"
     if "classifier" in features and not args.dataset:
         return "--features classifier needs a --dataset on which to train the classifier"
     if args.dataset and features and "classifier" not in features:

@@ -53,7 +53,8 @@ fi
 # has changed or an earlier attempt did not finish.
 setup() {
   if [[ -n ${PYTHON:-} ]]; then
-    PYTHON=$(command -v "$PYTHON") || fail "PYTHON is not a program: $PYTHON"
+    local given=$PYTHON
+    PYTHON=$(command -v "$given") || fail "PYTHON is not a program: $given"
     [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
     return
   fi

@@ -171,7 +171,7 @@ def add_network_flags(group: flags.Group) -> None:
         type=numbers,
         default=(16,),
         metavar="N,..",
-        help="sizes of the smaller side at which to use attention (16)",
+        help="levels with attention, each by the smaller side of its feature map (16)",
     )
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks in each level (2)")
     add(
@@ -272,7 +272,7 @@ def add_diffusion_flags(group: flags.Group) -> None:
         type=real(0, 1),
         default=0.1,
         metavar="P",
-        help="share of images whose label is hidden, which guidance needs (0.1)",
+        help="share of labels hidden in training; classifier-free guidance needs some (0.1)",
     )
 
 
@@ -337,7 +337,8 @@ def add_training_flags(group: flags.Group) -> None:
         "--posthoc-ema",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="keep averages from which Inference.py --ema-length chooses; not in the paper (no)",
+        help="keep averages, so that --ema-length can set the length of the EMA after training; not in "
+        "the paper (no)",
     )
     add(
         "--max-steps",

@@ -191,9 +191,7 @@ def machine(device: str) -> str:
         else f"{cpu}, {torch.get_num_threads()} threads"
     )
     precision = (
-        "bf16"
-        if devices.pick_precision(device, "auto") == "bf16"
-        else "float32, for it has no bf16"
+        "bf16" if devices.pick_precision(device, "auto") == "bf16" else "float32 (no fast bf16)"
     )
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     return f"{name}; {precision}; {versions}; {datetime.date.today()}"
@@ -236,7 +234,7 @@ def parse_args() -> argparse.Namespace:
         if not all(map(importlib.util.find_spec, NEEDS.get(name, ())))
     ]:
         parser.error(
-            f"{' and '.join(missing)} cannot take part: "
+            f"the packages for {' and '.join(missing)} are not installed: "
             "pip install -r benchmarks/requirements.txt, "
             "or choose other --contenders"
         )

@@ -65,8 +65,8 @@ def combination_factors(steps: list[int], length: float) -> list[float]:
     target = (steps[-1], posthoc_ema.gamma(length))
     factors, error = posthoc_ema.combination(snapshots, target)
     summary = (
-        f"an average over {length:g} of the training, from {len(steps)} snapshots, "
-        f"off by {100 * error:.1f}%"
+        f"an average over {length:g} of the training, combined from {len(steps)} snapshots with "
+        f"an error of {100 * error:.1f}%"
     )
     if error > LARGEST_ERROR:
         raise ValueError(

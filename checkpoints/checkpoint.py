@@ -103,7 +103,7 @@ def first_valid_checkpoint(
             for reason in reasons:
                 print(f"skipped: {reason}", file=sys.stderr)
             return checkpoint
-    others = f"; older checkpoints were refused, too: {len(files) - 1}" if len(files) > 1 else ""
+    others = f"; {len(files) - 1} older checkpoints were refused, too" if len(files) > 1 else ""
     raise ValueError(reasons[0] + others)
 
 

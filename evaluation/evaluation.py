@@ -119,7 +119,7 @@ def print_model(prepared: Prepared, identity: dict[str, Any]) -> None:
         flush=True,
     )
     if not identity["trained_on"]:
-        print("  whether it was trained on these images is not known", flush=True)
+        print("  it is not known whether the model was trained on these images", flush=True)
     elif identity["trained_on"] != identity["train_digest"]:
         print("  these are not the images that it was trained on", flush=True)
 

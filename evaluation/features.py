@@ -138,7 +138,7 @@ def download_inception(url: str, file: Path, sha256_prefix: str) -> None:
     except Exception as error:  # errors of urllib; RuntimeError if the hash differs
         raise OSError(
             f"cannot download Inception's weights ({one_line(error)}): get {url} elsewhere and "
-            f"place it in {file.parent}, or give it by --inception-weights"
+            f"place it in {file.parent}, or give it with --inception-weights"
         ) from None
 
 

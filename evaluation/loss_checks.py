@@ -63,8 +63,7 @@ def check_finite(train: list[float], validation: list[float]) -> Finding:
         advice = "train longer than --log-every steps"
         return Finding("losses", False, "none is logged yet", advice)
     observation = (
-        f"{len(train)} of the training and {len(validation)} of the validation, "
-        f"{bad} of them not finite"
+        f"{len(train)} training and {len(validation)} validation losses, {bad} of them not finite"
     )
     return Finding("losses", not bad, observation, "try a smaller --lr, or --precision 32")
 
@@ -110,7 +109,7 @@ def check_similar_runs(
     """Check that the validation loss is close to that of similar runs at about this step."""
     others = losses_of_similar_runs(run_dir, config, step)
     if not others:
-        observation = f"there is no similar run, about as long, beside {run_dir}"
+        observation = f"there is no similar run of about the same length beside {run_dir}"
         return Finding("other runs", None, observation)
     low, high = min(others) * (1 - MARGIN), max(others) * (1 + MARGIN)
     return Finding(

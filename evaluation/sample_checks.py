@@ -129,8 +129,8 @@ def check_colours(samples: np.ndarray, real: np.ndarray) -> Finding:
         "colours",
         bool((abs(shift) <= allowed).all()),
         f"means of the samples (of the data): {', '.join(channels)}",
-        f"the samples are {kind}: train longer; for whole images that are too gray "
-        "see --zero-terminal-snr",
+        f"the samples are {kind}: train longer; if all samples are too gray, "
+        "try --zero-terminal-snr",
     )
 
 

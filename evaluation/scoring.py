@@ -174,7 +174,7 @@ def warning_of_few(scoring: Scoring) -> str:
     names = [one.name for one in scoring.extractors if count < max(FEW, 2 * one.network.size)]
     if not names:
         return ""
-    remedy = f"compare it only with that of {count} other images"
+    remedy = f"compare it only with the distance of another set of {count} images"
     if not scoring.reference:
         remedy = 'compare it with that in the column "real images", which has the same bias'
     return (

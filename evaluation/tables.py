@@ -139,7 +139,7 @@ def distance_rows(one: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
             preposition = "against" if manifold else "to"
             rows.append((f"{title} {preposition} {count} {images_of}", one[split][name]))
         if fewer := one[split].get("fewer"):
-            title = f"  {titles['frechet']} of {fewer['images']} samples to them"
+            title = f"  {titles['frechet']} of {fewer['images']} samples to the same images"
             rows.append((title, fewer["frechet"] | {"floor": one[split]["frechet"]["floor"]}))
     if "inception_score" in one:
         rows.append(("Inception score", one["inception_score"]))
@@ -159,7 +159,7 @@ def memorization_lines(memorization: dict[str, Any]) -> list[str]:
             f"memorization, {one['images']} samples against {one['train_images']} training images",
             audit_line("pixels", one["pixels"]),
             audit_line(f"features of {features}", one["features"]),
-            f"  the eight samples nearest to a training image, as a picture: {one['picture']}",
+            f"  the eight samples most like a training image, as a picture: {one['picture']}",
         ]
     return lines
 
@@ -175,7 +175,7 @@ def neighbours_lines(neighbours: dict[str, Any]) -> list[str]:
             (f"features of {features}", one["features"]),
         ):
             lines.append(
-                f"  in {name:31} nearest reference image: distance from samples / from references "
+                f"  in {name:31} distance to the nearest reference image, of samples / of other reference images "
                 f"{audit['ratio']:.3f}; equal {100 * audit['equal']:.1f}%, "
                 f"near-duplicates of other samples {100 * audit['duplicates']:.1f}%"
             )
@@ -187,7 +187,7 @@ def neighbours_lines(neighbours: dict[str, Any]) -> list[str]:
 def audit_line(title: str, audit: dict[str, float]) -> str:
     """One audit, in pixels or in features."""
     return (
-        f"  in {title:31} distance to training / distance to unseen images {audit['ratio']:.3f}; "
+        f"  in {title:31} distance to training images / to unseen images {audit['ratio']:.3f}; "
         f"copies {100 * audit['copies']:.1f}%, near-duplicates of other samples "
         f"{100 * audit['duplicates']:.1f}% (for real images 1% and 0%)"
     )

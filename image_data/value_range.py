@@ -50,7 +50,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def find_range(paths: Iterable[Path]) -> ValueRange | None:
-    """The common range of all images with `is_deep`, or None if there are none.
+    """The standard range of all images with `is_deep`, or None if there are none.
 
     Raises ValueError if their values fit no usual range. Unreadable files are skipped.
     """
@@ -87,6 +87,6 @@ def choose_range(images: Iterable[Image.Image]) -> ValueRange | None:
         if not fractions and low >= 0 and high < 2**bits:
             return ValueRange(0, 2**bits - 1, f"{bits} bits")
     raise ValueError(
-        f"pixel values from {low:g} to {high:g} fit no common range: "
+        f"pixel values from {low:g} to {high:g} fit no standard range: "
         f"give --value-range={low:g},{high:g} for a dataset, or convert the images to 8 bits"
     )

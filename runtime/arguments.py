@@ -56,10 +56,10 @@ class Parser(argparse.ArgumentParser):
         self.check_flags(words[: words.index("--")] if "--" in words else words)
         if self.main_flag and words and not words[0].startswith("-"):
             meant = f"{self.main_flag} {words[0]}"
-            self.error_with_suggestion(f"{words[0]!r} belongs to no flag", words[0], meant)
+            self.error_with_suggestion(f"unexpected argument {words[0]!r}", words[0], meant)
         parsed, rest = self.parse_known_args(words, namespace)
         if rest:
-            self.error_with_suggestion(f"{rest[0]!r} belongs to no flag", rest[0])
+            self.error_with_suggestion(f"unexpected argument {rest[0]!r}", rest[0])
         return parsed
 
     def check_flags(self, words: list[str]) -> None:

@@ -133,7 +133,7 @@ def within(plans: Iterable[SamplingPlan], evaluations: int) -> SamplingPlan:
             return plan
         fewest = min(fewest, plan.evaluations)
     raise ValueError(
-        f"--evaluations {evaluations} is too few: one step and those of --save-steps take {fewest}"
+        f"--evaluations {evaluations} is too few: one step plus those of --save-steps need {fewest}"
     )
 
 
@@ -170,8 +170,8 @@ def check_guidance(
     by_label = guidance != 1 and guide is None
     if by_label and not (model.unet.classes and model.settings.label_dropout):
         raise ValueError(
-            "--guidance needs a model trained with --class-conditional and "
-            "without --label-dropout 0, or an early average in the checkpoint: leave it out"
+            "--guidance needs a model trained with --class-conditional and --label-dropout above "
+            "0, or an early average in the checkpoint: leave it out"
         )
 
 

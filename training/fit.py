@@ -66,7 +66,7 @@ def fit_with_restarts(
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     while True:
         if start.step:
-            message = f"going on at step {start.step} of {run.run_dir}"
+            message = f"resuming at step {start.step} of {run.run_dir}"
             machine.processes.print(message, flush=True)
         try:
             outcome = fit(run, model, start, machine, stop)
@@ -185,8 +185,8 @@ def report(outcome: Outcome, run: TrainingRun, machine: Machine) -> int:
     early = f"; ended before step {run.settings.max_steps} because of --max-time"
     over = "" if outcome.all_steps else early
     if over and run.model_settings.lr_schedule != "constant":
-        over += ": a longer one lets the learning rate fall to 0"
-    late = f"; {signal.name} came in the last validation" if signal else ""
+        over += ": with a longer --max-time, the learning rate would reach 0"
+    late = f"; {signal.name} arrived during the last validation" if signal else ""
     message = f"trained, {outcome.when}{over}; checkpoint {outcome.saved}{late}"
     machine.processes.print(message, flush=True)
     return own_exit_status(exit_status(signal)) if signal else 0

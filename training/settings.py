@@ -84,10 +84,10 @@ class TrainingSettings:
         if self.accumulate == 1:
             return
         if self.batch_size % (self.accumulate * world_size):
-            processes = f" on {world_size} processes each" if world_size > 1 else ""
+            processes = f" on each of {world_size} processes" if world_size > 1 else ""
             raise ValueError(
-                f"--batch-size {self.batch_size} does not divide into --accumulate "
-                f"{self.accumulate} parts{processes}: choose another number"
+                f"--batch-size {self.batch_size} cannot be split into --accumulate "
+                f"{self.accumulate} equal parts{processes}: choose another number"
             )
         if self.compile in ("reduce-overhead", "max-autotune"):
             raise ValueError(

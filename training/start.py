@@ -72,7 +72,7 @@ def train(
     curves = run.run_dir / "metrics.csv"
     if "tensorboard" in settings.logger:
         curves = f"tensorboard --logdir {run.run_dir.parent}"
-    say(f"to watch it: {run.run_dir / 'samples'}, and {curves}", flush=True)
+    say(f"to follow the training: {run.run_dir / 'samples'}, and {curves}", flush=True)
     try:
         return fit_with_restarts(run, resume, machine, stop)
     except Refused as error:

@@ -143,7 +143,7 @@ class Wandb(WandbLogger):
         opened.define_metric("*", step_metric=self.STEP, step_sync=True)
         super().__init__(experiment=opened)
         folder = run.run_dir / "wandb"
-        where = f"{folder}; to upload it: wandb sync --help" if opened.offline else opened.url
+        where = f"{folder}; to upload it, see wandb sync --help" if opened.offline else opened.url
         print(f"wandb: {where}", flush=True)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
@@ -176,7 +176,9 @@ class Trackio(Logger):
                 resume="allow",
                 embed=False,
             )
-        print(f"trackio: run {self.run.name}; trackio show --project {PROJECT}", flush=True)
+        print(
+            f"trackio: run {self.run.name}; to see it: trackio show --project {PROJECT}", flush=True
+        )
 
     @property
     def name(self) -> str:

@@ -104,7 +104,7 @@ def test_a_bad_newest_checkpoint_is_skipped(
     assert told.err.startswith("skipped: ")
     assert said in told.err.splitlines()[0]
     set_aside = newest.with_name(newest.name + ".skipped").exists()
-    assert f"going on at step {STEPS - (25 if set_aside else 10)} of" in told.out
+    assert f"resuming at step {STEPS - (25 if set_aside else 10)} of" in told.out
     assert not marker.exists()
     assert [p.suffix for p in (run_dir / "checkpoints").iterdir() if "skipped" in p.name] == [
         ".skipped"
@@ -120,7 +120,7 @@ def test_without_a_valid_checkpoint_nothing_is_changed(stopped, tiny_data, tmp_p
         file.write_bytes(b"")
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     line = refused(train.main, "--dataset", tiny_data, "--run-dir", run_dir, *RUN)
-    assert "older checkpoints were refused, too: 1" in line
+    assert "1 older checkpoints were refused, too" in line
     assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
 
 

@@ -66,7 +66,7 @@ def test_a_run_resumes_from_an_old_checkpoint_as_if_it_was_never_stopped(
     for run_dir in (old_run, tmp_path / "new"):
         flags = ["--dataset", str(old_data), "--run-dir", str(run_dir), "--max-steps", "9"]
         assert train.main([*flags, *FLAGS]) == 0
-    assert "going on at step 6" in capsys.readouterr().out
+    assert "resuming at step 6" in capsys.readouterr().out
     resumed, whole = contents(old_run), contents(tmp_path / "new")
     assert resumed["global_step"] == whole["global_step"] == 9
     assert resumed["hyper_parameters"] == whole["hyper_parameters"]

@@ -48,7 +48,7 @@ def test_samples_come_with_a_floor_a_ceiling_and_a_spread(fresh_run, tiny_data, 
         line.startswith("memorization, 30 samples against 60 training images") for line in table
     )
     ratio = found["memorization"]["classifier"]["pixels"]["ratio"]
-    distances = f"distance to training / distance to unseen images {ratio:.3f}"
+    distances = f"distance to training images / to unseen images {ratio:.3f}"
     assert any(distances in line for line in table)
     picture = Image.open(found["memorization"]["classifier"]["picture"])
     assert any("precision against 30 training images" in line for line in table)  # 30 samples
@@ -61,7 +61,7 @@ def test_samples_come_with_a_floor_a_ceiling_and_a_spread(fresh_run, tiny_data, 
     assert "fewer" not in one["to_test"]
     assert one["to_train"]["fewer"]["images"] == 20  # the floor is that of 20 unseen images
     assert one["to_train"]["fewer"]["frechet"]["mean"] != one["to_train"]["frechet"]["mean"]
-    assert any("Frechet distance of 20 samples to them" in line for line in table)
+    assert any("Frechet distance of 20 samples to the same images" in line for line in table)
     bits(capsys, fresh_run, tiny_data, "--weights", "raw")  # moves it to "earlier"
     written = json.loads((fresh_run / "metrics.json").read_text())
     assert "distances" not in written

@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_one_line(refused, pixels, tiny_data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "give a model by --ckpt, or images by --samples"),
+        ("", "give a model with --ckpt, or images with --samples"),
         ("--samples a", "give --dataset, or a second --samples"),
         ("--samples a b c", "one or two folders or .npz files, not 3"),
         ("--samples a --samples b --ckpt runs/c", "leave out --ckpt"),
@@ -290,7 +290,7 @@ def test_what_does_not_fit_is_one_line(refused, pixels, tiny_data, tmp_path):
         ("--samples a --ckpt runs/b --bound 0 --exact", "--exact changes nothing with --samples"),
         ("--samples a --ckpt runs/b --doctor", "--samples changes nothing with --doctor"),
         ("--samples a --ckpt runs/b --sweep steps", "--samples changes nothing with --sweep"),
-        ("--samples a --dataset mnist --doctor", "give a model by --ckpt"),
+        ("--samples a --dataset mnist --doctor", "give a model with --ckpt"),
         ("--ckpt runs/b --out c", "--out changes nothing here"),
         ("--samples", "expected at least one argument"),
     ],

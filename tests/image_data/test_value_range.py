@@ -46,8 +46,8 @@ def test_the_smallest_usual_range_is_taken(low, high, dtype, expected):
     ("low", "high", "dtype", "said"),
     [
         (-5, 100, np.int32, "give --value-range=-5,100 "),
-        (0, 100_000, np.int32, "from 0 to 100000 fit no common range"),
-        (0, 255, np.float32, "fit no common range"),
+        (0, 100_000, np.int32, "from 0 to 100000 fit no standard range"),
+        (0, 255, np.float32, "fit no standard range"),
         (0, float("nan"), np.float32, "not finite"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_folder_without_a_usual_range_is_one_line(refused, folder, tmp_path):
     Image.fromarray(np.full((8, 8), -7, np.int32)).save(folder / "negative.tiff")
     words = ["--dataset", folder, "--data-root", tmp_path / "data", *TINY, "--max-steps", "1"]
     line = refused(train.main, *words)
-    assert f"{folder}: pixel values from -7 to 4095 fit no common range" in line
+    assert f"{folder}: pixel values from -7 to 4095 fit no standard range" in line
     assert "expected two numbers" in refused(train.main, *words, "--value-range", "9,1")
 
 

@@ -51,7 +51,7 @@ def test_a_model_that_always_has_a_label_gets_all_of_them():
     assert image_set.total == 18  # at least 16, and as many of each
     assert image_set.labels == (0, 1, 2) * 6
     loaded = LoadedModel(always_labelled, Path("x.ckpt"), "", step=64, trained_on="")
-    with pytest.raises(ValueError, match="without --label-dropout 0"):
+    with pytest.raises(ValueError, match="--label-dropout above 0"):
         plan_request(ImageRequest(label="1", guidance=2.0), loaded, [0])
 
 

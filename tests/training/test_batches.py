@@ -65,7 +65,10 @@ def test_parts_that_do_not_divide_are_refused(refused, tiny_data, tmp_path):
         "--max-steps",
         2,
     )
-    assert "--batch-size 8 does not divide into --accumulate 3 parts: choose another number" in said
+    assert (
+        "--batch-size 8 cannot be split into --accumulate 3 equal parts: choose another number"
+        in said
+    )
 
 
 def test_graphs_and_parts_are_refused_together(refused, tiny_data, tmp_path):

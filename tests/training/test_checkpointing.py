@@ -46,7 +46,7 @@ def test_killed_at_random_steps_again_and_again(start, tmp_path, undisturbed, ti
     assert len(set(reached)) == times
     last = start(run_dir)
     assert last.ends() == 0
-    assert "going on at step" in last.out
+    assert "resuming at step" in last.out
     assert_same_run(run_dir, undisturbed)
 
 
@@ -164,7 +164,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path)
     )
     assert process.ends() == 75
     assert "trained, at step 30" in process.out.splitlines()[-1]
-    assert "SIGUSR1 came in the last validation" in process.out.splitlines()[-1]
+    assert "SIGUSR1 arrived during the last validation" in process.out.splitlines()[-1]
     assert not validation_losses(tmp_path / "run")
     for said in ("trained, at step 30", "is already trained"):  # the validation is made up for
         again = start(tmp_path / "run", *long, "--max-steps", 30)

@@ -26,7 +26,7 @@ def test_tensorboard_shows_the_pictures_and_a_resumed_run_nothing_twice(
     said = capsys.readouterr().out.splitlines()
     assert (
         said[1]
-        == f"to watch it: {tmp_path / 'samples'}, and tensorboard --logdir {tmp_path.parent}"
+        == f"to follow the training: {tmp_path / 'samples'}, and tensorboard --logdir {tmp_path.parent}"
     )
     for file in (tmp_path / "checkpoints").glob("step_00000015.*"):
         file.unlink()

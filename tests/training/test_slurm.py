@@ -174,7 +174,7 @@ def test_the_time_limit_requeues(project, undisturbed):
     project.command("scancel", job)
     project.until_done()
     assert project.log(job).count("stopped by SIGUSR1 at step") == 1
-    assert f"going on at step {stopped} of" in project.log(job)
+    assert f"resuming at step {stopped} of" in project.log(job)
     found = losses(project.run_dir(job))
     assert len(found) > stopped + 100
     assert found == undisturbed(len(found))[0]
@@ -188,7 +188,7 @@ def test_preemption(project, undisturbed, steps_in_40_seconds):
     )
     project.until_done()
     assert project.log(job).count("stopped by SIG") == 1
-    assert "going on at step" in project.log(job)
+    assert "resuming at step" in project.log(job)
     assert_finished(project, job, undisturbed(steps_in_40_seconds))
 
 
@@ -216,7 +216,7 @@ def test_two_nodes_and_sigterm_to_one_task(project, undisturbed):
     project.until_done()
     assert "2 x cpu" in project.log(job)
     assert project.log(job).count("stopped by SIGTERM at step") == 1
-    assert project.log(job).count("going on at step") == 1
+    assert project.log(job).count("resuming at step") == 1
     found, expected = losses(project.run_dir(job)), undisturbed(200)[0]
     assert_finished(project, job, (found, weights_hash(project.run_dir(job))))
     assert max(abs(float(found[step]) - float(expected[step])) for step in range(1, 121)) <= 1e-6
