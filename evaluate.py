@@ -21,7 +21,8 @@ memorization. Or score images made by any program.
 
 Prints a table, and adds the results to metrics.json in the run directory, beside the checkpoint,
 or for a pretrained model in runs/pretrained-NAME. Samples are kept there in evaluation/, so that a
-stopped evaluation resumes when it is run again. The results of --samples NAME are in NAME-evaluation/.
+stopped evaluation resumes when it is run again. The results of --samples NAME are in
+NAME-evaluation/.
 """
 
 import argparse
@@ -178,7 +179,8 @@ def build_parser() -> Parser:
     flags.add_variance(group, help="variance of ddpm (that of the model)")
     flags.add_guidance(
         group,
-        help="strength of guidance; samples have the classes in turn (that of the model; 1 for ddpm)",
+        help="strength of guidance; samples have the classes in turn (that of the model; 1 for "
+        "ddpm)",
     )
     flags.add_guide(group)
     group = parser.add_argument_group("distances")

@@ -24,9 +24,9 @@ def test_tensorboard_shows_the_pictures_and_a_resumed_run_nothing_twice(
     """As if killed after the validation of step 12 and before a checkpoint: it resumes from 10."""
     fit(tiny_data, tmp_path, "--max-steps", 15, "--save-every", 5)
     said = capsys.readouterr().out.splitlines()
-    assert (
-        said[1]
-        == f"to follow the training: {tmp_path / 'samples'}, and tensorboard --logdir {tmp_path.parent}"
+    assert said[1] == (
+        f"to follow the training: {tmp_path / 'samples'}, "
+        f"and tensorboard --logdir {tmp_path.parent}"
     )
     for file in (tmp_path / "checkpoints").glob("step_00000015.*"):
         file.unlink()
