@@ -1,5 +1,6 @@
 """Fixtures: tiny data, tiny trained runs, and the real datasets if they exist."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+# No test depends on a GPU that the machine happens to have. DDPM_TEST_DEVICE=cuda also runs the
+# tests marked `gpu`.
+TEST_DEVICE = os.environ.get("DDPM_TEST_DEVICE", "cpu")
+if TEST_DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # Lowest rooms first: a room imports only from rooms of earlier lines.
 ROOMS = (
@@ -55,6 +62,11 @@ def pytest_collection_modifyitems(config, items):
     Then only short tests are left at the end, which keep all workers busy. The SLURM tests come
     first, because a second cluster cannot start beside the first one.
     """
+    if TEST_DEVICE != "cuda":
+        needs_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, and DDPM_TEST_DEVICE=cuda")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(needs_gpu)
     slow = [item for item in items if item.get_closest_marker("slow")]
     if slow_are_left_out(config):
         config.hook.pytest_deselected(items=slow)
