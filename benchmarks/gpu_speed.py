@@ -2,7 +2,7 @@
 
 eager        the presets as they are, not compiled
 graph        network, loss, backward and Adam captured in one CUDA graph, channels_last
-variants     paper, eager: channels_last, cudnn.benchmark
+variants     paper, eager: float32, TF32, channels_last, cudnn.benchmark
 *-compiled   the network compiled; -again: in a new process, with the code that torch has kept
 *-loss       noise, network and loss compiled together
 diffusers    the loop of its training script, if it is installed
@@ -34,8 +34,14 @@ PAPER = "--preset paper --batch-size 128"
 class Step:
     """A training step of train.py on one batch, without waiting for the device."""
 
-    def __init__(self, options: Options, flags: str, channels_last: bool = False):
-        run, machine = options.set_up(flags)
+    def __init__(
+        self,
+        options: Options,
+        flags: str,
+        channels_last: bool = False,
+        precision: str = "auto",
+    ):
+        run, machine = options.set_up(flags, precision)
         self.device, self.bf16 = machine.device, machine.precision == "bf16"
         self.model = run.model.to(machine.device).train()
         if channels_last:
@@ -62,7 +68,7 @@ class GraphStep:
     def __init__(self, options: Options, flags: str):
         run, machine = options.set_up(flags)
         self.device = machine.device
-        self.images = run.settings.batch_size if not options.rehearse else 8
+        self.images = run.settings.batch_size
         net = run.model.unet.to(machine.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         on_gpu = self.device.type == "cuda"
         optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True, capturable=on_gpu)
@@ -150,6 +156,9 @@ def graph(options: Options) -> Results:
 
 
 def variants(options: Options) -> Results:
+    for precision in ("32",) if options.rehearse else ("32", "tf32"):
+        name = f"paper, eager, precision {precision}"
+        yield measure(name, Step(options, PAPER, precision=precision))
     yield measure("paper, eager, channels_last", Step(options, PAPER, channels_last=True))
     with flag(torch.backends.cudnn, "benchmark", True):
         yield measure("paper, eager, cudnn.benchmark", Step(options, PAPER))
