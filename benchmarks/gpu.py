@@ -59,13 +59,13 @@ REINDEXING = "TORCHINDUCTOR_LOOP_REINDEXING_AFTER_FUSION"
 PARTS = (
     Part("gpu_checks.py", "precision", 60),
     Part("gpu_checks.py", "batch-size", 60),
-    Part("gpu_speed.py", "eager", 60),
-    Part("gpu_run.py", "train", 360),
+    Part("gpu_run.py", "train", 240),
     Part("gpu_run.py", "samples", 60),
     Part("gpu_run.py", "export", 30),
+    Part("gpu_speed.py", "eager", 60),
+    Part("gpu_speed.py", "paper-compiled", 150),
     Part("gpu_run.py", "evaluate", 180),
     Part("gpu_speed.py", "graph", 90),
-    Part("gpu_speed.py", "paper-compiled", 150),
     Part("gpu_speed.py", "paper-compiled-again", 150, rehearsed=False),
     Part("gpu_checks.py", "resume", 120),
     Part("gpu_speed.py", "laptop-compiled", 120, rehearsed=False),
@@ -91,7 +91,7 @@ def build_parser() -> Parser:
         type=real(0, 1e4),
         default=10.0,
         metavar="N",
-        help="time for all parts together (10)",
+        help="time for all parts together, unless they are rehearsed (10)",
     )
     parser.add_argument(
         "--rehearse", action="store_true", help="run all parts on a CPU, with tiny networks"
@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     deadline = time.monotonic() + 60 * args.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running part is stopped
     with open(args.out / "results.jsonl", "a") as results:
         write(results, part="machine", device=device, versions=versions(), commit=commit())
         parts = [part for part in PARTS if part.rehearsed or not args.rehearse]
@@ -142,7 +143,7 @@ def commit() -> str:
 def run(part: Part, args: argparse.Namespace, deadline: float, results: TextIO) -> str:
     """Run a part and write its results; return "done", "failed", "stopped" or "skipped"."""
     left = deadline - time.monotonic()
-    if left < (0 if args.rehearse else part.seconds):
+    if left < part.seconds and not args.rehearse:
         write(results, part=part.name, skipped=f"{left:.0f} s are left, it may need {part.seconds}")
         return "skipped"
     command = [sys.executable, str(HERE / part.script), part.name, "--out", str(args.out)]
@@ -158,8 +159,12 @@ def run(part: Part, args: argparse.Namespace, deadline: float, results: TextIO) 
             env={**os.environ, **dict(part.environment)},
             start_new_session=True,
         )
-        limit = REHEARSAL_LIMIT if args.rehearse else part.seconds
-        status = collect(process, part, limit, results)
+        try:
+            limit = REHEARSAL_LIMIT if args.rehearse else part.seconds
+            status = collect(process, part, limit, results)
+        finally:
+            if process.poll() is None:  # this program is being stopped
+                os.killpg(process.pid, signal.SIGKILL)
     seconds = round(time.monotonic() - began, 1)
     write(results, part=part.name, status=status, seconds=seconds)
     return status
