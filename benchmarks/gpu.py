@@ -179,6 +179,7 @@ def collect(process: "subprocess.Popen[str]", part: Part, limit: float, results:
         os.killpg(process.pid, signal.SIGKILL)
 
     over = threading.Timer(limit, stop)
+    over.daemon = True
     over.start()
     assert process.stdout
     for line in process.stdout:
