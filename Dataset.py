@@ -84,10 +84,12 @@ class DiffSet(torch.utils.data.Dataset):
         value_range: tuple[float, float] | None = None,
     ):
         path = Path(dataset_name).expanduser()
+        is_file = path.suffix == ".npz" and path.is_file()
         key = dataset_name.lower()
-        if path.suffix == ".npz" and path.stem.lower() in NAMES:
-            key = path.stem.lower()  # data/mnist.npz is mnist, in any folder
-        if key == "shapes":
+        in_root = path.parent in (Path(), Path(root))
+        if path.suffix == ".npz" and path.stem.lower() in NAMES and (is_file or in_root):
+            key = path.stem.lower()  # data/mnist.npz is mnist, even if it does not exist yet
+        if key == "shapes" and not is_file:
             self.name, self.classes = key, shapes.KINDS
             self.flip = self.padded = False
             count, seed = (20_000, 0) if train else (2_000, 1)
@@ -95,7 +97,7 @@ class DiffSet(torch.utils.data.Dataset):
             self.images, self.labels = shapes.draw(count, size, seed)
             self.original_size = height_and_width(size)
         else:
-            if path.suffix == ".npz" and path.is_file():
+            if is_file:
                 self.name, file = path.stem, path
             elif key in DOWNLOADS:
                 self.name, file = key, download(key, Path(root))
