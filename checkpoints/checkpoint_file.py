@@ -3,6 +3,7 @@
 step_00005000.ckpt    step_00005000.ckpt.sha256
 """
 
+import errno
 import hashlib
 import os
 import warnings
@@ -62,6 +63,9 @@ def read_checkpoint_file(path: str | Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # zipfile and pickle raise many kinds for damaged files
+        # zipfile seeks to a negative offset, which is EINVAL, if the file is damaged
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise DamagedFile(
             f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
             "give a file written by train.py"
