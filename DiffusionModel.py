@@ -27,7 +27,7 @@ from diffusion.denoiser import Denoiser, Prediction
 from diffusion.draws import Draws, split_batch
 from diffusion.likelihood import learned_variance_bound
 from diffusion.optimizers import build_optimizer, learning_rate_factor
-from diffusion.settings import ModelSettings
+from diffusion.settings import ModelSettings, check_choices
 from diffusion.variance import reverse_deviation
 from runtime.randomness import Purpose
 from Unet import Unet
@@ -109,6 +109,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     def __init__(self, network: Any = None, **settings: Any):
         super().__init__()
         self.settings = chosen = ModelSettings.from_dict(settings)
+        check_choices(chosen)
         self.T, self.seed = chosen.T, chosen.seed
         self.parameterization, self.variance = chosen.parameterization, chosen.variance
         self.unet: Unet = network or Unet(**chosen.network)

@@ -224,6 +224,11 @@ def check_settings(settings: dict[str, Any], title: Callable[[str], str] = str) 
         )
 
 
+def check_choices(settings: ModelSettings) -> None:
+    """Raise ValueError if a setting is not one of its `CHOICES`."""
+    check_settings({name: getattr(settings, name) for name in CHOICES})
+
+
 def check_setting(name: str, value: Any) -> tuple[bool, str]:
     """Whether this setting may have this value, and a description of the valid values. Raises
     ValueError for an unknown name."""
