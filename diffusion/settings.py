@@ -154,10 +154,15 @@ class ModelSettings:
 
 def read_schedule(settings: ModelSettings) -> ModelSettings:
     """Replace a schedule that is the path of a file by the table of betas in the file. Raises
-    ValueError if it cannot be read."""
+    ValueError if it cannot be read, or if T is neither the default nor the number of betas."""
     if settings.schedule in SCHEDULES:
         return settings
     betas = schedules.read_betas(settings.schedule)
+    if settings.T not in (ModelSettings.T, len(betas)):
+        raise ValueError(
+            f"--schedule {settings.schedule} has {len(betas)} betas, not --T {settings.T}: "
+            "leave out --T"
+        )
     return replace(settings, schedule="linear", betas=betas, T=len(betas))
 
 
