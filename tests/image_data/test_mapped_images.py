@@ -259,3 +259,12 @@ def test_a_large_folder_is_mapped_by_train_py(tmp_path, monkeypatch, capsys):
     assert train.main([*map(str, words)]) == 0
     assert "36 images 3x8x8, 4 unseen" in capsys.readouterr().out
     assert [file.suffix for file in (tmp_path / "data").iterdir()] == [".npz"]
+
+
+def test_an_array_may_have_any_name(tmp_path, monkeypatch):
+    images = np.zeros((20, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "large.npz", train_images=images, path=np.arange(3))
+    monkeypatch.setattr(mapped_images, "IN_MEMORY", 0)
+    assert len(DiffSet(True, str(tmp_path / "large.npz"), str(tmp_path / "root"), 12)) == 18
+    (written,) = (tmp_path / "root").iterdir()
+    assert read_npz(written)["path"].tolist() == [0, 1, 2]
