@@ -28,11 +28,12 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
     """The number of images, their labels and their order in a grid. Raises ValueError."""
     label, num, classes = request.label, request.num, model.unet.classes
     always_labelled = model.settings.label_dropout == 0
-    if label in (None, "none") and classes and always_labelled:  # it needs a label
+    no_label = label is None or request.without_class
+    if no_label and classes and always_labelled:  # it needs a label
         label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
     if label is None and classes and not is_edit(request, model):
         return of_all_classes(classes, num or DEFAULT_NUM)
-    labels = [] if label in (None, "none") else find_labels(label, model)
+    labels = [] if label is None or request.without_class else find_labels(label, model)
     if len(labels) > 1 and request.interpolate:
         raise ValueError("--interpolate takes one class or none: give one --class")
     if len(labels) > 1:

@@ -222,7 +222,7 @@ def request_guidance(request: ImageRequest, loaded: LoadedModel) -> tuple[float,
     scale, edits = request.guidance, is_edit(request, loaded.model)
     if scale is None and request.guide_with is None and edits:
         scale = 1.0
-    labelled = request.label != "none" and not (request.label is None and edits)
+    labelled = not request.without_class and not (request.label is None and edits)
     scale, guide = choose_guidance(loaded, scale, request.guide_with, labelled, request.sampler)
     if scale != 1 and not guide and not labelled and loaded.model.unet.classes:
         raise ValueError("--guidance needs a class: give another --class than none")
