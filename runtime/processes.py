@@ -8,6 +8,7 @@ Rank 0 is the first process. It alone downloads data, writes files and prints.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -80,15 +81,19 @@ class Processes:
         except RuntimeError as error:
             self.abort_on_lost_process(error)
 
+    @functools.cached_property
+    def gloo_group(self) -> Any:
+        """A connection for any values: NCCL only moves tensors on GPUs. Every process must open it
+        at the same time."""
+        return torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
+
     def gather(self, value: T) -> list[T]:
         """Return every process's `value` on the first process, and an empty list on the others."""
         if self.world_size == 1:
             return [value]
         gathered: Any = [None] * self.world_size if self.is_first else None
         try:
-            # gloo even if NCCL is used, because NCCL only moves tensors on GPUs
-            group: Any = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
-            torch.distributed.gather_object(value, gathered, group=group)
+            torch.distributed.gather_object(value, gathered, group=self.gloo_group)
         except RuntimeError as error:
             self.abort_on_lost_process(error)
         return gathered or []
