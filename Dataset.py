@@ -176,7 +176,8 @@ def load_dataset(
     value_range: tuple[float, float] | None = None,
     condition: str = "",
 ) -> DiffSet:
-    """A `PairedSet` for the condition "pairs", and a `DiffSet` for all others."""
+    """A `PairedSet` for the condition "pairs", and a `DiffSet` for all others. Raises ValueError or
+    OSError with a one-line message."""
     kind = PairedSet if condition == "pairs" else DiffSet
     return kind(train, name, root, image_size, value_range)
 
@@ -299,6 +300,7 @@ class Batches:
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at this position. Raises ValueError if it is beyond the end of an epoch."""
         if not 0 <= state["batch"] < len(self):
             raise ValueError(f"position {state} is outside of {len(self)} batches an epoch")
         self.epoch, self.batch = state["epoch"], state["batch"]

@@ -103,8 +103,9 @@ class ForwardProcess(nn.Module):
 class DiffusionModel(pl.LightningModule, ForwardProcess):
     """Section 3: a network that predicts the noise, its training, and one reverse step.
 
-    settings: the fields of `ModelSettings`. network: one with the interface of `Unet`, the default.
-    `DiffusionModel(network, **hparams)` rebuilds a model. Raises ValueError on bad settings."""
+    settings: the fields of `ModelSettings`. network: a module with the interface of `Unet`; None
+    builds a `Unet`. `DiffusionModel(network, **hparams)` rebuilds a model. Raises TypeError for an
+    unknown setting, and ValueError for a bad value or settings that do not fit together."""
 
     def __init__(self, network: Any = None, **settings: Any):
         super().__init__()
@@ -120,7 +121,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
         """The network's output (B,C or 2C,H,W) for x_t (B,C,H,W), t (B,) in 1..T, labels y (B,).
-        A condition follows x_t as further channels, see `conditions.beside`."""
+        For an image-conditional model, x is (B,C+K,H,W): x_t, then the condition's K channels."""
         return self.unet(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -136,8 +137,10 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return signal * eps - sigma * x_0
 
     def predictions(self, output: Tensor, x: Tensor, signal: Any, sigma: Any) -> Prediction:
-        """x0_hat, Eq. 15, Ho et al. 2020, and the fraction of a learned variance, from the
-        network's output for x = signal x_0 + sigma eps."""
+        """x0_hat and the fraction of a learned variance, from the network's output (B,C or 2C,H,W)
+        for x (B,C,H,W) = signal x_0 + sigma eps. signal, sigma: floats or (B,1,1,1).
+
+        eps: Eq. 15, Ho et al. 2020. v: Salimans & Ho 2022, section 4."""
         output, *rest = output.float().split(x.shape[1], dim=1)
         fraction = (rest[0] + 1) / 2 if rest else None
         if self.parameterization == "eps":
@@ -231,8 +234,9 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return {"t": t, "error": self.squared_error(output, x_0, eps, t)}
 
     def configure_optimizers(self, max_steps: int | None = None) -> Any:
-        """By default Adam with a linear warm-up, appendix B of Ho et al. 2020. max_steps: the
-        length of the training, by default the Trainer's."""
+        """By default Adam with a linear warm-up, appendix B of Ho et al. 2020. Returns Lightning's
+        dictionary of the optimizer and its learning-rate schedule, which advances every step.
+        max_steps: the length of the training, by default the Trainer's."""
         optimizer = build_optimizer(self.settings, self.unet)
         factor = partial(learning_rate_factor, self.settings, max_steps or self.trainer.max_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -434,5 +434,5 @@ def conflicting_features(args: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     protect_output()
-    Stop().arm()  # a signal ends the program at once; run again, it resumes
+    Stop().arm()  # a signal ends the program at once; running it again resumes
     sys.exit(main())

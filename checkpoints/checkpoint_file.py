@@ -1,4 +1,4 @@
-"""Checkpoint files: written completely, with a sha256 file, and read without running any code.
+"""Checkpoint files: written atomically, with a sha256 file, and read without running any code.
 
 step_00005000.ckpt    step_00005000.ckpt.sha256
 """
@@ -133,7 +133,8 @@ def write_torch_file(contents: Any, file: Path) -> str:
 
 
 class CompleteCheckpointIO(TorchCheckpointIO):
-    """Write Lightning's checkpoints to a temporary file, rename it, and add a `.sha256` file.
+    """Write Lightning's checkpoints to a temporary file, add a `.sha256` file, then rename the
+    temporary file.
 
     A checkpoint is therefore complete as soon as it exists. Loading returns `verified`, contents
     that have already been read and checked; no path or URL is opened.

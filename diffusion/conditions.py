@@ -55,9 +55,11 @@ def check_condition(kind: str, depth: int, height: int, width: int) -> None:
 
 
 def make_condition(kind: str, x_0: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The condition (B,K,H,W) of images x_0 (B,C,H,W), for all kinds except "pairs".
+    """The condition (B,K,H,W) of images x_0 (B,C,H,W), both in [-1, 1], for all kinds except
+    "pairs".
 
-    mask (B,1,H,W): for "mask", true where the image is hidden.
+    mask (B,1,H,W): for "mask", true where the image is hidden. The condition is then x_0 with 0 in
+    place of hidden pixels, and a last channel that is 1 where the image is hidden, -1 elsewhere.
     """
     if factor := factor_of(kind):
         return enlarge(F.avg_pool2d(x_0, factor), factor)

@@ -60,6 +60,8 @@ def weight(kind: str, parameterization: str, snr: Tensor) -> Tensor:
     "p2": snr / (1 + snr), which is 1 / (1 + snr) for eps (Choi et al. 2022, with k = gamma = 1);
     "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = snr + 1 / sigma_data^2 (Karras et al.
     2022, table 1).
+
+    Raises KeyError for any other kind or parameterization.
     """
     if kind == "plain":
         return torch.ones_like(snr)

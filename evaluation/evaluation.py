@@ -33,7 +33,7 @@ AUDITED = 1000  # samples that are compared with every training image
 def evaluate(plan: EvaluationPlan, machine: Machine) -> dict[str, Any] | None:
     """Measure what the plan asks for, print a table and return the numbers, in the first process.
 
-    Exits on bad input; later raises ValueError or OSError.
+    Exits with status 2 if preparing fails; after that, errors are ValueError or OSError.
     """
     processes = machine.processes
     prepared = machine.prepare_shared(lambda path: prepare(plan, path, processes), plan.checkpoint)
@@ -127,7 +127,7 @@ def print_model(prepared: Prepared, identity: dict[str, Any]) -> None:
 def publish(
     file: Path, identity: dict[str, Any], parts: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Print each part as it is measured and add it to `file`. Returns all parts, as in a file but
+    """Print each part as it is measured and add it to `file`. Returns all parts, as in the file but
     without the terms of the bound, which may be a thousand."""
     measured: dict[str, Any] = {}
     for part in parts:

@@ -80,7 +80,8 @@ def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
 def checked_arrays(
     arrays: dict[str, np.ndarray], prefix: str, file: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N,H,W,C) and labels (N,). Without labels in the file, all are 0."""
+    """Images uint8 (N,H,W,C) and labels (N,). Without labels in the file, all are 0. Raises
+    ValueError, in one line."""
     images = arrays.get(f"{prefix}_images", arrays.get("arr_0"))
     if images is None or not is_image_array(images):
         contents = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())

@@ -26,7 +26,8 @@ class Metrics:
 
 
 def describe_metrics(measured: dict[str, Any], step: int | None) -> Metrics:
-    """Make tables of metrics.json. step: that of the checkpoint on the page, if it is known."""
+    """Make tables of metrics.json. step: that of the checkpoint on the page, if it is known. Raises
+    ValueError, in one line, if there is nothing to show."""
     tables = []
     likelihood = measured.get("bits_per_dim", {})
     for name, title in (("bound", "variational bound"), ("flow", "probability flow")):

@@ -120,7 +120,7 @@ def embed(image: np.ndarray, caption: str = "") -> Picture:
 
 
 def read_samples(file: Path, class_names: tuple[str, ...]) -> Samples:
-    """Read the first images of a samples.npz."""
+    """Read the first images of a samples.npz. Raises ValueError, in one line."""
     try:
         arrays = read_npz(file, ("arr_0",), ("arr_1",))
     except FileNotFoundError:
@@ -208,7 +208,8 @@ def noise_real_images(file: Path, process: DiffusionModel, size: Size, depth: in
 
 
 def read_previews(folder: Path) -> Previews:
-    """Read the first, the middle and the last preview of a run, and the real images."""
+    """Read the first, the middle and the last preview of a run, and the real images. Raises
+    ValueError, in one line."""
     files = sorted(folder.glob("step_*.png"))
     if files:
         files = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})]
@@ -227,7 +228,8 @@ def read_previews(folder: Path) -> Previews:
 
 
 def read_neighbours(folder: Path, measured: dict[str, Any]) -> Neighbours:
-    """Read the pictures of the samples most like a training image, and what was measured."""
+    """Read the pictures of the samples most like a training image, and what was measured. Raises
+    ValueError, in one line."""
     files = sorted(folder.glob("nearest-*.png"))
     if not files:
         raise ValueError(f"there is no {folder / 'nearest-*.png'}")

@@ -224,7 +224,7 @@ def two_numbers(text: str) -> tuple[float, float]:
 
 
 def interval(text: str) -> tuple[float, float]:
-    """Parse an interval of steps, LOW,HIGH."""
+    """Parse a range of t, LOW,HIGH, both ends included."""
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) > int(match[2]):
         raise argparse.ArgumentTypeError(

@@ -74,7 +74,10 @@ class Stop:
         self.previous_handlers = {}
 
     def ignore(self) -> None:
-        """Ignore signals until Python has exited. It would replace our handler by a fatal one."""
+        """Ignore signals until Python has exited.
+
+        At exit, Python would replace our handler by the default one, which ends the process.
+        """
         for name in SIGNALS:
             signal.signal(name, signal.SIG_IGN)
 

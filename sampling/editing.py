@@ -3,8 +3,9 @@
     *_, (T, latent, _) = invert(model, image, times[::-1])      # x_T, which ddim maps to the image
     for t, x_t, x0_hat in repaint(model, x, times, noise, known, mask): ...
 
-Both are generators over times and need only a `Denoiser`, like `samplers`. Letters in the shape
-columns: N images, C channels, H and W height and width.
+`invert` and `repaint` are generators over times and need only a `Denoiser`, like the samplers.
+
+Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
 import math
@@ -24,9 +25,10 @@ def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> 
     x_0. The times increase from 0.
 
     Each step solves the DDIM equation for x_s by `tries` fixed-point iterations (Pan et al. 2023,
-    "AIDI"), so that sampling reproduces the image. The first guess is the inversion of Song et
-    al. 2021, section 5.4, with the eps of the previous step. The x0_hat yielded with x_t was
-    predicted at the next time. The model must not clip its predictions.
+    "AIDI"), so that sampling reproduces the image. The iterations begin with the inversion of
+    Song et al. 2021, section 5.4, with the eps of the previous step; in the first step they begin
+    with x_0. The x0_hat yielded with x_t was predicted at the next time. The model must not clip
+    its predictions.
     """
     eps: Tensor | None = None
     for t, s in pairwise(times := list(times)):
@@ -63,8 +65,9 @@ def repaint(
     Lugmayr et al. 2022, "RePaint".
 
     After each ancestral step, the known pixels are replaced by a sample of q(x_s | x_0 = known).
-    Every `jump` steps are done `rounds` times: between rounds, as many steps of noise are added
-    back, which makes the two regions consistent. Each t is yielded once, on its last visit.
+    Every `jump` steps are done `rounds` times. Between two rounds, noise is added to return to the
+    first t of these steps. This makes the two regions consistent. Each t is yielded once, on its
+    last visit.
     """
     times = list(times)
     walk = [times[0]]

@@ -30,7 +30,7 @@ class CannotWrite(Exception):
 class Outcome:
     """How one attempt to train ended.
 
-    complete: whether all steps are done or --max-time is over. all_steps: whether all steps are
+    complete: whether all steps are done or --max-time has run out. all_steps: whether all steps are
     done.
     """
 
