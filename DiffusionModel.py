@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion import objective
-from diffusion.conditions import beside, keep_known
+from diffusion.conditions import concatenate_condition, restore_known_pixels
 from diffusion.denoiser import Denoiser, Prediction
 from diffusion.draws import Draws, split_batch
 from diffusion.likelihood import learned_variance_bound
@@ -159,9 +159,9 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     ) -> Prediction:
         """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,) and a condition
         (B,K,H,W) of K channels; `clip` to [-1, 1]."""
-        output = self(beside(x, condition), t, y)
+        output = self(concatenate_condition(x, condition), t, y)
         x0_hat, fraction = self.predictions(output, x, *self.signal_and_sigma(t))
-        x0_hat = keep_known(self.settings.condition, x0_hat, condition)
+        x0_hat = restore_known_pixels(self.settings.condition, x0_hat, condition)
         return Prediction(x0_hat.clamp(-1, 1) if clip else x0_hat, fraction)
 
     def denoise_sample(
@@ -201,15 +201,16 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         draws = Draws(x_0, (self.seed, Purpose.TRAIN, batch_idx, share.attempt), share)
         t = draws.times(self.settings.t_sampling, self._ratio[1:])  # (B,)
         eps = draws.normal(self.unet.depth)  # (B,C,H,W)
-        y = draws.hide(y, self.settings.label_dropout, self.unet.classes)  # (B,)
+        y = draws.drop_labels(y, self.settings.label_dropout, self.unet.classes)  # (B,)
         x_0, augmentation = draws.augment(x_0, self.settings.augment)  # (B,C,H,W), (B,L)
         x_0, condition = draws.condition(x_0, self.settings.condition, self.unet.depth)
         x_t = self.q_sample(x_0, t, eps)  # (B,C,H,W)
-        output = self(beside(x_t, condition), t, y, augmentation).float()  # (B,C or 2C,H,W)
+        x = concatenate_condition(x_t, condition)  # (B,C+K,H,W)
+        output = self(x, t, y, augmentation).float()  # (B,C or 2C,H,W)
         error = self.squared_error(output, x_0, eps, t) * self.weight(t)  # (B,)
         if self.variance == "learned":
             bound = learned_variance_bound(self, output, x_0, x_t, t)  # (B,)
-            error = error + objective.BOUND * self.T * bound
+            error = error + objective.BOUND_WEIGHT * self.T * bound
         return error.mean()
 
     def squared_error(self, output: Tensor, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -230,7 +231,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         draws = Draws(x_0, (self.seed, Purpose.VALIDATE, batch_idx * share.parts + share.part))
         t, eps = draws.times("uniform", self._ratio[1:]), draws.normal(self.unet.depth)
         x_0, condition = draws.condition(x_0, self.settings.condition, self.unet.depth)
-        output = self(beside(self.q_sample(x_0, t, eps), condition), t, y).float()
+        output = self(concatenate_condition(self.q_sample(x_0, t, eps), condition), t, y).float()
         return {"t": t, "error": self.squared_error(output, x_0, eps, t)}
 
     def configure_optimizers(self, max_steps: int | None = None) -> Any:

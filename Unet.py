@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from runtime.image_size import Size, as_typed, height_and_width, size_of, smaller_side
+from runtime.image_size import Size, format_size, height_and_width, size_of, smaller_side
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
@@ -344,8 +344,8 @@ def check_sizes(size: Size, width: int, patch: int, levels: int, title: str = "i
     if any(side % divisor for side in sides):
         nearest = [max(1, round(side / divisor)) * divisor for side in sides]
         raise ValueError(
-            f"{title} {as_typed(size)} is not divisible by {divisor} (patch {patch}, halved "
-            f"{levels - 1} times): choose {as_typed(size_of(*nearest))}, or other mults or patch"
+            f"{title} {format_size(size)} is not divisible by {divisor} (patch {patch}, halved "
+            f"{levels - 1} times): choose {format_size(size_of(*nearest))}, or other mults or patch"
         )
     if width % 2 or width < 4:
         raise ValueError(

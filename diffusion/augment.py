@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LABELS = 9
+LABEL_LENGTH = 9
 # Standard deviations of: log2 of the scale, log2 of the stretch, the shift as a fraction of the
 # side.
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125

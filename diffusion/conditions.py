@@ -1,7 +1,7 @@
 """Conditions: images that an image-conditional model gets as input in addition to x_t.
 
     condition = make_condition("downscale:4", x_0)       # (B,K,H,W), computed from x_0
-    output = model(beside(x_t, condition), t)
+    output = model(concatenate_condition(x_t, condition), t)
 
 Super-resolution is the condition "downscale:N" (Saharia et al. 2021, "SR3", which also concatenates
 the condition with x_t), colorization is "gray", inpainting "mask" (Saharia et al. 2022, "Palette").
@@ -116,12 +116,12 @@ def random_masks(
     return hidden[:, None]
 
 
-def beside(x: Tensor, condition: Tensor | None) -> Tensor:
+def concatenate_condition(x: Tensor, condition: Tensor | None) -> Tensor:
     """The network's input (B,C+K,H,W): x_t (B,C,H,W), then the condition (B,K,H,W) if any."""
     return x if condition is None else torch.cat([x, condition], dim=1)
 
 
-def keep_known(kind: str, x0_hat: Tensor, condition: Tensor | None) -> Tensor:
+def restore_known_pixels(kind: str, x0_hat: Tensor, condition: Tensor | None) -> Tensor:
     """x0_hat (B,C,H,W), for the condition "mask" with its known pixels in place of the predicted
     ones."""
     if kind != "mask" or condition is None:

@@ -57,7 +57,7 @@ class Draws:
         uniform = torch.rand(self.count, generator=self.random, device=self.device)
         return uniform[self.rows] < probability
 
-    def hide(self, y: Tensor | None, probability: float, null: int) -> Tensor | None:
+    def drop_labels(self, y: Tensor | None, probability: float, null: int) -> Tensor | None:
         """Labels y (B,), each replaced by `null` with this probability; None if there are no
         labels."""
         return None if y is None else torch.where(self.chance(probability), null, y)

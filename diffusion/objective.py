@@ -15,7 +15,7 @@ WEIGHTINGS = ("plain", "min-snr", "p2", "edm")
 MEAN, STD = -1.2, 1.2  # of ln sigma, table 1 of Karras et al. 2022
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], from the same table
 GAMMA = 5.0  # min-SNR clips the SNR at this value
-BOUND = 1e-3  # weight of the bound in the hybrid loss, section 3.1 of Nichol & Dhariwal 2021
+BOUND_WEIGHT = 1e-3  # weight of the bound in the hybrid loss, section 3.1 of Nichol & Dhariwal 2021
 
 
 def draw_times(

@@ -117,7 +117,7 @@ class ModelSettings:
         """The arguments of `Unet`."""
         return {name: getattr(self, name) for name in NETWORK} | {
             "outputs": 2 if self.variance == "learned" else 1,
-            "augmentations": augment.LABELS if self.augment else 0,
+            "augmentations": augment.LABEL_LENGTH if self.augment else 0,
         }
 
     def beta(self) -> np.ndarray:

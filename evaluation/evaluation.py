@@ -49,11 +49,11 @@ def evaluate(plan: EvaluationPlan, machine: Machine) -> dict[str, Any] | None:
 def write_samples(prepared: Prepared, processes: Processes) -> Prepared:
     """Write all samples that are missing. Raises OSError.
 
-    Returns `prepared` with the sampling plans that were used: `compile_network` may change them.
+    Returns `prepared` with the sampling plans that were used: `compile_sampler` may change them.
     """
     plan, model = prepared.plan, prepared.model
     if plan.num and plan.compile_mode != "off":
-        prepared = compile_network(prepared, processes)
+        prepared = compile_sampler(prepared, processes)
     for sampling_plan in prepared.sampling_plans if plan.num else ():
         for seed in plan.seeds:
             sample_sets.write_samples(
@@ -71,7 +71,7 @@ def write_samples(prepared: Prepared, processes: Processes) -> Prepared:
     return prepared
 
 
-def compile_network(prepared: Prepared, processes: Processes) -> Prepared:
+def compile_sampler(prepared: Prepared, processes: Processes) -> Prepared:
     """Compile the network for sampling, if any samples are missing.
 
     If that fails in one process, no process runs compiled code, and the sampling plans record it.

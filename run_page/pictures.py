@@ -21,7 +21,7 @@ from evaluation.tables import memorization_lines
 from image_data.grids import first_images, image_grid
 from image_data.image_files import open_image
 from image_data.npz_files import NpzError, is_image_array, read_npz
-from runtime.image_size import Size, as_typed
+from runtime.image_size import Size, format_size
 from sampling.generate import noise_image
 from sampling.trajectory import read_trajectory
 
@@ -194,7 +194,7 @@ def noise_real_images(file: Path, process: DiffusionModel, size: Size, depth: in
     grid = np.asarray(picture).reshape(picture.height, picture.width, -1)
     images = first_images(grid, size, REAL_IMAGES)
     if not images:
-        raise ValueError(f"{file} is no grid of images of size {as_typed(size)}")
+        raise ValueError(f"{file} is no grid of images of size {format_size(size)}")
     times = sorted({round(level * process.T) for level in NOISE_LEVELS})
     noised = []
     for seed, image in enumerate(images):

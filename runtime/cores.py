@@ -68,7 +68,7 @@ def cores_of_others(before: CpuTimes, after: CpuTimes) -> float:
     return max(0.0, others / max(1e-6, after.clock - before.clock))
 
 
-def cores_in_use(seconds: float = 0.3) -> float:
+def cores_used_by_others(seconds: float = 0.3) -> float:
     """The number of cores that other programs use now, or 0 if it is unknown."""
     try:
         before = cpu_times()

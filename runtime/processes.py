@@ -170,7 +170,7 @@ def launch_processes(
     if devices * nodes == 1:
         return Processes(Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()]))
     if detect_external_launcher() is None:
-        watch_parent_or_become_it()
+        watch_or_register_parent()
     fabric = Fabric(
         accelerator=device,
         devices=devices,
@@ -182,7 +182,7 @@ def launch_processes(
     return Processes(fabric)
 
 
-def watch_parent_or_become_it() -> None:
+def watch_or_register_parent() -> None:
     """In a child process, exit when the parent does; otherwise mark this one as the parent."""
     is_child = PARENT_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
     if not is_child:

@@ -26,7 +26,7 @@ from sampling.plan import SamplingPlan, compile_for_sampling, guided_model, samp
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageLayout:
     """The number of images, their labels or None, and the layout of the grids.
 
     columns: images in a row of a grid, 0 for a square grid. order: the indices of the images in the
@@ -48,7 +48,7 @@ class SamplingJob:
 
     model: DiffusionModel
     plan: SamplingPlan
-    image_set: ImageSet
+    image_set: ImageLayout
     edit: EditInputs
     saved: list[int]
     frames: list[int]
