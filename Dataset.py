@@ -84,10 +84,12 @@ class DiffSet(torch.utils.data.Dataset):
         value_range: tuple[float, float] | None = None,
     ):
         path = Path(dataset_name).expanduser()
+        is_file = path.suffix == ".npz" and path.is_file()
         key = dataset_name.lower()
-        if path.suffix == ".npz" and path.stem.lower() in NAMES:
-            key = path.stem.lower()  # data/mnist.npz is mnist, in any folder
-        if key == "shapes":
+        in_root = path.parent in (Path(), Path(root))
+        if path.suffix == ".npz" and path.stem.lower() in NAMES and (is_file or in_root):
+            key = path.stem.lower()  # data/mnist.npz is mnist, even if it does not exist yet
+        if key == "shapes" and not is_file:
             self.name, self.classes = key, shapes.KINDS
             self.flip = self.padded = False
             count, seed = (20_000, 0) if train else (2_000, 1)
@@ -95,7 +97,7 @@ class DiffSet(torch.utils.data.Dataset):
             self.images, self.labels = shapes.draw(count, size, seed)
             self.original_size = height_and_width(size)
         else:
-            if path.suffix == ".npz" and path.is_file():
+            if is_file:
                 self.name, file = path.stem, path
             elif key in DOWNLOADS:
                 self.name, file = key, download(key, Path(root))
@@ -174,7 +176,8 @@ def load_dataset(
     value_range: tuple[float, float] | None = None,
     condition: str = "",
 ) -> DiffSet:
-    """A `PairedSet` for the condition "pairs", and a `DiffSet` for all others."""
+    """A `PairedSet` for the condition "pairs", and a `DiffSet` for all others. Raises ValueError or
+    OSError with a one-line message."""
     kind = PairedSet if condition == "pairs" else DiffSet
     return kind(train, name, root, image_size, value_range)
 
@@ -297,6 +300,7 @@ class Batches:
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at this position. Raises ValueError if it is beyond the end of an epoch."""
         if not 0 <= state["batch"] < len(self):
             raise ValueError(f"position {state} is outside of {len(self)} batches an epoch")
         self.epoch, self.batch = state["epoch"], state["batch"]

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion import objective
-from diffusion.conditions import beside, keep_known
+from diffusion.conditions import concatenate_condition, restore_known_pixels
 from diffusion.denoiser import Denoiser, Prediction
 from diffusion.draws import Draws, split_batch
 from diffusion.likelihood import learned_variance_bound
 from diffusion.optimizers import build_optimizer, learning_rate_factor
-from diffusion.settings import ModelSettings
+from diffusion.settings import ModelSettings, check_choices
 from diffusion.variance import reverse_deviation
 from runtime.randomness import Purpose
 from Unet import Unet
@@ -103,12 +103,14 @@ class ForwardProcess(nn.Module):
 class DiffusionModel(pl.LightningModule, ForwardProcess):
     """Section 3: a network that predicts the noise, its training, and one reverse step.
 
-    settings: the fields of `ModelSettings`. network: one with the interface of `Unet`, the default.
-    `DiffusionModel(network, **hparams)` rebuilds a model. Raises ValueError on bad settings."""
+    settings: the fields of `ModelSettings`. network: a module with the interface of `Unet`; None
+    builds a `Unet`. `DiffusionModel(network, **hparams)` rebuilds a model. Raises TypeError for an
+    unknown setting, and ValueError for a bad value or settings that do not fit together."""
 
     def __init__(self, network: Any = None, **settings: Any):
         super().__init__()
         self.settings = chosen = ModelSettings.from_dict(settings)
+        check_choices(chosen)
         self.T, self.seed = chosen.T, chosen.seed
         self.parameterization, self.variance = chosen.parameterization, chosen.variance
         self.unet: Unet = network or Unet(**chosen.network)
@@ -119,7 +121,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
         """The network's output (B,C or 2C,H,W) for x_t (B,C,H,W), t (B,) in 1..T, labels y (B,).
-        A condition follows x_t as further channels, see `conditions.beside`."""
+        For an image-conditional model, x is (B,C+K,H,W): x_t, then the condition's K channels."""
         return self.unet(x, t - 1, y, augmentation)  # the network counts from 0; nothing else does
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -135,8 +137,10 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return signal * eps - sigma * x_0
 
     def predictions(self, output: Tensor, x: Tensor, signal: Any, sigma: Any) -> Prediction:
-        """x0_hat, Eq. 15, Ho et al. 2020, and the fraction of a learned variance, from the
-        network's output for x = signal x_0 + sigma eps."""
+        """x0_hat and the fraction of a learned variance, from the network's output (B,C or 2C,H,W)
+        for x (B,C,H,W) = signal x_0 + sigma eps. signal, sigma: floats or (B,1,1,1).
+
+        eps: Eq. 15, Ho et al. 2020. v: Salimans & Ho 2022, section 4."""
         output, *rest = output.float().split(x.shape[1], dim=1)
         fraction = (rest[0] + 1) / 2 if rest else None
         if self.parameterization == "eps":
@@ -155,9 +159,9 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
     ) -> Prediction:
         """Predict x_0 from x_t (B,C,H,W) at t (B,) in 1..T for labels y (B,) and a condition
         (B,K,H,W) of K channels; `clip` to [-1, 1]."""
-        output = self(beside(x, condition), t, y)
+        output = self(concatenate_condition(x, condition), t, y)
         x0_hat, fraction = self.predictions(output, x, *self.signal_and_sigma(t))
-        x0_hat = keep_known(self.settings.condition, x0_hat, condition)
+        x0_hat = restore_known_pixels(self.settings.condition, x0_hat, condition)
         return Prediction(x0_hat.clamp(-1, 1) if clip else x0_hat, fraction)
 
     def denoise_sample(
@@ -197,15 +201,16 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         draws = Draws(x_0, (self.seed, Purpose.TRAIN, batch_idx, share.attempt), share)
         t = draws.times(self.settings.t_sampling, self._ratio[1:])  # (B,)
         eps = draws.normal(self.unet.depth)  # (B,C,H,W)
-        y = draws.hide(y, self.settings.label_dropout, self.unet.classes)  # (B,)
+        y = draws.drop_labels(y, self.settings.label_dropout, self.unet.classes)  # (B,)
         x_0, augmentation = draws.augment(x_0, self.settings.augment)  # (B,C,H,W), (B,L)
         x_0, condition = draws.condition(x_0, self.settings.condition, self.unet.depth)
         x_t = self.q_sample(x_0, t, eps)  # (B,C,H,W)
-        output = self(beside(x_t, condition), t, y, augmentation).float()  # (B,C or 2C,H,W)
+        x = concatenate_condition(x_t, condition)  # (B,C+K,H,W)
+        output = self(x, t, y, augmentation).float()  # (B,C or 2C,H,W)
         error = self.squared_error(output, x_0, eps, t) * self.weight(t)  # (B,)
         if self.variance == "learned":
             bound = learned_variance_bound(self, output, x_0, x_t, t)  # (B,)
-            error = error + objective.BOUND * self.T * bound
+            error = error + objective.BOUND_WEIGHT * self.T * bound
         return error.mean()
 
     def squared_error(self, output: Tensor, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -226,12 +231,13 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         draws = Draws(x_0, (self.seed, Purpose.VALIDATE, batch_idx * share.parts + share.part))
         t, eps = draws.times("uniform", self._ratio[1:]), draws.normal(self.unet.depth)
         x_0, condition = draws.condition(x_0, self.settings.condition, self.unet.depth)
-        output = self(beside(self.q_sample(x_0, t, eps), condition), t, y).float()
+        output = self(concatenate_condition(self.q_sample(x_0, t, eps), condition), t, y).float()
         return {"t": t, "error": self.squared_error(output, x_0, eps, t)}
 
     def configure_optimizers(self, max_steps: int | None = None) -> Any:
-        """By default Adam with a linear warm-up, appendix B of Ho et al. 2020. max_steps: the
-        length of the training, by default the Trainer's."""
+        """By default Adam with a linear warm-up, appendix B of Ho et al. 2020. Returns Lightning's
+        dictionary of the optimizer and its learning-rate schedule, which advances every step.
+        max_steps: the length of the training, by default the Trainer's."""
         optimizer = build_optimizer(self.settings, self.unet)
         factor = partial(learning_rate_factor, self.settings, max_steps or self.trainer.max_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

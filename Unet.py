@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from runtime.image_size import Size, as_typed, height_and_width, size_of, smaller_side
+from runtime.image_size import Size, format_size, height_and_width, size_of, smaller_side
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
@@ -35,8 +35,9 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups as in the paper, or of fewer, so that each has at least 4 channels.
-    With one channel in each group, it would remove the time embedding."""
+    """GroupNorm with 32 groups as in the paper, or fewer, so that a group has at least 4 channels;
+    one group if the channels are not a multiple of 4. With one channel per group, the normalization
+    would cancel the added time embedding."""
     groups = math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
@@ -289,7 +290,8 @@ class Unet(nn.Module):
         self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
         """x (B, depth, H, W), t (B,) from 0, labels y (B,) or None, augmentation (B, augmentations)
-        or None -> (B, outputs * depth, H, W). A condition follows x as further channels."""
+        or None -> (B, outputs * depth, H, W). For an image-conditional model, x is (B,C+K,H,W):
+        x_t, then the condition's K channels."""
         e = self.time(time_embedding(t, self.width))  # (B, E)
         if self.label is not None:
             e = e + self.label(torch.full_like(t, self.classes) if y is None else y)
@@ -342,8 +344,8 @@ def check_sizes(size: Size, width: int, patch: int, levels: int, title: str = "i
     if any(side % divisor for side in sides):
         nearest = [max(1, round(side / divisor)) * divisor for side in sides]
         raise ValueError(
-            f"{title} {as_typed(size)} is not divisible by {divisor} (patch {patch}, halved "
-            f"{levels - 1} times): choose {as_typed(size_of(*nearest))}, or other mults or patch"
+            f"{title} {format_size(size)} is not divisible by {divisor} (patch {patch}, halved "
+            f"{levels - 1} times): choose {format_size(size_of(*nearest))}, or other mults or patch"
         )
     if width % 2 or width < 4:
         raise ValueError(

@@ -321,7 +321,7 @@ def find_conflict(args: argparse.Namespace, given: set[str]) -> str:
     conflicts = (
         missing_input(args),
         unused_flag(args, given),
-        conflicting_samples(args, given),
+        conflicting_samples(args),
         conflicting_weights(args, given),
         conflicting_counts(args),
         conflicting_samplers(args),
@@ -363,7 +363,7 @@ def unused_flag(args: argparse.Namespace, given: set[str]) -> str:
     return f"--{min(unused).replace('_', '-')} changes nothing {mode}: leave it out"
 
 
-def conflicting_samples(args: argparse.Namespace, given: set[str]) -> str:
+def conflicting_samples(args: argparse.Namespace) -> str:
     """Report a conflict between --samples and other flags."""
     count = len(args.samples or ())
     if count > 2:
@@ -437,5 +437,5 @@ def conflicting_features(args: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     protect_output()
-    Stop().arm()  # a signal ends the program at once; run again, it resumes
+    Stop().arm()  # a signal ends the program at once; running it again resumes
     sys.exit(main())

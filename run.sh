@@ -106,6 +106,33 @@ print("run.sh: error:", message, file=sys.stderr)' "$here" "$@"
   esac
 }
 
+# absolute WORD..: set `words` to these words, with absolute paths of the files and folders that are
+# values of flags of train.py, because it runs in the project's folder
+absolute() {
+  local word flag=
+  words=()
+  for word in "$@"; do
+    if [[ $word == --*=* ]]; then
+      flag=${word%%=*}
+      words+=("$flag=$(path_of "$flag" "${word#*=}")")
+    else
+      words+=("$(path_of "$flag" "$word")")
+      flag=$word
+    fi
+  done
+}
+
+# path_of FLAG VALUE: print the value of a flag, as an absolute path if it is one
+path_of() {
+  local value=$2
+  [[ $value == /* || $value == "~/"* || $PWD == "$here" ]] || case $1=$value in
+    --data-root=*) value=$PWD/$value ;;
+    --resume=auto|--resume=none|--schedule=linear|--schedule=cosine|--schedule=sigmoid) ;;
+    --init-from=*|--resume=*|--schedule=*) [[ ! -e $value ]] || value=$PWD/$value ;;
+  esac
+  printf '%s\n' "$value"
+}
+
 job=${SLURM_JOB_ID:-}
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
@@ -142,8 +169,9 @@ case ${1:-} in
   setup)
     setup requirements.txt
     dataset=$(resolve "${2:-shapes}")
+    absolute "${@:3}"
     cd "$here"
-    exec "$PYTHON" train.py --dataset "$dataset" "${@:3}" --prepare-data ;;
+    exec "$PYTHON" train.py --dataset "$dataset" ${words[@]+"${words[@]}"} --prepare-data ;;
   demo)
     for flag in "${@:2}"; do
       case $flag in
@@ -213,6 +241,8 @@ done
 setup requirements.txt
 exec 9>&-
 [[ $run_dir == /* ]] || run_dir=$PWD/$run_dir
+absolute "$@"
+set -- ${words[@]+"${words[@]}"}
 cd "$here"
 run_dir=${run_dir#"$here"/}
 # srun does not read this number from the job

@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def build_parser() -> Parser:
     presets = (
-        f"--preset {name} is {as_typed(preset)}" for name, preset in PRESETS.items() if preset
+        f"--preset {name} is {preset_flags(preset)}" for name, preset in PRESETS.items() if preset
     )
     introduction = (
         "The defaults are those of Ho et al. 2020. A preset changes some of them, and a flag that "
@@ -474,7 +474,7 @@ def condition(text: str) -> str:
     raise argparse.ArgumentTypeError(invalid_choice(text, CONDITIONS))
 
 
-def as_typed(preset: dict[str, Any]) -> str:
+def preset_flags(preset: dict[str, Any]) -> str:
     """Return the flags that make up a preset."""
     words = []
     for name, value in preset.items():

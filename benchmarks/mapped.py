@@ -44,7 +44,7 @@ class Training:
     """Training steps on new batches, without the Trainer."""
 
     def __init__(self, way: str, words: list[str], machine: Machine):
-        mapped_images.IN_MEMORY = LIMITS[way]
+        mapped_images.MAX_BYTES_IN_MEMORY = LIMITS[way]
         parser = train.build_parser()
         parser.set_defaults(**train.PRESETS["laptop"])
         settings = TrainingSettings.from_flags(

@@ -24,7 +24,9 @@ LARGEST_ERROR = 0.3  # of a combined profile, relative to the norm of the target
 def average_weights(
     checkpoint: dict[str, Any], length: float, model: DiffusionModel
 ) -> dict[str, Tensor]:
-    """The network's weights averaged over `length` of the training up to this checkpoint.
+    """The network's weights averaged over the training up to this checkpoint.
+
+    length: relative standard deviation of the averaging profile, see `posthoc_ema.gamma`.
 
     They are combined from the two averages in the checkpoint and the snapshots in averages/ of its
     run directory. Prints the approximation error on standard error, and raises ValueError if it is

@@ -81,7 +81,7 @@ def first_valid_checkpoint(
     A checkpoint is valid if it can be read and `check` raises nothing. In a run directory, only
     checkpoints at multiples of `every` steps are tried. Skipped checkpoints are reported on
     standard error. Raises FileNotFoundError or ValueError if none is valid, with the reason for the
-    newest one.
+    newest one, and OSError if one cannot be opened or read: it may be valid.
     """
     is_run_dir = Path(path).is_dir() and not is_other_format(path)
     files = list_checkpoints(run_dir_of(Path(path)), every) if is_run_dir else [Path(path)]
@@ -116,9 +116,9 @@ def load_model(
     """Load a model, ready to sample: on `device`, in eval mode.
 
     path: a checkpoint, a run directory (its newest valid checkpoint), or a file or folder of
-    another format. The model has the EMA weights, the raw ones (`ema=False`), or an average over
-    `length` of the training (see `averaging`). Raises OSError or ValueError with a one-line
-    message.
+    another format. The model has the EMA weights, the raw ones (`ema=False`), or those of a
+    post-hoc EMA. length: relative standard deviation of the averaging profile of that EMA. Raises
+    OSError or ValueError with a one-line message.
     """
 
     def check(checkpoint: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""Checkpoint files: written completely, with a sha256 file, and read without running any code.
+"""Checkpoint files: written atomically, with a sha256 file, and read without running any code.
 
 step_00005000.ckpt    step_00005000.ckpt.sha256
 """
 
+import errno
 import hashlib
 import os
 import warnings
@@ -62,6 +63,9 @@ def read_checkpoint_file(path: str | Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # zipfile and pickle raise many kinds for damaged files
+        # zipfile seeks to a negative offset, which is EINVAL, if the file is damaged
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise DamagedFile(
             f"{file} is not a checkpoint of this project, or is damaged ({type(error).__name__}): "
             "give a file written by train.py"
@@ -129,7 +133,8 @@ def write_torch_file(contents: Any, file: Path) -> str:
 
 
 class CompleteCheckpointIO(TorchCheckpointIO):
-    """Write Lightning's checkpoints to a temporary file, rename it, and add a `.sha256` file.
+    """Write Lightning's checkpoints to a temporary file, add a `.sha256` file, then rename the
+    temporary file.
 
     A checkpoint is therefore complete as soon as it exists. Loading returns `verified`, contents
     that have already been read and checked; no path or URL is opened.

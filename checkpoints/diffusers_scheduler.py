@@ -124,4 +124,4 @@ def betas_of(schedule: str, T: int, first: float, last: float) -> np.ndarray:
     u = np.arange(T + 1) / T  # (T+1,)
     log_snr = np.where(u > 0.5, 0.5, -0.5) * np.log(1 - 2 * np.abs(0.5 - u) + 1e-6)
     alpha_bar = 1 / np.sqrt(1 + np.exp(-log_snr))
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], schedules.LARGEST)
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], schedules.MAX_BETA)

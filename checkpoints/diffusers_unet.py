@@ -109,7 +109,8 @@ def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
 
 
 def read_sample_size(value: Any) -> Size:
-    """Convert sample_size, one number or height and width, to a size."""
+    """Convert sample_size, one number or height and width, to a size. Raises ValueError, in one
+    line."""
     sides = value if isinstance(value, tuple) else (value, value)
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
         raise ValueError(

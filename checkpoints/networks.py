@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from checkpoints.unet2d_config import fitted, from_json, to_json
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
-from runtime.image_size import as_typed, height_and_width
+from runtime.image_size import format_size, height_and_width
 
 Settings = dict[str, Any]
 
@@ -81,7 +81,7 @@ def check_output(config: Settings) -> None:
 def refusal_message(config: Settings, error: Exception) -> str:
     """The one-line message for a configuration that diffusers rejects."""
     reason = " ".join(str(error).split())[:150]
-    size = as_typed(config["sample_size"])
+    size = format_size(config["sample_size"])
     kind = type(error).__name__
     return f"a UNet2DModel for sample_size {size} cannot have these settings ({kind}: {reason})"
 

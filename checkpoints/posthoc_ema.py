@@ -20,10 +20,11 @@ SHORTEST, LONGEST = 0.01, 0.25  # limits of the lengths that can be chosen
 
 
 def gamma(length: float) -> float:
-    """The exponent of the profile with standard deviation `length`, relative to the training time.
+    """The exponent of the averaging profile of this length.
 
-    Eq. 3 of appendix C: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). Raises ValueError
-    unless the length is between 0.01 and 0.25.
+    length: relative standard deviation of the averaging profile. Eq. 3 of appendix C:
+    length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). Raises ValueError unless the length is
+    between 0.01 and 0.25.
     """
     if not SHORTEST <= length <= LONGEST:
         raise ValueError(

@@ -23,7 +23,7 @@ from checkpoints.run_dir import list_checkpoints, move_run_aside, set_aside, ste
 from checkpoints.validation import check_training_state
 from DiffusionModel import DiffusionModel
 from runtime.flags import flag_of
-from runtime.image_size import as_typed
+from runtime.image_size import format_size
 
 
 def find_resume_checkpoint(
@@ -91,7 +91,7 @@ def check_same_settings(checkpoint: dict[str, Any], settings: dict[str, Any]) ->
 
 def shorten(name: str, value: Any) -> str:
     """The value of a setting for a message."""
-    return as_typed(value) if name == "size" else reprlib.repr(value)
+    return format_size(value) if name == "size" else reprlib.repr(value)
 
 
 def later_checkpoints(run_dir: Path, checkpoint: dict[str, Any]) -> list[Path]:

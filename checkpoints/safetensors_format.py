@@ -70,7 +70,8 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a .safetensors or .bin file and its header, which is empty for a .bin file.
 
     Tensors of half precision are converted to float32. All tensors must be plain and contiguous, so
-    that none takes more memory than its part of the file.
+    that none takes more memory than its part of the file. Raises OSError or ValueError, in one
+    line.
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}")

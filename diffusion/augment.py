@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LABELS = 9
+LABEL_LENGTH = 9
 # Standard deviations of: log2 of the scale, log2 of the stretch, the shift as a fraction of the
 # side.
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
@@ -100,7 +100,7 @@ def scale(horizontal: Tensor, vertical: Tensor) -> Tensor:
 
 def label_of(amounts: Tensor) -> Tensor:
     """The labels for the network: (B,8) -> (B,9), all 0 for an image that was not augmented. The
-    direction of the stretch is doubled, because opposite directions are the same stretch."""
+    angle of the stretch is doubled, because opposite directions are the same stretch."""
     a = Amounts(*amounts.unbind(1))
     columns = [
         a.mirror,

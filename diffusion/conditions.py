@@ -1,7 +1,7 @@
 """Conditions: images that an image-conditional model gets as input in addition to x_t.
 
     condition = make_condition("downscale:4", x_0)       # (B,K,H,W), computed from x_0
-    output = model(beside(x_t, condition), t)
+    output = model(concatenate_condition(x_t, condition), t)
 
 Super-resolution is the condition "downscale:N" (Saharia et al. 2021, "SR3", which also concatenates
 the condition with x_t), colorization is "gray", inpainting "mask" (Saharia et al. 2022, "Palette").
@@ -55,9 +55,11 @@ def check_condition(kind: str, depth: int, height: int, width: int) -> None:
 
 
 def make_condition(kind: str, x_0: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The condition (B,K,H,W) of images x_0 (B,C,H,W), for all kinds except "pairs".
+    """The condition (B,K,H,W) of images x_0 (B,C,H,W), both in [-1, 1], for all kinds except
+    "pairs".
 
-    mask (B,1,H,W): for "mask", true where the image is hidden.
+    mask (B,1,H,W): for "mask", true where the image is hidden. The condition is then x_0 with 0 in
+    place of hidden pixels, and a last channel that is 1 where the image is hidden, -1 elsewhere.
     """
     if factor := factor_of(kind):
         return enlarge(F.avg_pool2d(x_0, factor), factor)
@@ -114,12 +116,12 @@ def random_masks(
     return hidden[:, None]
 
 
-def beside(x: Tensor, condition: Tensor | None) -> Tensor:
+def concatenate_condition(x: Tensor, condition: Tensor | None) -> Tensor:
     """The network's input (B,C+K,H,W): x_t (B,C,H,W), then the condition (B,K,H,W) if any."""
     return x if condition is None else torch.cat([x, condition], dim=1)
 
 
-def keep_known(kind: str, x0_hat: Tensor, condition: Tensor | None) -> Tensor:
+def restore_known_pixels(kind: str, x0_hat: Tensor, condition: Tensor | None) -> Tensor:
     """x0_hat (B,C,H,W), for the condition "mask" with its known pixels in place of the predicted
     ones."""
     if kind != "mask" or condition is None:

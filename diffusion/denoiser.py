@@ -1,4 +1,4 @@
-"""The interface of a model for sampling and likelihood: its prediction of x_0.
+"""The interface that samplers need from a model: its prediction of x_0 and its alpha_bar.
 
 Letters in the shape columns: B batch, C channels, H and W height and width.
 """

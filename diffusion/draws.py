@@ -34,8 +34,8 @@ class Share(NamedTuple):
 
 
 class Draws:
-    """Random numbers for images x (B,C,H,W), the given share of a batch. They are a function of
-    `key` and of the size of the whole batch."""
+    """The random numbers of one share of a batch, whose images are x (B,C,H,W). They depend on
+    `key`, on the share and on the size of the whole batch."""
 
     def __init__(self, x: Tensor, key: tuple[int, ...], share: Share = Share()):  # noqa: B008
         self.shape, self.device = x.shape, x.device
@@ -57,7 +57,7 @@ class Draws:
         uniform = torch.rand(self.count, generator=self.random, device=self.device)
         return uniform[self.rows] < probability
 
-    def hide(self, y: Tensor | None, probability: float, null: int) -> Tensor | None:
+    def drop_labels(self, y: Tensor | None, probability: float, null: int) -> Tensor | None:
         """Labels y (B,), each replaced by `null` with this probability; None if there are no
         labels."""
         return None if y is None else torch.where(self.chance(probability), null, y)
@@ -86,8 +86,11 @@ class Draws:
 
 
 def unseen_conditions(x: Tensor, kind: str, depth: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images (N,C,H,W) and their conditions (N,K,H,W) outside of training, see `Draws.condition`.
-    The mask of image i depends on (seed, i) alone."""
+    """x_0 (N,C,H,W) and the conditions (N,K,H,W) of N unseen images, see `Draws.condition`. The
+    mask of image i depends on (seed, i) alone.
+
+    x (N,C,H,W), or (N,C+K,H,W) for "pairs". depth: C.
+    """
     originals, conditions = [], []
     for i, image in enumerate(x.split(1)):
         draws = Draws(image, (seed, Purpose.CONDITION, i))

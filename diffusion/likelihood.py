@@ -38,7 +38,10 @@ def bits_per_dim(nats: Tensor) -> Tensor:
 def gaussian_kl(
     mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor
 ) -> Tensor:
-    """KL(N(mean, variance) || N(other_mean, other_variance)), in nats."""
+    """KL(N(mean, variance) || N(other_mean, other_variance)) of each value, in nats, (B,C,H,W).
+
+    Means are (B,C,H,W). A log variance has that shape, or one that broadcasts to it.
+    """
     return 0.5 * (
         other_log_variance
         - log_variance
@@ -49,8 +52,11 @@ def gaussian_kl(
 
 
 def decoder_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """The log probability of x_0's bin of width 2/255 under N(mean, variance), Eq. 13, Ho et al.
-    2020. The bins at -1 and 1 extend to infinity. x_0: in [-1, 1], one of 256 values.
+    """The log probability (B,C,H,W) of x_0's bin of width 2/255 under N(mean, variance), Eq. 13, Ho
+    et al. 2020. The bins at -1 and 1 extend to infinity.
+
+    x_0 (B,C,H,W): in [-1, 1], one of 256 values. mean (B,C,H,W). log_variance (B,C,H,W) or
+    (B,1,1,1).
 
     The normal CDF is exact. Bins above the mean are mirrored, so that the logarithm of the CDF is
     always taken in the lower tail, where float32 keeps its precision.
@@ -131,9 +137,9 @@ def estimate(
     It takes K + 1 evaluations of the network.
 
     The K terms are drawn from t = 2..T by importance sampling with p(t) proportional to 1/t,
-    because the terms decrease about as fast. The draws are stratified into K equally likely ranges;
+    because the terms fall roughly as 1/t. The draws are stratified into K equally likely ranges;
     uniform (B,K) in [0,1) gives the position within each. The standard error of the mean over N
-    images is their standard deviation / sqrt(N).
+    images is the standard deviation of the N estimates / sqrt(N).
     """
     B, K = uniform.shape
     ones = torch.ones(B, dtype=torch.long, device=x_0.device)

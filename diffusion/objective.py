@@ -15,7 +15,7 @@ WEIGHTINGS = ("plain", "min-snr", "p2", "edm")
 MEAN, STD = -1.2, 1.2  # of ln sigma, table 1 of Karras et al. 2022
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], from the same table
 GAMMA = 5.0  # min-SNR clips the SNR at this value
-BOUND = 1e-3  # weight of the bound in the hybrid loss, section 3.1 of Nichol & Dhariwal 2021
+BOUND_WEIGHT = 1e-3  # weight of the bound in the hybrid loss, section 3.1 of Nichol & Dhariwal 2021
 
 
 def draw_times(
@@ -60,6 +60,8 @@ def weight(kind: str, parameterization: str, snr: Tensor) -> Tensor:
     "p2": snr / (1 + snr), which is 1 / (1 + snr) for eps (Choi et al. 2022, with k = gamma = 1);
     "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = snr + 1 / sigma_data^2 (Karras et al.
     2022, table 1).
+
+    Raises KeyError for any other kind or parameterization.
     """
     if kind == "plain":
         return torch.ones_like(snr)

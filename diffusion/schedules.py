@@ -13,7 +13,7 @@ import numpy as np
 from runtime.suggestions import unknown
 
 SCHEDULES = ("linear", "cosine", "sigmoid")
-LARGEST = 0.999  # limit of beta "to prevent singularities": Nichol & Dhariwal 2021, section 3.2
+MAX_BETA = 0.999  # limit of beta "to prevent singularities": Nichol & Dhariwal 2021, section 3.2
 
 
 def betas(schedule: str, T: int, beta_small: float = 1e-4, beta_large: float = 0.02) -> np.ndarray:
@@ -34,7 +34,7 @@ def betas(schedule: str, T: int, beta_small: float = 1e-4, beta_large: float = 0
         alpha_bar = alpha_bar - alpha_bar[-1]
     else:
         raise ValueError(f"unknown schedule {schedule!r}: one of {', '.join(SCHEDULES)}")
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], LARGEST)
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA)
 
 
 def zero_terminal_snr(beta: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ class ModelSettings:
         """The arguments of `Unet`."""
         return {name: getattr(self, name) for name in NETWORK} | {
             "outputs": 2 if self.variance == "learned" else 1,
-            "augmentations": augment.LABELS if self.augment else 0,
+            "augmentations": augment.LABEL_LENGTH if self.augment else 0,
         }
 
     def beta(self) -> np.ndarray:
@@ -154,10 +154,15 @@ class ModelSettings:
 
 def read_schedule(settings: ModelSettings) -> ModelSettings:
     """Replace a schedule that is the path of a file by the table of betas in the file. Raises
-    ValueError if it cannot be read."""
+    ValueError if it cannot be read, or if T is neither the default nor the number of betas."""
     if settings.schedule in SCHEDULES:
         return settings
     betas = schedules.read_betas(settings.schedule)
+    if settings.T not in (ModelSettings.T, len(betas)):
+        raise ValueError(
+            f"--schedule {settings.schedule} has {len(betas)} betas, not --T {settings.T}: "
+            "leave out --T"
+        )
     return replace(settings, schedule="linear", betas=betas, T=len(betas))
 
 
@@ -222,6 +227,11 @@ def check_settings(settings: dict[str, Any], title: Callable[[str], str] = str) 
             f"{title('beta_small')} {settings['beta_small']} is larger than "
             f"{title('beta_large')} {settings['beta_large']}"
         )
+
+
+def check_choices(settings: ModelSettings) -> None:
+    """Raise ValueError if a setting is not one of its `CHOICES`."""
+    check_settings({name: getattr(settings, name) for name in CHOICES})
 
 
 def check_setting(name: str, value: Any) -> tuple[bool, str]:

@@ -13,15 +13,16 @@ from torch import Tensor
 
 
 def learned_log_variance(fraction: Tensor, large: Tensor, small: Tensor) -> Tensor:
-    """The log variance (B,C,H,W), between large and small (B,1,1,1). log 0 is replaced by -46."""
+    """The log variance (B,C,H,W), Eq. 15, Nichol & Dhariwal 2021: fraction (B,C,H,W) interpolates
+    between small and large (B,1,1,1). log 0 is replaced by -46."""
     return fraction * large.log() + (1 - fraction) * small.log().clamp(min=-46)
 
 
 def reverse_deviation(
     variance: str, large: float, small: float, fraction: Tensor | None
 ) -> float | Tensor:
-    """The standard deviation of a step for the variance "large", "small" or "learned". All images
-    are at the same t."""
+    """The standard deviation of a step for the variance "large", "small" or "learned": a float, or
+    (B,C,H,W) for "learned", Eq. 15, Nichol & Dhariwal 2021. All images are at the same t."""
     if variance == "large":
         return large**0.5
     if variance == "small":

@@ -65,11 +65,11 @@ def variational_bound(
     title: str = "the variational bound",
     stopped: Callable[[], object] = lambda: False,
 ) -> dict[str, Any]:
-    """The variational bound in bits/dim of `count` images.
+    """The variational bound in bits/dim of `count` images, as `summarize` returns it.
 
-    terms: number of terms sampled for each image besides L_0 and L_T. With None, all terms are
-    computed, and their means are returned as "terms". stopped: called before each batch; if it
-    returns true, the result is an empty dictionary.
+    terms: number of terms sampled for each image besides L_0 and L_T, returned as "drawn_terms".
+    With None, all terms are computed, and their means are returned as "terms". stopped: called
+    before each batch; if it returns true, the result is an empty dictionary.
     """
     bounds = []
     for indices, x_0, y in batches(data, count, batch_size, model.device, title):

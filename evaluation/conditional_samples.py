@@ -2,8 +2,8 @@
 
     measured, picture = measure_conditional(model, plan, test_set, classifier, 125, seed=0, ...)
 
-Each of 125 unseen images is turned into a condition, such as a smaller image, for which
-`SAMPLES_EACH` images are sampled. They differ where the condition leaves something open. Their mean
+A condition, such as a smaller image, is made from each of 125 unseen images, and `SAMPLES_EACH`
+samples are drawn for it. The samples differ where the condition leaves something open. Their mean
 has a smaller squared error than a single sample, but is blurred where they differ.
 
 Letters in the shape columns: N images, S samples for each, C channels, K channels of the condition,
@@ -52,7 +52,7 @@ def measure_conditional(
     batch_size: int,
 ) -> tuple[dict[str, Any], Tensor]:
     """PSNR in dB, and with a classifier the perceptual distance, of one sample, of the mean
-    sample and of the condition, if it is an image. Also returns a picture, uint8 (C,H',W')."""
+    sample and, unless it is "edges", of the condition. Also returns a picture, uint8 (C,H',W')."""
     found = sample_conditional(model, plan, test_set, count, seed, batch_size)
     kind, depth = model.settings.condition, model.unet.depth
     mean = found.samples.mean(dim=1)  # (N,C,H,W)

@@ -48,7 +48,8 @@ def frechet(one: Statistics, other: Statistics) -> float:
 
 
 def kernel(samples: Tensor, real: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / F + 1)^3.
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / F + 1)^3, of features (N,F)
+    and (M,F).
 
     The estimate can be negative. It is the mean over `SUBSETS` random subsets of `SUBSET_SIZE`
     images, with a fixed seed: Bińkowski et al. 2018, "Demystifying MMD GANs".
@@ -60,7 +61,7 @@ def kernel(samples: Tensor, real: Tensor) -> float:
 
 
 def precision_and_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
-    """Share of samples within the manifold of the real images, and the reverse.
+    """Share of samples (N,F) within the manifold of the real images (M,F), and the reverse.
 
     Kynkäänniemi et al. 2019, "Improved precision and recall", with 3 neighbours. Uses the same
     number of images from each set: the first ones, at most `MANIFOLD_IMAGES`.

@@ -33,7 +33,7 @@ AUDITED = 1000  # samples that are compared with every training image
 def evaluate(plan: EvaluationPlan, machine: Machine) -> dict[str, Any] | None:
     """Measure what the plan asks for, print a table and return the numbers, in the first process.
 
-    Exits on bad input; later raises ValueError or OSError.
+    Exits with status 2 if preparing fails; after that, errors are ValueError or OSError.
     """
     processes = machine.processes
     prepared = machine.prepare_shared(lambda path: prepare(plan, path, processes), plan.checkpoint)
@@ -49,11 +49,11 @@ def evaluate(plan: EvaluationPlan, machine: Machine) -> dict[str, Any] | None:
 def write_samples(prepared: Prepared, processes: Processes) -> Prepared:
     """Write all samples that are missing. Raises OSError.
 
-    Returns `prepared` with the sampling plans that were used: `compile_network` may change them.
+    Returns `prepared` with the sampling plans that were used: `compile_sampler` may change them.
     """
     plan, model = prepared.plan, prepared.model
     if plan.num and plan.compile_mode != "off":
-        prepared = compile_network(prepared, processes)
+        prepared = compile_sampler(prepared, processes)
     for sampling_plan in prepared.sampling_plans if plan.num else ():
         for seed in plan.seeds:
             sample_sets.write_samples(
@@ -71,7 +71,7 @@ def write_samples(prepared: Prepared, processes: Processes) -> Prepared:
     return prepared
 
 
-def compile_network(prepared: Prepared, processes: Processes) -> Prepared:
+def compile_sampler(prepared: Prepared, processes: Processes) -> Prepared:
     """Compile the network for sampling, if any samples are missing.
 
     If that fails in one process, no process runs compiled code, and the sampling plans record it.
@@ -127,7 +127,7 @@ def print_model(prepared: Prepared, identity: dict[str, Any]) -> None:
 def publish(
     file: Path, identity: dict[str, Any], parts: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Print each part as it is measured and add it to `file`. Returns all parts, as in a file but
+    """Print each part as it is measured and add it to `file`. Returns all parts, as in the file but
     without the terms of the bound, which may be a thousand."""
     measured: dict[str, Any] = {}
     for part in parts:

@@ -57,7 +57,8 @@ class FeatureExtractor:
 
 
 class EfficientNetLite0(nn.Module):
-    """1280 features and no logits. Raises ValueError if its packages are not installed."""
+    """EfficientNet-Lite0: uint8 (N,C,H,W) -> features (N,1280) and no logits, (N,0). Raises
+    ValueError if its packages are not installed."""
 
     size = 1280
 

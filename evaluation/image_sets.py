@@ -67,7 +67,7 @@ def is_result(file: Path) -> bool:
 
 def load_image_set(path: Path) -> ImageSet:
     """Read a folder of images or an .npz file. Raises ValueError with a one-line message."""
-    files = read_samples(path, left_out=is_result)
+    files = read_samples(path, skip=is_result)
     count = len(files.images)
     if count < MIN_IMAGES:
         raise ValueError(f"{path} has {count} images: at least {MIN_IMAGES} are needed")

@@ -68,7 +68,7 @@ def noise_images(count: int, shape: tuple[int, ...]) -> Tensor:
     )
 
 
-def spread(values: list[float]) -> dict[str, Any]:
+def mean_and_range(values: list[float]) -> dict[str, Any]:
     """Mean and range of `values`, which has one number for each set of samples."""
     return {
         "mean": sum(values) / len(values),
@@ -164,13 +164,13 @@ def distances_from(
         measured["floor_images"] = len(held_out)
     measured["manifold_images"] = min(samples.count, len(reference), MANIFOLD_IMAGES)
     for name in ends["ceiling"]:
-        measured[name] = spread([one[name] for one in of_sets])
+        measured[name] = mean_and_range([one[name] for one in of_sets])
         measured[name] |= {end: values[name] for end, values in ends.items()}
     if held_out is not None and len(held_out) < samples.count:
         of_fewer = [measure(features[: len(held_out)]) for features in samples.features]
         fewer: dict[str, Any] = {"images": len(held_out)}
         for name in ends["floor"]:
-            fewer[name] = spread([one[name] for one in of_fewer])
+            fewer[name] = mean_and_range([one[name] for one in of_fewer])
         measured["fewer"] = fewer
     return measured
 
@@ -183,7 +183,7 @@ def inception_scores(
     title = "inception features of unseen images"
     _, logits = extract_features(extractor, held_out, title, real.batch_size)
     floor = inception_score(logits)
-    return spread([inception_score(logits) for logits in samples.logits]) | {
+    return mean_and_range([inception_score(logits) for logits in samples.logits]) | {
         "floor": floor,
         "floor_images": len(held_out),
         "ceiling": inception_score(samples.noise_logits),
@@ -209,7 +209,7 @@ def class_shares(
     }
     if labels is not None:
         correct = [(logits.argmax(1) == labels).float() for logits in samples.logits]
-        measured["as_asked"] = spread([float(one.mean()) for one in correct])
+        measured["as_asked"] = mean_and_range([float(one.mean()) for one in correct])
     return measured
 
 
@@ -280,7 +280,7 @@ def sweep(
         of_sets, shape = [distance(images) for images, _ in sets], sets[0][0].shape
         seconds = sum(cost.seconds for _, cost in sets) / len(sets)
         row = plan_settings(plan) | asdict(sets[0][1])
-        rows.append(row | {"seconds": seconds, "frechet": spread(of_sets)})
+        rows.append(row | {"seconds": seconds, "frechet": mean_and_range(of_sets)})
     held_out = real.features(extractor, "test")[: shape[0]]
     return {
         "rows": rows,

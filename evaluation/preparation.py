@@ -159,6 +159,11 @@ def sampling_plans(plan: EvaluationPlan, loaded: LoadedModel) -> tuple[SamplingP
             f"--sweep steps: the model has {model.T} steps, fewer than the smallest default, "
             f"{min(SWEEP_STEPS)}: give --steps"
         )
+    if plan.compile_mode != "off" and len({one.guidance != 1 for one in plans}) > 1:
+        raise ValueError(
+            "--compile does not go with this --sweep, in which ddpm has no guidance and the other "
+            "samplers have: leave it out, or give --guidance"
+        )
     return tuple(plans)
 
 

@@ -54,9 +54,9 @@ FEW = 1000  # fewer samples than this are few; so are fewer than twice the numbe
 class Scoring:
     """Everything that is needed to score images.
 
-    reference: another set of images to compare the samples with; None to compare them with
-    `real_images`. real_images: with a reference, the dataset of the classifier that extracts the
-    features. model: a model whose bits/dim are measured too.
+    reference: another set of images to compare the samples with, None to compare them with
+    `real_images`. real_images: a dataset; if there is a reference, it only selects the classifier
+    that extracts the features, and may be None. model: a model whose bits/dim are measured too.
     """
 
     samples: ImageSet
@@ -70,7 +70,7 @@ class Scoring:
 def score(plan: ScoringPlan, machine: Machine) -> dict[str, Any] | None:
     """Measure what the plan asks for, print a table and return the numbers, in the first process.
 
-    Exits on bad input; later raises ValueError or OSError.
+    Exits with status 2 if preparing fails; after that, errors are ValueError or OSError.
     """
     scoring = machine.prepare(lambda: prepare(plan, machine.device) if machine.is_first else None)
     machine.processes.leave()  # only the first process measures, and the others do not wait

@@ -20,8 +20,8 @@ from evaluation.metrics import (
     describe,
     distances_from,
     extract_samples,
+    mean_and_range,
     picture_of_nearest,
-    spread,
 )
 from evaluation.neighbours import audit_pair
 from runtime.progress_bar import progress_bar
@@ -50,7 +50,7 @@ def distances_to_set(
     with progress_bar(title=title, total=2, unit=" sets", leave=False) as bar:
         measured["to_reference"] = distances_from(extracted, reference_features, None, bar)
     if extractor.name == "inception":
-        score = spread([inception_score(logits) for logits in extracted.logits])
+        score = mean_and_range([inception_score(logits) for logits in extracted.logits])
         measured["inception_score"] = score | {"ceiling": inception_score(extracted.noise_logits)}
     if extractor.accuracy is not None:
         measured["accuracy"] = extractor.accuracy

@@ -7,7 +7,7 @@ The file holds `train_images` uint8 (N,H,W,C) with 1 or 3 channels, `train_label
 `arr_0` instead, is required. Without test images, every tenth image, but at most 10,000, is held
 out for testing.
 
-An uncompressed array of more than `mapped_images.IN_MEMORY` bytes is memory-mapped, not read.
+An uncompressed array of more than `mapped_images.MAX_BYTES_IN_MEMORY` is memory-mapped, not read.
 
 Letters in the shape columns: N images of a split, M in the file, H and W height and width,
 C channels.
@@ -51,7 +51,7 @@ def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
     with a one-line message if the file cannot be read or has another layout.
     """
     try:
-        arrays = read_npz(file, map_above=mapped_images.IN_MEMORY)
+        arrays = read_npz(file, map_above=mapped_images.MAX_BYTES_IN_MEMORY)
     except (FileNotFoundError, NpzError) as error:
         raise ValueError(
             f"{file} cannot be read as an .npz file ({one_line(error)}): "
@@ -80,7 +80,8 @@ def read_split(file: Path, train: bool, classes: tuple[str, ...] = ()) -> Split:
 def checked_arrays(
     arrays: dict[str, np.ndarray], prefix: str, file: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N,H,W,C) and labels (N,). Without labels in the file, all are 0."""
+    """Images uint8 (N,H,W,C) and labels (N,). Without labels in the file, all are 0. Raises
+    ValueError, in one line."""
     images = arrays.get(f"{prefix}_images", arrays.get("arr_0"))
     if images is None or not is_image_array(images):
         contents = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())

@@ -22,7 +22,7 @@ from image_data.dataset_files import Split, read_split
 from image_data.image_files import fit_images
 from image_data.mapped_images import Images, MappedImages
 from image_data.npz_files import Parts, is_image_array, read_npz, write_npz
-from runtime.image_size import Size, as_typed, height_and_width, size_of
+from runtime.image_size import Size, format_size, height_and_width, size_of
 from runtime.messages import one_line
 
 DEFAULT_SIZE = 32  # except for images of an .npz file that are not square
@@ -52,8 +52,8 @@ def read_fitted(
 
     size: by default 32, or the images' own size if they are not square.
 
-    Images of more than `mapped_images.IN_MEMORY` bytes are memory-mapped. If they must be fitted,
-    this is done once, and the result is written to a file in `root`. Raises ValueError as
+    Images of more than `mapped_images.MAX_BYTES_IN_MEMORY` are memory-mapped. If they must be
+    fitted, this is done once, and the result is written to a file in `root`. Raises ValueError as
     `read_split` does.
     """
     split = read_split(file, train, classes)
@@ -84,19 +84,19 @@ def fit_file(file: Path, root: Path, size: Size) -> Path | None:
     """
     arrays: dict[str, ArrayLike | Parts] = {}
     largest = 0
-    for name, array in read_npz(file, map_above=mapped_images.IN_MEMORY).items():
+    for name, array in read_npz(file, map_above=mapped_images.MAX_BYTES_IN_MEMORY).items():
         arrays[name] = array
         if is_image_array(array):
             shape = (len(array), *height_and_width(size), array.shape[-1])
-            title = f"fitting {name} of {file.name} to {as_typed(size)}"
+            title = f"fitting {name} of {file.name} to {format_size(size)}"
             arrays[name] = Parts(shape, fitted_parts(array, size, title))
             largest = max(largest, int(np.prod(shape, dtype=np.int64)))
-    if largest <= mapped_images.IN_MEMORY:
+    if largest <= mapped_images.MAX_BYTES_IN_MEMORY:
         return None
     stat = file.stat()
     made_from = (FITTER, str(file.resolve()), stat.st_size, stat.st_mtime_ns)
     fingerprint = hashlib.sha256(repr(made_from).encode()).hexdigest()[:8]
-    fitted = root / f"{file.stem}-{as_typed(size)}-{fingerprint}.npz"
+    fitted = root / f"{file.stem}-{format_size(size)}-{fingerprint}.npz"
     try:
         if not fitted.is_file():
             write_npz(fitted, **arrays)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from image_data.npz_files import Parts, write_npz
 from image_data.value_range import ValueRange, choose_range, find_range, is_deep
-from runtime.image_size import Size, as_typed, height_and_width
+from runtime.image_size import Size, format_size, height_and_width
 from runtime.messages import one_line
 
 DECODER = 2  # version of the decoding; raise it if the same files would give other pixels
@@ -104,7 +104,7 @@ def decode_folder(
     if not paths:
         raise ValueError(f"no image in {folder}: expected class/image.png or image.png")
     fingerprint = fingerprint_of(folder, paths, values)
-    file = root / f"{folder.resolve().name}-{as_typed(image_size)}-{fingerprint}.npz"
+    file = root / f"{folder.resolve().name}-{format_size(image_size)}-{fingerprint}.npz"
     if not file.is_file():
         if values is None and (values := find_folder_range(folder, paths)):
             tqdm.write(f"{folder}: {values} (--value-range LO,HI for another range)", sys.stderr)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a file in a zip archive: the lengths of its last fields
 
-IN_MEMORY = 2**30  # bytes; arrays of more are mapped
+MAX_BYTES_IN_MEMORY = 2**30  # bytes; arrays of more are mapped
 CHUNK = 1000  # images that are read at once when all are needed
 
 

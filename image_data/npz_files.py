@@ -85,7 +85,7 @@ def is_image_array(array: np.ndarray, ndim: int = 4) -> bool:
     return array.shape[-1] in (1, 3) and array.size > 0
 
 
-def write_npz(path: str | Path, **arrays: ArrayLike | Parts) -> None:
+def write_npz(path: str | Path, /, **arrays: ArrayLike | Parts) -> None:
     """Write arrays by name. The file appears only when it is complete. Raises OSError."""
     with complete_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():

@@ -31,13 +31,13 @@ class SampleFiles:
     labels: np.ndarray | None = None  # int64 (N,)
 
 
-def read_samples(path: Path, left_out: Callable[[Path], bool] = lambda _: False) -> SampleFiles:
+def read_samples(path: Path, skip: Callable[[Path], bool] = lambda _: False) -> SampleFiles:
     """Read an .npz file or a folder of images. Raises ValueError, in one line.
 
-    left_out: returns whether to skip an image file in the folder.
+    skip: returns whether to skip an image file in the folder.
     """
     if path.is_dir():
-        return SampleFiles(read_folder(path, left_out))
+        return SampleFiles(read_folder(path, skip))
     if not path.exists():
         raise ValueError(f"no samples at {path}: give a folder of images or an .npz file")
     if path.suffix != ".npz":
@@ -65,11 +65,11 @@ def read_file(file: Path) -> SampleFiles:
     return SampleFiles(images, labels.astype(np.int64))
 
 
-def read_folder(folder: Path, left_out: Callable[[Path], bool]) -> np.ndarray:
+def read_folder(folder: Path, skip: Callable[[Path], bool]) -> np.ndarray:
     """Read a folder of images as uint8 (N,H,W,C); C is 1 if all are gray. Raises ValueError."""
     if (folder / "samples.npz").is_file():
         raise ValueError(f"{folder} holds samples.npz: give {folder / 'samples.npz'}")
-    paths = [path for path in image_paths(folder) if not left_out(path)]
+    paths = [path for path in image_paths(folder) if not skip(path)]
     if not paths:
         raise ValueError(f"no image in {folder}: give a folder of images or an .npz file")
     values = find_folder_range(folder, paths)

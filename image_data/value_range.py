@@ -36,7 +36,8 @@ class ValueRange:
         return f"{self.name}, {self.low:g} to {self.high:g}"
 
     def to_8_bits(self, image: Image.Image) -> np.ndarray:
-        """Scale the values of an image to uint8 (H,W), clipped to the range."""
+        """Scale the values of an image to uint8 (H,W), clipped to the range. Raises ValueError, in
+        one line, if one is not finite."""
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
             raise ValueError("there are pixels that are not finite numbers")
@@ -69,7 +70,10 @@ def deep_images(paths: Iterable[Path]) -> Iterator[Image.Image]:
 
 
 def choose_range(images: Iterable[Image.Image]) -> ValueRange | None:
-    """The smallest usual range that contains all values of these images; None without images."""
+    """The smallest usual range that contains all values of these images; None without images.
+
+    Raises ValueError, in one line, if there is none, or if a value is not finite.
+    """
     low, high, fractions = math.inf, -math.inf, False
     for image in images:
         values = np.asarray(image)

@@ -64,7 +64,7 @@ def evenly_spaced_times(T: int, intervals: int) -> list[int]:
 
 
 def read_losses(run_dir: Path) -> Losses:
-    """Read metrics.csv."""
+    """Read metrics.csv. Raises ValueError, in one line."""
     if not (run_dir / "metrics.csv").is_file():
         raise ValueError(f"there is no {run_dir / 'metrics.csv'}")
     rows = [row for row in read_rows(run_dir) if has(row, "step")]

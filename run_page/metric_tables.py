@@ -26,7 +26,8 @@ class Metrics:
 
 
 def describe_metrics(measured: dict[str, Any], step: int | None) -> Metrics:
-    """Make tables of metrics.json. step: that of the checkpoint on the page, if it is known."""
+    """Make tables of metrics.json. step: that of the checkpoint on the page, if it is known. Raises
+    ValueError, in one line, if there is nothing to show."""
     tables = []
     likelihood = measured.get("bits_per_dim", {})
     for name, title in (("bound", "variational bound"), ("flow", "probability flow")):
@@ -36,6 +37,8 @@ def describe_metrics(measured: dict[str, Any], step: int | None) -> Metrics:
         tables.append(distance_table(distances, features))
     if conditional := measured.get("conditional"):
         tables.append(conditional_table(conditional))
+    if sweep := measured.get("sweep"):
+        tables.append(sweep_table(sweep))
     if not tables:
         raise ValueError("nothing is measured yet")
     measured_step = measured.get("step")
@@ -60,11 +63,26 @@ def conditional_table(conditional: dict[str, Any]) -> Table:
 
 
 def distance_table(distances: dict[str, Any], features: str) -> Table:
-    sampling, sets = distances["sampling"], distances["sets"]
+    sets, images = distances["sets"], distances["images"]
     rows = [distance_row(title.strip(), value, sets) for title, value in distance_rows(distances)]
+    if "sampling" in distances:
+        sampling = distances["sampling"]
+        samples = f"{sets} × {images:,} samples by {sampling['sampler']}, {sampling['steps']} steps"
+    else:  # of evaluate.py --samples
+        samples = f"{images:,} images of {distances['samples']}"
+    return Table(f"{samples}, in features of {features}", rows)
+
+
+def sweep_table(sweep: dict[str, Any]) -> Table:
+    sets, rows = len(sweep["seeds"]), []
+    for row in sweep["rows"]:
+        variance = f", {row['variance']} variance" if row["variance"] else ""
+        title = f"{row['sampler']}{variance}, {row['steps']} steps"
+        value = row["frechet"] | {"floor": sweep["floor"], "ceiling": sweep["ceiling"]}
+        rows.append(distance_row(title, value, sets))
     title = (
-        f"{sets} × {distances['images']:,} samples by {sampling['sampler']}, "
-        f"{sampling['steps']} steps, in features of {features}"
+        f"Frechet distance of {sets} × {sweep['images']:,} samples to {sweep['train_images']:,} "
+        f"training images, in features of {sweep['features']}"
     )
     return Table(title, rows)
 

@@ -21,7 +21,7 @@ from evaluation.tables import memorization_lines
 from image_data.grids import first_images, image_grid
 from image_data.image_files import open_image
 from image_data.npz_files import NpzError, is_image_array, read_npz
-from runtime.image_size import Size, as_typed
+from runtime.image_size import Size, format_size
 from sampling.generate import noise_image
 from sampling.trajectory import read_trajectory
 
@@ -120,7 +120,7 @@ def embed(image: np.ndarray, caption: str = "") -> Picture:
 
 
 def read_samples(file: Path, class_names: tuple[str, ...]) -> Samples:
-    """Read the first images of a samples.npz."""
+    """Read the first images of a samples.npz. Raises ValueError, in one line."""
     try:
         arrays = read_npz(file, ("arr_0",), ("arr_1",))
     except FileNotFoundError:
@@ -194,7 +194,7 @@ def noise_real_images(file: Path, process: DiffusionModel, size: Size, depth: in
     grid = np.asarray(picture).reshape(picture.height, picture.width, -1)
     images = first_images(grid, size, REAL_IMAGES)
     if not images:
-        raise ValueError(f"{file} is no grid of images of size {as_typed(size)}")
+        raise ValueError(f"{file} is no grid of images of size {format_size(size)}")
     times = sorted({round(level * process.T) for level in NOISE_LEVELS})
     noised = []
     for seed, image in enumerate(images):
@@ -208,7 +208,8 @@ def noise_real_images(file: Path, process: DiffusionModel, size: Size, depth: in
 
 
 def read_previews(folder: Path) -> Previews:
-    """Read the first, the middle and the last preview of a run, and the real images."""
+    """Read the first, the middle and the last preview of a run, and the real images. Raises
+    ValueError, in one line."""
     files = sorted(folder.glob("step_*.png"))
     if files:
         files = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})]
@@ -227,7 +228,8 @@ def read_previews(folder: Path) -> Previews:
 
 
 def read_neighbours(folder: Path, measured: dict[str, Any]) -> Neighbours:
-    """Read the pictures of the samples most like a training image, and what was measured."""
+    """Read the pictures of the samples most like a training image, and what was measured. Raises
+    ValueError, in one line."""
     files = sorted(folder.glob("nearest-*.png"))
     if not files:
         raise ValueError(f"there is no {folder / 'nearest-*.png'}")

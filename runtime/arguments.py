@@ -224,7 +224,7 @@ def two_numbers(text: str) -> tuple[float, float]:
 
 
 def interval(text: str) -> tuple[float, float]:
-    """Parse an interval of steps, LOW,HIGH."""
+    """Parse a range of t, LOW,HIGH, both ends included."""
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) > int(match[2]):
         raise argparse.ArgumentTypeError(
@@ -234,12 +234,18 @@ def interval(text: str) -> tuple[float, float]:
 
 
 def duration(text: str) -> float:
-    """Parse 90s, 10m, 8h or HH:MM:SS into seconds."""
+    """Parse 90s, 10m, 8h or HH:MM:SS into seconds, more than 0."""
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text):
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-    if match := re.fullmatch(r"(\d+):(\d\d):(\d\d)", text):
-        return int(match[1]) * 3600.0 + int(match[2]) * 60 + int(match[3])
-    raise argparse.ArgumentTypeError(f"expected a time like 90s, 10m, 8h or 01:30:00, not {text!r}")
+        seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    elif match := re.fullmatch(r"(\d+):(\d\d):(\d\d)", text):
+        seconds = int(match[1]) * 3600.0 + int(match[2]) * 60 + int(match[3])
+    else:
+        raise argparse.ArgumentTypeError(
+            f"expected a time like 90s, 10m, 8h or 01:30:00, not {text!r}"
+        )
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"expected a time of more than 0, not {text!r}")
+    return seconds
 
 
 def names(*known: str) -> Callable[[str], list[str]]:

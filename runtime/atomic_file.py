@@ -18,10 +18,10 @@ HOST = platform.node().replace(".", "_") or "host"
 def complete_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; afterwards sync the file and rename it to `path`.
 
-    The folder is created if it is missing, and the temporary path has the suffix of `path`. After
-    an error or a signal, the temporary file and a newly created folder are removed, and an existing
-    file at `path` is unchanged. Temporary files of the same `path` that killed processes have left
-    on this host are removed first.
+    Missing folders are created, and the temporary path has the suffix of `path`. After an error or
+    a signal, the temporary file is removed, and so is the innermost folder if it is new and empty;
+    an existing file at `path` is unchanged. Temporary files of the same `path` that killed
+    processes have left on this host are removed first.
     """
     path = Path(path)
     is_new_folder = not path.parent.exists()

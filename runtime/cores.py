@@ -2,9 +2,9 @@
 
     share_cores()       # once, after torch is imported; does nothing if torch has one thread
 
-OpenMP's threads spin while they wait for each other, which is fastest on idle cores. If other
-programs are busy, a thread that spins can occupy the only core on which the other threads could
-run: training ran at a third of its speed. A background thread therefore measures the load every
+OpenMP's threads spin while they wait for each other, which is fastest on idle cores. But if other
+programs are busy, a spinning thread may occupy the core that the thread it waits for needs:
+training then ran at a third of its speed. A background thread therefore measures the load every
 half second (every two seconds while spinning is limited), and limits spinning while there are fewer
 free cores than threads.
 
@@ -68,7 +68,7 @@ def cores_of_others(before: CpuTimes, after: CpuTimes) -> float:
     return max(0.0, others / max(1e-6, after.clock - before.clock))
 
 
-def cores_in_use(seconds: float = 0.3) -> float:
+def cores_used_by_others(seconds: float = 0.3) -> float:
     """The number of cores that other programs use now, or 0 if it is unknown."""
     try:
         before = cpu_times()

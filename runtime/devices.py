@@ -36,7 +36,7 @@ def pick_precision(device: str, name: str) -> Precision:
 
     "32" is float32, "tf32" is float32 whose matrix products and convolutions round their inputs to
     TF32, "bf16" is bf16 autocast. "auto" is bf16 if `device` has fast bf16 arithmetic, otherwise
-    float32. Raises ValueError for TF32 on other devices than "cuda".
+    float32. Raises ValueError for TF32 on devices other than "cuda".
     """
     if name == "tf32":
         if device != "cuda":

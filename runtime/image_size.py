@@ -3,7 +3,7 @@
 size_of(48, 64)         # (48, 64)
 size_of(64, 64)         # 64: each size has one form, so that sizes can be compared
 height_and_width(64)    # (64, 64)
-as_typed((48, 64))      # "48x64"
+format_size((48, 64))   # "48x64"
 """
 
 Size = int | tuple[int, int]
@@ -24,6 +24,6 @@ def smaller_side(size: Size) -> int:
     return min(height_and_width(size))
 
 
-def as_typed(size: Size) -> str:
+def format_size(size: Size) -> str:
     """A size in the form that --image-size accepts."""
     return str(size) if isinstance(size, int) else "{}x{}".format(*size)

@@ -1,7 +1,7 @@
 """Start a script's work: device, precision, processes, errors and exit status.
 
     machine = launch("train.py", device="auto", precision="auto", devices=2)
-    model = machine.prepare(load)   # on the first process first; bad input ends all of them
+    model = machine.prepare(load)   # on the first process, then on the others; exits on bad input
     ...
     except OUT_OF_MEMORY:        # within `memory_errors`, also torch's error for the host
         return machine.fail("out of memory: choose a smaller --batch-size")

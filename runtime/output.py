@@ -1,4 +1,4 @@
-"""Keep errors in standard output and standard error from ending a script.
+"""Keep failed writes to standard output or standard error from ending a script.
 
     protect_output()      # at the start of a script, before anything is printed
 

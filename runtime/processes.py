@@ -8,6 +8,7 @@ Rank 0 is the first process. It alone downloads data, writes files and prints.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -80,15 +81,19 @@ class Processes:
         except RuntimeError as error:
             self.abort_on_lost_process(error)
 
+    @functools.cached_property
+    def gloo_group(self) -> Any:
+        """A connection for any values: NCCL only moves tensors on GPUs. Every process must open it
+        at the same time."""
+        return torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
+
     def gather(self, value: T) -> list[T]:
         """Return every process's `value` on the first process, and an empty list on the others."""
         if self.world_size == 1:
             return [value]
         gathered: Any = [None] * self.world_size if self.is_first else None
         try:
-            # gloo even if NCCL is used, because NCCL only moves tensors on GPUs
-            group: Any = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
-            torch.distributed.gather_object(value, gathered, group=group)
+            torch.distributed.gather_object(value, gathered, group=self.gloo_group)
         except RuntimeError as error:
             self.abort_on_lost_process(error)
         return gathered or []
@@ -165,7 +170,7 @@ def launch_processes(
     if devices * nodes == 1:
         return Processes(Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()]))
     if detect_external_launcher() is None:
-        watch_parent_or_become_it()
+        watch_or_register_parent()
     fabric = Fabric(
         accelerator=device,
         devices=devices,
@@ -177,7 +182,7 @@ def launch_processes(
     return Processes(fabric)
 
 
-def watch_parent_or_become_it() -> None:
+def watch_or_register_parent() -> None:
     """In a child process, exit when the parent does; otherwise mark this one as the parent."""
     is_child = PARENT_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
     if not is_child:

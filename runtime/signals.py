@@ -24,8 +24,8 @@ import sys
 from types import FrameType
 from typing import Any
 
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # of a time limit
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, *WARNINGS)
+TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of a time limit
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, *TIME_LIMIT_SIGNALS)
 
 # EX_TEMPFAIL of sysexits.h: stopped cleanly, run it again. run.sh requeues its job on this status.
 EXIT_RUN_AGAIN = 75
@@ -34,9 +34,10 @@ EXIT_RUN_AGAIN = 75
 def exit_status(number: int) -> int:
     """Return the exit status after a signal.
 
-    It is `EXIT_RUN_AGAIN` in a SLURM job and for `WARNINGS`, otherwise 128 + `number` as in shells.
+    It is `EXIT_RUN_AGAIN` in a SLURM job and for `TIME_LIMIT_SIGNALS`, otherwise 128 + `number` as
+    in shells.
     """
-    if "SLURM_JOB_ID" in os.environ or number in WARNINGS:
+    if "SLURM_JOB_ID" in os.environ or number in TIME_LIMIT_SIGNALS:
         return EXIT_RUN_AGAIN
     return 128 + number
 
@@ -57,12 +58,12 @@ class Stop:
     def arm(self, brief: bool = False) -> "Stop":
         """Handle signals from now on.
 
-        A `brief` program ignores `WARNINGS`: it ends before the time limit.
+        A `brief` program ignores `TIME_LIMIT_SIGNALS`: it ends before the time limit.
         """
         for name in SIGNALS:
             if name == signal.SIGHUP and signal.getsignal(name) == signal.SIG_IGN:
                 continue
-            is_ignored = brief and name in WARNINGS
+            is_ignored = brief and name in TIME_LIMIT_SIGNALS
             previous = signal.signal(name, signal.SIG_IGN if is_ignored else self.handle)
             self.previous_handlers.setdefault(name, previous)
         return self
@@ -74,7 +75,10 @@ class Stop:
         self.previous_handlers = {}
 
     def ignore(self) -> None:
-        """Ignore signals until Python has exited. It would replace our handler by a fatal one."""
+        """Ignore signals until Python has exited.
+
+        At exit, Python would replace our handler by the default one, which ends the process.
+        """
         for name in SIGNALS:
             signal.signal(name, signal.SIG_IGN)
 

@@ -49,8 +49,8 @@ def colours(stream: Any, environment: Mapping[str, str]) -> int:
 def sheet(images: np.ndarray, width: int, height: int) -> np.ndarray:
     """Arrange the first images row by row on a black sheet of at most width x height pixels.
 
-    uint8 (N,H,W,1 or 3) -> (height, width, 3). Images are shrunk if not even one would fit, and
-    never enlarged.
+    uint8 (N,H,W,1 or 3) -> (h,w,3), h <= height, w <= width. Images are shrunk if not even one
+    would fit, and never enlarged.
     """
     _, H, W, _ = images.shape
     scale = min(1.0, width / W, height / H)

@@ -7,7 +7,7 @@ import math
 
 from DiffusionModel import DiffusionModel
 from runtime.suggestions import nearest
-from sampling.generate import ImageSet
+from sampling.generate import ImageLayout
 from sampling.image_request import ImageRequest
 
 DEFAULT_NUM = 16
@@ -24,21 +24,22 @@ def is_edit(request: ImageRequest, model: DiffusionModel) -> bool:
     return bool(request.input_image or request.interpolate or model.settings.condition)
 
 
-def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
+def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageLayout:
     """The number of images, their labels and their order in a grid. Raises ValueError."""
     label, num, classes = request.label, request.num, model.unet.classes
     always_labelled = model.settings.label_dropout == 0
-    if label in (None, "none") and classes and always_labelled:  # it needs a label
+    no_label = label is None or request.without_class
+    if no_label and classes and always_labelled:  # it needs a label
         label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
     if label is None and classes and not is_edit(request, model):
         return of_all_classes(classes, num or DEFAULT_NUM)
-    labels = [] if label in (None, "none") else find_labels(label, model)
+    labels = [] if label is None or request.without_class else find_labels(label, model)
     if len(labels) > 1 and request.interpolate:
         raise ValueError("--interpolate takes one class or none: give one --class")
     if len(labels) > 1:
         return one_row_each(labels, num or DEFAULT_NUM_OF_EACH_CLASS)
     total = num or DEFAULT_NUM
-    return ImageSet(
+    return ImageLayout(
         total=total,
         labels=(labels[0],) * total if labels else None,
         columns=0,
@@ -46,9 +47,9 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageSet:
     )
 
 
-def of_all_classes(classes: int, total: int) -> ImageSet:
+def of_all_classes(classes: int, total: int) -> ImageLayout:
     """`total` images. Image i has label i mod K."""
-    return ImageSet(
+    return ImageLayout(
         total=total,
         labels=tuple(i % classes for i in range(total)),
         columns=0,
@@ -56,11 +57,11 @@ def of_all_classes(classes: int, total: int) -> ImageSet:
     )
 
 
-def one_row_each(labels: list[int], num: int) -> ImageSet:
+def one_row_each(labels: list[int], num: int) -> ImageLayout:
     """`num` images of every label. Image i has label i mod K; a grid has a row for each label."""
     K = len(labels)
     columns = max(1, min(num, SHOWN_OF_EACH_CLASS, SHOWN_OF_ALL_CLASSES // K))
-    return ImageSet(
+    return ImageLayout(
         total=num * K,
         labels=tuple(labels * num),
         columns=columns,

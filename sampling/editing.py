@@ -3,8 +3,9 @@
     *_, (T, latent, _) = invert(model, image, times[::-1])      # x_T, which ddim maps to the image
     for t, x_t, x0_hat in repaint(model, x, times, noise, known, mask): ...
 
-Both are generators over times and need only a `Denoiser`, like `samplers`. Letters in the shape
-columns: N images, C channels, H and W height and width.
+`invert` and `repaint` are generators over times and need only a `Denoiser`, like the samplers.
+
+Letters in the shape columns: N images, C channels, H and W height and width.
 """
 
 import math
@@ -19,14 +20,15 @@ from sampling.samplers import Step, ancestral_step, levels, predict
 
 
 @torch.no_grad()
-def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> Iterator[Step]:
+def invert(model: Denoiser, x: Tensor, times: Iterable[int], iterations: int = 5) -> Iterator[Step]:
     """DDIM inversion: from x_0 = `x` to the x_t (N,C,H,W) that `ddim` with eta = 0 maps back to
     x_0. The times increase from 0.
 
-    Each step solves the DDIM equation for x_s by `tries` fixed-point iterations (Pan et al. 2023,
-    "AIDI"), so that sampling reproduces the image. The first guess is the inversion of Song et
-    al. 2021, section 5.4, with the eps of the previous step. The x0_hat yielded with x_t was
-    predicted at the next time. The model must not clip its predictions.
+    Each step solves the DDIM equation for x_s by `iterations` fixed-point iterations (Pan et al.
+    2023, "AIDI"), so that sampling reproduces the image. They begin with the inversion of Song et
+    al. 2021, section 5.4, with the eps of the previous step; in the first step they begin with x_0.
+    The x0_hat yielded with x_t was predicted at the next time. The model must not clip its
+    predictions.
     """
     eps: Tensor | None = None
     for t, s in pairwise(times := list(times)):
@@ -35,7 +37,7 @@ def invert(model: Denoiser, x: Tensor, times: Iterable[int], tries: int = 5) -> 
         x_s, x0_hat = x, x
         if eps is not None:
             x_s = signal_s / signal_t * x + (sigma_s - signal_s * sigma_t / signal_t) * eps
-        for _ in range(tries):
+        for _ in range(iterations):
             x0_hat = predict(model, x_s, s).x0_hat
             if signal_s:
                 eps = (x_s - signal_s * x0_hat) / sigma_s
@@ -63,8 +65,9 @@ def repaint(
     Lugmayr et al. 2022, "RePaint".
 
     After each ancestral step, the known pixels are replaced by a sample of q(x_s | x_0 = known).
-    Every `jump` steps are done `rounds` times: between rounds, as many steps of noise are added
-    back, which makes the two regions consistent. Each t is yielded once, on its last visit.
+    Every `jump` steps are done `rounds` times. Between two rounds, noise is added to return to the
+    first t of these steps. This makes the two regions consistent. Each t is yielded once, on its
+    last visit.
     """
     times = list(times)
     walk = [times[0]]

@@ -26,7 +26,7 @@ from sampling.plan import SamplingPlan, compile_for_sampling, guided_model, samp
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageLayout:
     """The number of images, their labels or None, and the layout of the grids.
 
     columns: images in a row of a grid, 0 for a square grid. order: the indices of the images in the
@@ -48,7 +48,7 @@ class SamplingJob:
 
     model: DiffusionModel
     plan: SamplingPlan
-    image_set: ImageSet
+    image_set: ImageLayout
     edit: EditInputs
     saved: list[int]
     frames: list[int]
@@ -208,7 +208,7 @@ def noise_images(job: NoisingJob) -> GeneratedImages:
 def noise_image(
     model: DiffusionModel, image: Tensor, times: Sequence[int], seed: int
 ) -> dict[int, np.ndarray]:
-    """x_t uint8 (1,H,W,C) of one image (C,H,W) at each t, Eq. 4, always with the same eps."""
+    """x_t uint8 (1,H,W,C) of one image (C,H,W) at each t, Eq. 4, Ho et al. 2020, with one eps."""
     eps = Noise(seed, [0], tuple(image.shape))()  # (1,C,H,W)
     return {t: to_pictures(model.q_sample(image[None], torch.tensor([t]), eps)) for t in times}
 

@@ -38,3 +38,8 @@ class ImageRequest:
     frames: int = 50
     batch_size: int = 64
     precision: str = "32"  # "32", "tf32" or "bf16"
+
+    @property
+    def without_class(self) -> bool:
+        """Whether --class is none, in any case."""
+        return (self.label or "").lower() == "none"

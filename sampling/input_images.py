@@ -19,7 +19,7 @@ from image_data.image_files import open_image, resize_and_crop
 from runtime.image_size import Size, height_and_width, size_of
 from runtime.randomness import Purpose, generator
 
-# A file in a run directory: an unseen image, for the condition if no other image is given.
+# A file in a run directory: an unseen image. The condition is made from it if no image is given.
 EXAMPLE_CONDITION = "samples/condition.png"
 REMEDY = "give another file"
 
@@ -66,7 +66,8 @@ def read_edit_inputs(
 
 
 def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
-    """Read an image file as (C,H,W) in [-1,1], resized and cropped if a model is given."""
+    """Read an image file as (C,H,W) in [-1,1], resized and cropped if a model is given. Raises
+    ValueError, in one line."""
     if model is not None:
         return read_resized(path, model.unet.size, model.unet.depth)
     return to_tensor(open_image(path, remedy=REMEDY))
@@ -75,7 +76,8 @@ def read_image(path: Path, model: DiffusionModel | None = None) -> Tensor:
 def read_resized(path: Path, size: Size, depth: int, pad: bool = True) -> Tensor:
     """Read an image file as (depth,H,W) in [-1,1], resized and cropped to a size.
 
-    pad: pad 28x28 to 32x32 instead of resizing it, as in the datasets.
+    pad: pad 28x28 to 32x32 instead of resizing it, as in the datasets. Raises ValueError, in one
+    line.
     """
     picture = open_image(path, remedy=REMEDY)
     if pad and is_padded(picture, size):
@@ -117,7 +119,8 @@ def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: i
 
 def condition_size(model: DiffusionModel, path: Path) -> Size:
     """The size to which the image of a condition is resized: that of the model, or for
-    "downscale:N" that divided by N if the image is not of the model's size already."""
+    "downscale:N" that divided by N if the image is not of the model's size already. Raises
+    ValueError, in one line."""
     size, factor = model.unet.size, factor_of(model.settings.condition)
     height, width = height_and_width(size)
     picture = open_image(path, remedy=REMEDY)

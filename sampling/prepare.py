@@ -101,7 +101,8 @@ def check_condition_flags(request: ImageRequest, condition: str) -> None:
 
 
 def requested_condition(request: ImageRequest, loaded: LoadedModel) -> EditInputs:
-    """The condition of a request: by default that of an unseen image of the run."""
+    """The condition of a request, by default made from an unseen image of the run. Raises
+    ValueError or OSError, in one line."""
     path, notes = request.condition_image, []
     if path is None:
         path = loaded.path.resolve().parent.parent / EXAMPLE_CONDITION
@@ -120,7 +121,7 @@ def requested_condition(request: ImageRequest, loaded: LoadedModel) -> EditInput
 
 
 def prepare_noising(request: ImageRequest) -> NoisingJob:
-    """Read the image to be noised, at its own size."""
+    """Read the image to be noised, at its own size. Raises ValueError, in one line."""
     # Only the schedule is used, so the network is as small as possible. Parameterization x0 allows
     # schedules with alpha_bar(T) = 0.
     chosen = ModelSettings(
@@ -155,7 +156,7 @@ def prepare_noising(request: ImageRequest) -> NoisingJob:
 
 def saved_steps(request: ImageRequest, T: int, start: int) -> list[int]:
     """The t at which grids are saved: those of the request, or by default 0, T/20, T/2 and the
-    first t."""
+    first t. Raises ValueError, in one line."""
     if request.save_steps is None:
         defaults = {0, T // 20, T // 2, T}
         if request.start_step is None:
@@ -222,7 +223,7 @@ def request_guidance(request: ImageRequest, loaded: LoadedModel) -> tuple[float,
     scale, edits = request.guidance, is_edit(request, loaded.model)
     if scale is None and request.guide_with is None and edits:
         scale = 1.0
-    labelled = request.label != "none" and not (request.label is None and edits)
+    labelled = not request.without_class and not (request.label is None and edits)
     scale, guide = choose_guidance(loaded, scale, request.guide_with, labelled, request.sampler)
     if scale != 1 and not guide and not labelled and loaded.model.unet.classes:
         raise ValueError("--guidance needs a class: give another --class than none")

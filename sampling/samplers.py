@@ -127,9 +127,9 @@ def heun(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     two evaluations a step. In the variables x / signal and sigma / signal, which Karras et al. call
     x and sigma, the ODE is dx/dsigma = (x - x0_hat) / sigma.
 
-    A step that reduces sigma / signal to a quarter or less is an Euler step, with one evaluation:
-    the last step, and the first one if x_T is nearly pure noise, where the averaged slope would
-    lead far off over such a long step.
+    A step that reduces sigma / signal to a quarter or less is an Euler step, with one evaluation.
+    That is the last step, and the first one if x_T is nearly pure noise: over such a long step, the
+    average of the two slopes would lead far off.
     """
     for t, s in pairwise(times := list(times)):
         signal_t, sigma_t, _ = levels(model, t)

@@ -52,7 +52,8 @@ def time_grid(
 
 
 def noise_scale(model: Denoiser, start: int, grid: str) -> np.ndarray:
-    """The quantity (start,) in which the grid is uniform, at t = 1 .. start; rising and finite."""
+    """The quantity (start,) in which the grid is uniform, at t = 1 .. start. It is non-decreasing
+    and finite."""
     ratio = []
     for t in range(1, start + 1):
         alpha_bar = model.alpha_bar(t)

@@ -214,7 +214,7 @@ def test_a_pair_stays_together(pairs, tmp_path):
 
 def test_large_pairs_stay_in_their_files(pairs, tmp_path, monkeypatch):
     memory = PairedSet(True, str(pairs), str(tmp_path), 8)
-    monkeypatch.setattr(mapped_images, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
     mapped = PairedSet(True, str(pairs), str(tmp_path), 8)
     assert isinstance(mapped.images, JoinedImages)
     assert mapped.images.shape == memory.images.shape

@@ -215,3 +215,27 @@ def test_a_batch_that_cannot_be_shared_is_refused(tiny_data):
         ValueError, match="8 cannot be shared by 3 processes: choose a multiple of 3"
     ):
         Batches(DiffSet(True, str(tiny_data), image_size=8), 8, world_size=3)
+
+
+@pytest.mark.parametrize("name", ["shapes.npz", "mnist.npz"])
+def test_an_existing_file_is_read_whatever_its_name(tmp_path, name):
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / name, train_images=images)
+    data = DiffSet(True, str(tmp_path / name))
+    assert len(data) == 18
+    assert torch.equal(data.images[:9].permute(0, 2, 3, 1), torch.from_numpy(images[:9]))
+
+
+def test_a_missing_file_is_a_known_dataset_only_by_name_or_in_the_folder_of_datasets(
+    tmp_path, monkeypatch
+):
+    root = tmp_path / "data"
+    root.mkdir()
+    images = np.zeros((12, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "made.npz", train_images=images)
+    monkeypatch.setattr("Dataset.download", lambda *_: tmp_path / "made.npz")
+    for name in ("mnist.npz", str(root / "mnist.npz")):
+        assert DiffSet(True, name, str(root)).name == "mnist"
+    for name in ("mnist.npz", "shapes.npz"):
+        with pytest.raises(ValueError, match=f"no file .*wrong/{name}: give mnist"):
+            DiffSet(True, str(tmp_path / "wrong" / name), str(root))

@@ -2,16 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import QUICK, ROOT
 from measuring import measure
 from PIL import Image
 
 import evaluate
+from checkpoints.checkpoint_file import checksum_path
+from checkpoints.run_dir import newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_classifier")
 
@@ -211,3 +215,21 @@ def test_bad_input_of_evaluate_is_one_line_and_status_2(
     assert "--terms changes nothing here" in said(*here, "--bound", 0, "--terms", 5)
     assert "leave out --terms" in said(*here, "--exact", "--terms", 5)
     assert "is not a run directory" in refused(evaluate.main, "--ckpt", tmp_path, "--doctor")
+
+
+def test_a_sweep_is_not_compiled_if_only_some_samplers_are_guided(
+    conditional_run, tiny_data, tmp_path, refused
+):
+    """By default ddpm has no guidance, and the other samplers have the model's. The network is
+    compiled for one batch size, and guidance doubles it."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(conditional_run, run_dir)
+    file = newest_checkpoint(run_dir)
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["hyper_parameters"]["guidance"] = 2.0
+    torch.save(checkpoint, file)
+    checksum_path(file).unlink()
+    words = ["--ckpt", run_dir, "--dataset", tiny_data, "--device", "cpu", "--num", 8]
+    message = refused(evaluate.main, *words, "--sweep", "sampler", "--compile", "default")
+    assert "--compile does not go with this --sweep" in message
+    assert not list((run_dir / "evaluation").glob("*/seed*"))

@@ -254,3 +254,43 @@ def test_demo_names_the_classes_and_its_time(tmp_path):
     page = (project / "runs" / "demo" / "index.html").read_text()
     assert page.count("<span>") == 7
     assert (project / "runs" / "demo" / "shapes.gif").is_file()
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A program that prints its arguments instead of running them with Python."""
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_files_are_found_from_another_folder(tmp_path, stand_in, joined):
+    """Words that name no file, such as the name of a pretrained model, stay as they are."""
+    work = tmp_path / "work"
+    (work / "runs").mkdir(parents=True)
+    for name in ("m.safetensors", "betas.txt", "runs/x.ckpt", "linear"):
+        (work / name).touch()
+
+    def training(*values):
+        words = [(f"{flag}={value}",) if joined else (flag, value) for flag, value in values]
+        done = run(work, "shapes", *(word for pair in words for word in pair), PYTHON=stand_in)
+        assert done.returncode == 0, done.stderr
+        (line,) = [one for one in done.stdout.splitlines() if one.startswith("train.py")]
+        return line.replace("=", " ")
+
+    line = training(
+        ("--init-from", "m.safetensors"), ("--schedule", "betas.txt"), ("--data-root", "new")
+    )
+    assert f"--init-from {work}/m.safetensors" in line
+    assert f"--schedule {work}/betas.txt" in line
+    assert f"--data-root {work}/new" in line
+    assert f"--resume {work}/runs/x.ckpt" in training(("--resume", "runs/x.ckpt"))
+    line = training(("--resume", "auto"), ("--init-from", "cifar10"), ("--schedule", "linear"))
+    assert "--resume auto --init-from cifar10 --schedule linear" in line
+
+
+def test_setup_puts_the_data_where_the_user_is(tmp_path, stand_in):
+    done = run(tmp_path, "setup", "shapes", "--data-root", "data", PYTHON=stand_in)
+    assert f"train.py --dataset shapes --data-root {tmp_path}/data --prepare-data" in done.stdout

@@ -1,7 +1,7 @@
 """Micro-batches for training and batches for validation, as the Trainer iterates over them.
 
-Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and a `Share` that says which part
-of the step's random numbers belongs to these images.
+Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and the `Share` of the step's batch
+that these images are, which selects their random numbers.
 
 Letters in the shape columns: B images of a micro-batch, C channels, H and W height and width.
 """
@@ -28,7 +28,7 @@ class TrainingBatches:
     """The micro-batches of one process: `accumulate` for each batch of `Dataset.Batches`.
 
     attempt: the number of restarts after divergence; each has different noise. The state is that of
-    `batches`, in which a batch counts as served once its first micro-batch is.
+    `batches`, which counts a batch as served as soon as its first micro-batch is.
     """
 
     def __init__(self, batches: Batches, accumulate: int, attempt: int):

@@ -30,7 +30,7 @@ class CannotWrite(Exception):
 class Outcome:
     """How one attempt to train ended.
 
-    complete: whether all steps are done or --max-time is over. all_steps: whether all steps are
+    complete: whether all steps are done or --max-time has run out. all_steps: whether all steps are
     done.
     """
 
@@ -75,7 +75,7 @@ def fit_with_restarts(
             return machine.processes.abort(1)
         if outcome.interrupted or not outcome.diverged:
             return report(outcome, run, machine)
-        if start.attempt == MAX_RESTARTS:
+        if start.attempt >= MAX_RESTARTS:
             return report_divergence(outcome, run, machine)
         start = restart(run, machine, start.attempt + 1, outcome.when, outcome.seconds)
         model = build_model(run.model.hparams)

@@ -14,7 +14,7 @@ from DiffusionModel import DiffusionModel
 from runtime.image_size import Size, smaller_side
 
 # Layers whose shapes depend on the images, the classes, --condition, --patch, --variance or
-# --augment, in words: those of a `Unet`, then those of a `UNet2D`.
+# --augment, and how messages call them: layers of a `Unet`, then of a `UNet2D`.
 MAY_BE_NEW = {
     "conv_in.": "the first convolution",
     "conv_out.": "the last convolution",
@@ -111,9 +111,10 @@ def in_words(layers: list[str], before: ModelSettings, now: ModelSettings) -> st
 def with_condition(
     weights: dict[str, Tensor], before: ModelSettings, model: DiffusionModel
 ) -> dict[str, Tensor]:
-    """Weights of a network with these settings, fitted to a model with another condition, or with
-    none. The weights of the input channels of the condition are 0, so that the network ignores it
-    at first.
+    """The weights of a network with the settings `before`, with a first convolution that has the
+    input channels of the condition of `model`. Its weights for these channels are 0, so that the
+    network ignores the condition at first. Returns `weights` unchanged if the condition is the
+    same, if the images have other channels, if --patch differs, or for a `UNet2D`.
     """
     now = model.settings
     same_images = (before.depth, before.patch) == (now.depth, now.patch)

@@ -69,7 +69,7 @@ def validate_now(trainer: pl.Trainer) -> None:
 
 
 def start_without_steps(trainer: pl.Trainer) -> None:
-    """Call `on_train_start` and `on_train_end` also where no step is left.
+    """Call `on_train_start` and `on_train_end` even if no step is left.
 
     The Trainer then returns at once, by design (seen in 2.6.6): a run that was killed in the
     validation of its last step could not make up for it.

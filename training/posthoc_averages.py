@@ -18,8 +18,8 @@ class PowerEmas(StepCallback):
     """Keep the two averages of `checkpoints.posthoc_ema` beside the live weights.
 
     Every checkpoint stores both under the key "power". At every `every`-th step a snapshot of both
-    is written to `folder/step_*.ckpt`: {"step", "weights": one dictionary for each length}. When
-    there are more than `most` snapshots, only those at every 2nd, 4th, .. multiple of `every` are
+    is written to `folder/step_*.ckpt`: {"step", "weights": one dictionary for each length}. After
+    more than `most` times `every` steps, only those at every 2nd, 4th, .. multiple of `every` are
     kept.
     """
 
@@ -67,7 +67,7 @@ class PowerEmas(StepCallback):
         self.weights = checkpoint["power"]
 
     def save_snapshot(self, step: int) -> None:
-        """Write this step's snapshot, and remove older ones if there are more than `most`."""
+        """Write this step's snapshot, and thin out the older ones as the run gets longer."""
         self.folder.mkdir(exist_ok=True)
         CompleteCheckpointIO().save_checkpoint(
             {"step": step, "weights": self.weights}, self.folder / f"step_{step:08d}.ckpt"
@@ -75,7 +75,8 @@ class PowerEmas(StepCallback):
         interval = self.every
         while step // interval > self.most:
             interval *= 2
-        self.remove(lambda step: step % interval != 0)
+        if interval > self.every:  # otherwise keep snapshots that were made at another interval
+            self.remove(lambda step: step % interval != 0)
 
     def remove(self, condition: Callable[[int], bool]) -> None:
         """Remove the snapshots whose step satisfies the condition."""

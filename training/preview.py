@@ -20,7 +20,7 @@ from image_data.grids import pixels_of, square_columns, write_grid
 from runtime.signals import Stop
 from sampling.plan import labels_in_turn, plan_sampling, sample_steps
 from training.ema import Ema
-from training.trackers import Expendable
+from training.trackers import OptionalLogger
 
 CONDITIONS = 12  # in the preview of an image-conditional model
 
@@ -116,7 +116,7 @@ class Preview(pl.Callback):
     def show(self, trainer: pl.Trainer, tag: str, file: Path) -> None:
         """Show an image file in the loggers that show images."""
         for logger in trainer.loggers:
-            if isinstance(logger, Expendable):
+            if isinstance(logger, OptionalLogger):
                 logger.show(tag, file, trainer.global_step)
 
 

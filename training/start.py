@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.checkpoint import read_checkpoint
-from runtime.cores import cores_in_use, usable_cores
+from runtime.cores import cores_used_by_others, usable_cores
 from runtime.launcher import Machine, Refused
 from runtime.signals import Stop
 from training.dry_run import dry_run
@@ -83,7 +83,7 @@ def report_busy_cores(machine: Machine) -> None:
     """Print that training on the CPU will be slower if other programs use many cores."""
     if machine.device.type != "cpu" or machine.processes.world_size > 1:
         return
-    others, cores = cores_in_use(), len(usable_cores())
+    others, cores = cores_used_by_others(), len(usable_cores())
     if others > BUSY * cores:
         machine.processes.print(
             f"other programs use {others:.1f} of {cores} cores: training will be slower",

@@ -38,11 +38,11 @@ def open_loggers(run: TrainingRun, resumed_step: int) -> list[Logger]:
         "wandb": lambda: Wandb(run),
         "trackio": lambda: Trackio(run),
     }
-    others = [Expendable(name, makers[name]) for name in run.settings.logger if name in makers]
+    others = [OptionalLogger(name, makers[name]) for name in run.settings.logger if name in makers]
     return [MetricsCsv(run.run_dir / "metrics.csv", columns, resumed_step), *others]
 
 
-class Expendable(Logger):
+class OptionalLogger(Logger):
     """An optional logger: if it fails, training continues without it.
 
     A failure is reported once, in one line, and the logger is not used again. `make` creates the

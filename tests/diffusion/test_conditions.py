@@ -6,14 +6,14 @@ from models import model, perturbed, seeded
 
 from diffusion.conditions import (
     as_picture,
-    beside,
     check_condition,
+    concatenate_condition,
     condition_channels,
     is_condition,
-    keep_known,
     luma,
     make_condition,
     random_masks,
+    restore_known_pixels,
 )
 from diffusion.draws import Draws, Share
 from diffusion.settings import check_settings
@@ -101,9 +101,9 @@ def test_hidden_pixels_are_hidden_and_the_others_known():
     assert torch.equal(condition, changed)
     assert torch.equal(condition[:, 3:] > 0, mask)
     guess = torch.zeros_like(x)
-    kept = keep_known("mask", guess, condition)
+    kept = restore_known_pixels("mask", guess, condition)
     assert torch.equal(kept, torch.where(mask, guess, x))
-    assert keep_known("gray", guess, condition) is guess
+    assert restore_known_pixels("gray", guess, condition) is guess
 
 
 def test_masks_vary_and_cover_a_part():
@@ -167,9 +167,9 @@ def test_the_network_sees_the_condition_beside_x_t():
     m = perturbed(model(condition="downscale:2", condition_depth=1))
     x, t = images(depth=1), torch.tensor([1, 200, 700, 1000])
     condition = make_condition("downscale:2", images(depth=1))
-    output = m(beside(x, condition), t)
+    output = m(concatenate_condition(x, condition), t)
     assert output.shape == x.shape
-    assert not torch.allclose(output, m(beside(x, condition.flip(0)), t))
+    assert not torch.allclose(output, m(concatenate_condition(x, condition.flip(0)), t))
     assert m.unet.conv_in.in_channels == 2
 
 

@@ -6,6 +6,7 @@ import torch
 from models import model
 
 from diffusion import schedules
+from diffusion.settings import ModelSettings, read_schedule
 from DiffusionModel import DiffusionModel
 
 
@@ -84,3 +85,13 @@ def test_zero_terminal_snr_equals_diffusers_and_leaves_noise_alone(schedule):
 def test_betas_that_cannot_be_trained_with_are_refused(settings, said):
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=said):
         model(**settings)
+
+
+def test_a_number_of_steps_that_is_not_that_of_the_file_is_refused(tmp_path):
+    """The default T gives way to the number of betas in the file."""
+    file = tmp_path / "betas.txt"
+    file.write_text("0.01\n" * 50)
+    assert read_schedule(ModelSettings(schedule=str(file))).T == 50
+    assert read_schedule(ModelSettings(schedule=str(file), T=50)).T == 50
+    with pytest.raises(ValueError, match="has 50 betas, not --T 40: leave out --T"):
+        read_schedule(ModelSettings(schedule=str(file), T=40))

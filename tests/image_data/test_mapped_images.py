@@ -44,7 +44,7 @@ def both(monkeypatch):
     def load(train, file, size=8):
         data = []
         for limit in (2**30, 0):
-            monkeypatch.setattr(mapped_images, "IN_MEMORY", limit)
+            monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", limit)
             data.append(DiffSet(train, str(file), str(file.parent / "root"), size))
         assert isinstance(data[0].images, torch.Tensor)
         assert isinstance(data[1].images, MappedImages)
@@ -104,7 +104,7 @@ def test_a_position_in_mapped_images_is_that_in_memory(held_out, both, served):
 def test_training_is_that_in_memory_also_when_it_is_resumed(tiny_data, tmp_path, monkeypatch):
     options = ("--dropout", 0.3, "--flip")
     fit(tiny_data, tmp_path / "memory", "--max-steps", 17, *options)
-    monkeypatch.setattr(mapped_images, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
     fit(tiny_data, tmp_path / "mapped", "--max-steps", 5, *options)
     fit(tiny_data, tmp_path / "mapped", "--max-steps", 17, *options)
     assert losses(tmp_path / "memory") == losses(tmp_path / "mapped")
@@ -151,7 +151,7 @@ def test_a_mapped_array_is_read_only_and_compressed_ones_are_read(held_out, tmp_
 
 @pytest.mark.parametrize("damage", ["cut", "header", "shape"])
 def test_a_damaged_file_is_refused(held_out, damage, tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped_images, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
     written = bytearray(held_out.read_bytes())
     if damage == "cut":  # by a copy that was interrupted
         del written[len(written) // 2 :]
@@ -178,7 +178,7 @@ def anonymous():  # KiB of memory that is this process's own
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
-mapped_images.IN_MEMORY = 0
+mapped_images.MAX_BYTES_IN_MEMORY = 0
 before = anonymous()
 data = DiffSet(True, sys.argv[1], image_size=64)
 digest, grown = data.digest(), anonymous() - before
@@ -194,7 +194,7 @@ def test_two_processes_share_the_pages_of_one_file(tmp_path, monkeypatch):
     file = tmp_path / "shared.npz"
     images = np.random.default_rng(0).integers(0, 256, (80, 64, 64, 3), dtype=np.uint8)
     write_npz(file, train_images=Parts((8000, 64, 64, 3), (images for _ in range(100))))
-    monkeypatch.setattr(mapped_images, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
     data = DiffSet(True, str(file), image_size=64)
     result = subprocess.run(
         [sys.executable, "-c", SHARED, file], cwd=ROOT, capture_output=True, text=True, check=True
@@ -222,7 +222,7 @@ def test_fitted_images_that_cannot_be_written_are_kept_in_memory(
     held_out, both, small_disk, capsys, monkeypatch
 ):
     memory, _ = both(True, held_out, 12)
-    monkeypatch.setattr(mapped_images, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
     for options in ("ro,size=1m", "size=16k"):
         disk = small_disk(options)
         capsys.readouterr()
@@ -238,7 +238,7 @@ def test_fitted_images_that_cannot_be_written_are_kept_in_memory(
 def test_fitted_images_that_are_small_enough_are_kept_in_memory(held_out, both, monkeypatch):
     """A mapped file whose images are small enough for memory when they are fitted."""
     memory, _ = both(True, held_out, 4)
-    monkeypatch.setattr(mapped_images, "IN_MEMORY", 135 * 4 * 4 * 3)
+    monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 135 * 4 * 4 * 3)
     small = DiffSet(True, str(held_out), str(held_out.parent / "none"), 4)
     assert isinstance(small.images, torch.Tensor)
     assert torch.equal(small.images, memory.images)
@@ -253,9 +253,18 @@ def test_a_large_folder_is_mapped_by_train_py(tmp_path, monkeypatch, capsys):
     for i in range(40):
         pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i:02}.png")
-    monkeypatch.setattr(mapped_images, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
     words = ["--dataset", tmp_path / "photos", "--data-root", tmp_path / "data", *TINY]
     words += ["--run-dir", tmp_path / "run", "--max-steps", 2]
     assert train.main([*map(str, words)]) == 0
     assert "36 images 3x8x8, 4 unseen" in capsys.readouterr().out
     assert [file.suffix for file in (tmp_path / "data").iterdir()] == [".npz"]
+
+
+def test_an_array_may_have_any_name(tmp_path, monkeypatch):
+    images = np.zeros((20, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "large.npz", train_images=images, path=np.arange(3))
+    monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
+    assert len(DiffSet(True, str(tmp_path / "large.npz"), str(tmp_path / "root"), 12)) == 18
+    (written,) = (tmp_path / "root").iterdir()
+    assert read_npz(written)["path"].tolist() == [0, 1, 2]

@@ -25,7 +25,7 @@ def test_a_folder_is_read_as_it_is(tmp_path):
     found = read_samples(tmp_path / "all")
     assert np.array_equal(found.images, PIXELS)
     assert found.labels is None
-    without = read_samples(tmp_path / "all", left_out=lambda path: path.parent.name == "a")
+    without = read_samples(tmp_path / "all", skip=lambda path: path.parent.name == "a")
     assert np.array_equal(without.images, PIXELS[2:])
 
 

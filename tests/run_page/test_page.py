@@ -1,6 +1,7 @@
 """The page of a run: its contents, and missing and damaged files."""
 
 import html.parser
+import json
 import re
 import shutil
 from itertools import pairwise
@@ -17,6 +18,7 @@ from evaluation.metrics_csv import read_rows
 from run_page.charts import format_number
 from run_page.checkpoint_summary import read_checkpoint_summary
 from run_page.curves import read_losses
+from run_page.metric_tables import describe_metrics
 from run_page.pictures import noise_real_images, read_sprite
 
 
@@ -249,3 +251,36 @@ def test_a_copy_without_the_template_says_what_is_missing(
 ):
     monkeypatch.setattr("run_page.page.TEMPLATE", tmp_path / "page.html")
     assert "page.html, the template of the page, is missing" in refused(report.main, finished_run)
+
+
+def test_a_sweep_is_a_table():
+    row = {"sampler": "ddpm", "variance": "small", "steps": 20, "evaluations": 20.0}
+    row["frechet"] = {"mean": 4.5, "lowest": 4.0, "highest": 5.0}
+    measured = {
+        "features": "classifier",
+        "images": 20,
+        "seeds": [0, 1],
+        "train_images": 60,
+        "floor": 0.25,
+        "ceiling": 321.0,
+        "rows": [row, row | {"sampler": "unipc", "variance": "", "steps": 5}],
+    }
+    (table,) = describe_metrics({"sweep": measured}, None).tables
+    assert (
+        table.title
+        == "Frechet distance of 2 × 20 samples to 60 training images, in features of classifier"
+    )
+    assert table.rows == [
+        ("ddpm, small variance, 20 steps", "4.5", "4 to 5", "0.25", "321"),
+        ("unipc, 5 steps", "4.5", "4 to 5", "0.25", "321"),
+    ]
+
+
+def test_scored_files_are_a_table(finished_run):
+    """evaluate.py --samples can write into a run directory that has not been measured."""
+    measured = json.loads((finished_run / "metrics.json").read_text())
+    distances = measured["distances"]["classifier"]
+    del distances["sampling"]
+    measured = {"distances": {"classifier": distances | {"samples": "s.npz", "sets": 1}}}
+    (table,) = describe_metrics(measured, None).tables
+    assert table.title == "20 images of s.npz, in features of classifier"

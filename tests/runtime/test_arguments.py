@@ -90,3 +90,9 @@ def test_the_home_folder_is_found_where_a_shell_leaves_it(monkeypatch):
     assert parser.parse_args(["--out=~/images"]).out == "/home/me/images"
     assert parser.parse_args(["--out=a~/images"]).out == "a~/images"
     assert parser.parse_args(["--out", "~"]).out == "~"
+
+
+@pytest.mark.parametrize("text", ["0s", "0.0m", "0h", "00:00:00"])
+def test_no_time_at_all_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a time of more than 0"):
+        duration(text)

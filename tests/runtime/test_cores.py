@@ -23,7 +23,7 @@ def test_a_busy_neighbour_is_seen():
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.5)
-        assert cores.cores_in_use(1.0) > 0.2
+        assert cores.cores_used_by_others(1.0) > 0.2
     finally:
         neighbour.kill()
         neighbour.wait()

@@ -184,3 +184,24 @@ def test_a_batch_that_cannot_be_shared_is_refused_once(start, tmp_path):
     assert process.ends() == 2
     assert process.err.count("batch size 9 cannot be shared by 2 processes") == 1
     assert "Traceback" not in process.err
+
+
+GATHER = """
+import torch
+from runtime.processes import launch_processes
+
+opened = []
+new_group = torch.distributed.new_group
+torch.distributed.new_group = lambda *a, **k: opened.append(1) or new_group(*a, **k)
+processes = launch_processes("cpu", 2)
+found = [processes.gather((i, processes.global_rank)) for i in range(3)]
+processes.print(found, len(opened))
+processes.leave()
+"""
+
+
+def test_values_are_gathered_over_one_connection(tmp_path):
+    (tmp_path / "gather.py").write_text(GATHER)
+    process = Process(tmp_path, tmp_path / "gather.py", script="", fresh=True, PYTHONPATH=str(ROOT))
+    assert process.ends() == 0, process.err
+    assert process.out.split("\n")[-2] == "[[(0, 0), (0, 1)], [(1, 0), (1, 1)], [(2, 0), (2, 1)]] 1"

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from runtime.signals import EXIT_RUN_AGAIN, SIGNALS, WARNINGS, Stop, exit_status
+from runtime.signals import EXIT_RUN_AGAIN, SIGNALS, TIME_LIMIT_SIGNALS, Stop, exit_status
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def stop(monkeypatch):
 
 def test_exit_statuses(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    of_a_shell = [exit_status(number) for number in SIGNALS if number not in WARNINGS]
+    of_a_shell = [exit_status(number) for number in SIGNALS if number not in TIME_LIMIT_SIGNALS]
     assert of_a_shell == [130, 143, 129, 152]
-    assert [exit_status(number) for number in WARNINGS] == [EXIT_RUN_AGAIN] * 2
+    assert [exit_status(number) for number in TIME_LIMIT_SIGNALS] == [EXIT_RUN_AGAIN] * 2
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert [exit_status(number) for number in SIGNALS] == [EXIT_RUN_AGAIN] * 6
 
@@ -56,7 +56,7 @@ def test_a_deferred_signal_is_recorded(stop, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("number", WARNINGS)
+@pytest.mark.parametrize("number", TIME_LIMIT_SIGNALS)
 def test_a_brief_program_ignores_warnings_of_a_time_limit(stop, number):
     stop.arm(brief=True)
     os.kill(os.getpid(), number)

@@ -12,8 +12,8 @@ from sampling.samplers import ddim, levels
 from sampling.time_grid import GRIDS, time_grid
 
 
-def roundtrip(m, image, times, tries):
-    *_, (_, latent, _) = invert(m, image, times[::-1], tries)
+def roundtrip(m, image, times, iterations):
+    *_, (_, latent, _) = invert(m, image, times[::-1], iterations)
     *_, (_, back, _) = ddim(m, latent, times, lambda: pytest.fail("no noise is asked for"))
     return latent, float((back - image).abs().max())
 
@@ -30,8 +30,8 @@ def test_an_image_comes_back_from_its_latent(settings):
     m = Guided(perturbed(model(**settings)), clip=False)
     image = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     times = time_grid(m, 50, 1000, "log-snr")
-    latent, error = roundtrip(m, image, times, tries=10)
-    _, once = roundtrip(m, image, times, tries=1)
+    latent, error = roundtrip(m, image, times, iterations=10)
+    _, once = roundtrip(m, image, times, iterations=1)
     print(error, once)
     assert error < 1e-2
     assert once > 3 * error  # one iteration is less accurate
@@ -115,7 +115,7 @@ def test_slerp_goes_from_one_to_the_other_and_keeps_the_norm():
 def test_guided_inversion_comes_back_too():
     m = Guided(conditional(), torch.tensor([0, 2]), clip=False)
     image = torch.rand(2, 1, 8, 8) * 2 - 1
-    assert roundtrip(m, image, time_grid(m, 50, 1000, "log-snr"), tries=10)[1] < 2e-3
+    assert roundtrip(m, image, time_grid(m, 50, 1000, "log-snr"), iterations=10)[1] < 2e-3
 
 
 # ---- times --------------------------------------------------------------------------------------

@@ -114,3 +114,11 @@ def test_a_large_image_is_noised_at_the_saved_steps_alone(tmp_path, size, frames
         assert sorted(images.frames) == [0, 50, 500, 1000]
         assert images.images.shape == (4, size, size, 3)
         assert not images.predicted
+
+
+@pytest.mark.parametrize("label", ["none", "None", "NONE"])
+def test_none_is_no_class_in_any_case(label):
+    assert arrange_images(ImageRequest(num=5, label=label), conditional()).labels is None
+    loaded = LoadedModel(conditional(), Path("x.ckpt"), "", step=64, trained_on="")
+    with pytest.raises(ValueError, match="give another --class than none"):
+        plan_request(ImageRequest(label=label, guidance=2.0), loaded, [0])

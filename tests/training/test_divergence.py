@@ -159,3 +159,17 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_data, tmp_path, monkeypa
     assert fit_run(tiny_data, tmp_path, "--max-steps", 60) == 1
     assert "step_00000025.ckpt; try a smaller --lr" in capsys.readouterr().err
     assert load_model(tmp_path)
+
+
+def test_a_checkpoint_of_more_restarts_than_are_allowed_is_not_restarted(
+    tiny_data, tmp_path, bad_steps, capsys, monkeypatch
+):
+    """It may be from a version that allowed more."""
+    with monkeypatch.context() as patched:
+        patched.setattr("training.fit.MAX_RESTARTS", 4)
+        bad_steps(lambda attempt, i: i >= 31 and attempt < 4)
+        assert fit_run(tiny_data, tmp_path, "--max-steps", 50) == 0
+    capsys.readouterr()
+    bad_steps(lambda attempt, i: i >= 51 and attempt < 6)
+    assert fit_run(tiny_data, tmp_path, "--max-steps", 100) == 1
+    assert "with different noise" not in capsys.readouterr().err
