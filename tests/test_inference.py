@@ -235,6 +235,8 @@ def test_several_classes_are_rows_of_one_grid(conditional_run, tmp_path):
     words = ["--class", "1, 0", "--num", 3, "--save-steps", 0, "--out", tmp_path / "out"]
     infer("--ckpt", conditional_run, *words)
     assert np.load(tmp_path / "out" / "samples.npz")["arr_1"].tolist() == [1, 0] * 3
+    grid = small_grid(tmp_path / "out" / "t0000.png", width=3 * 10 + 2)
+    assert grid.shape == (2 * 10 + 2, 3 * 10 + 2, 3)
 
 
 def test_an_image_is_noised_to_the_start_step_and_denoised(tiny_run, tmp_path, capsys):

@@ -147,12 +147,7 @@ def test_the_readme_names_every_room():
     assert {*named} == {*LAYER, "benchmarks", "docs", "images", "pretrained", "tests"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md"])
-def test_files_that_are_named_exist(page):
-    named = re.findall(
-        r"`((?:tests|benchmarks|images|run_page|\w+)/[\w/.]+\.(?:py|png|gif|html))`",
-        (ROOT / page).read_text(),
-    )
-    examples = ("class/", "runs/", "samples/", "images/t0000.png", "evaluation/")
-    missing = [name for name in named if not (ROOT / name).exists()]
-    assert not [name for name in missing if not name.startswith(examples)]
+def test_the_files_that_contributing_md_names_exist():
+    named = re.findall(r"`(\w+/[\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len({*named}) >= 5
+    assert [name for name in named if not (ROOT / name).is_file()] == []

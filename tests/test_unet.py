@@ -6,7 +6,7 @@ from models import NETWORK, gradients
 from torch import nn
 
 from checkpoints.diffusers_weights import to_diffusers
-from Unet import ResidualBlock, Stage, Unet, Upsample, attend, time_embedding
+from Unet import Attention, ResidualBlock, Stage, Unet, Upsample, attend, time_embedding
 
 
 def perturbed(net: nn.Module) -> nn.Module:
@@ -81,10 +81,11 @@ def test_starts_as_zero_and_as_shortcuts():
     net = Unet(1, 32, (1, 2), (8,), 1, size=16)
     x = torch.randn(2, 1, 16, 16)
     assert not net(x, torch.tensor([0, 5])).any()
-    block = ResidualBlock(32, 32, 8, 0.0, film=False)
-    nn.init.zeros_(block.conv2.weight)
-    h = torch.randn(1, 32, 4, 4)
-    assert torch.allclose(block(h, torch.randn(1, 8)), h + block.conv2.bias[:, None, None])
+    stages = [layer for layer in net.modules() if isinstance(layer, Stage)]
+    assert any(isinstance(stage.attention, Attention) for stage in stages)
+    for stage in stages:
+        h = torch.randn(1, stage.block.conv1.in_channels, 4, 4)
+        assert torch.equal(stage(h, torch.randn(1, 4 * 32)), stage.block.shortcut(h))
 
 
 @pytest.mark.parametrize(

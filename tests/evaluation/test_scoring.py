@@ -214,8 +214,6 @@ def test_fid_is_that_of_torch_fidelity_for_the_same_folders(
         input2=str(other),
         cuda=False,
         fid=True,
-        kid=True,
-        kid_subset_size=20,
         feature_extractor_weights_path=str(inception_file),
         batch_size=8,
         num_workers=0,

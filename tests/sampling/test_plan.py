@@ -13,7 +13,7 @@ from sampling.samplers import SAMPLERS, sample
 from sampling.time_grid import time_grid
 
 
-def test_the_defaults_are_those_of_the_help():
+def test_default_sampler_and_steps():
     m = model(T=100)
     assert plan_sampling(m).sampler == "unipc"
     assert plan_sampling(m).steps == 20
@@ -58,11 +58,12 @@ def test_guidance_needs_images_without_a_label_in_training():
 @pytest.mark.parametrize("interval", [None, (200, 800)])
 @pytest.mark.parametrize("keep", [(), (0, 50, 500)])
 def test_evaluations_are_used_up_and_not_exceeded(sampler, interval, keep):
-    guided = {"guidance": 2.0, "guidance_interval": interval}
-    plan = plan_sampling(conditional(), sampler, evaluations=30, keep=keep, **guided)
-    assert 26 <= plan.evaluations <= 30
-    one_more = plan_sampling(conditional(), sampler, steps=31, keep=keep, **guided)
-    assert one_more.evaluations > 30
+    """The plan is the one with the most steps that takes at most 30 evaluations."""
+    m, settings = conditional(), {"guidance": 2.0, "guidance_interval": interval, "keep": keep}
+    plan = plan_sampling(m, sampler, evaluations=30, **settings)
+    plans = [plan_sampling(m, sampler, steps=steps, **settings) for steps in range(1, 31)]
+    assert plan == [one for one in plans if one.evaluations <= 30][-1]
+    assert plan.evaluations >= 26
     assert set(keep) <= set(plan.times)
 
 

@@ -355,4 +355,4 @@ def test_every_sampler_takes_a_model_with_everything(sampler):
         m.variance,
     )
     assert x.isfinite().all()
-    assert x.abs().max() <= 1 + 1e-5 or sampler == "ddpm"
+    assert x.abs().max() <= 1 + 1e-5

@@ -107,7 +107,7 @@ def test_a_signal_leaves_a_complete_checkpoint_and_a_clear_last_line(
         assert_same_run(run_dir, undisturbed)
 
 
-def test_in_a_job_every_signal_is_75(start, tmp_path):
+def test_sigterm_in_a_job_exits_with_75(start, tmp_path):
     run_dir = tmp_path / "run"
     process = (
         start(run_dir, SLURM_JOB_ID="1").until(lambda: steps(run_dir) > 5).kill(signal.SIGTERM)
