@@ -376,18 +376,18 @@ MUTANTS = [
         "2",
     ),
     Mutant(
-        "every process draws the noise of the first one",
+        "every process and micro-batch has the noise of the first one",
         "diffusion/draws.py",
         "slice(share.part * len(x), (share.part + 1) * len(x))",
         "slice(0, len(x))",
-        "test_the_shares_of_processes_are_one_batch",
+        "test_a_step_in_micro_batches_is_that_of_the_whole_batch",
     ),
     Mutant(
-        "every part of an accumulated batch has the same noise",
+        "all micro-batches of a step have the same noise",
         "training/batches.py",
         "Share(rank * accumulate + i,",
         "Share(rank * accumulate,",
-        "test_a_batch_in_parts_is_the_batch",
+        "test_a_step_in_micro_batches_is_that_of_the_whole_batch",
     ),
     Mutant(
         "images are mirrored upside down",

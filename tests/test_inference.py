@@ -164,14 +164,6 @@ def test_the_precision_is_that_of_the_flag_or_of_the_hardware(
     assert set(seen) == {bf16}
 
 
-def test_two_runs_write_the_same_bytes(tiny_run, tmp_path):
-    for name in ("a", "b"):
-        infer("--ckpt", tiny_run, "--num", 2, "--out", tmp_path / name)
-    for file in (tmp_path / "a").glob("*.png"):
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
-    assert np.array_equal(*(np.load(tmp_path / name / "trajectory.npz")["frames"] for name in "ab"))
-
-
 def test_ema_and_raw_weights_give_different_images(tiny_run, tmp_path):
     for weights in ("ema", "raw"):
         infer("--ckpt", tiny_run, "--num", 2, "--out", tmp_path / weights, "--weights", weights)

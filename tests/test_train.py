@@ -141,7 +141,6 @@ def test_the_paper_preset_has_the_papers_values():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--dataset", "nist"], "did you mean mnist?"),
         (["--dataset", "/no/such/folder"], "no folder /no/such/folder: give mnist, "),
         (["--batch-size", "0"], "at least 1"),
         (["--batch-size", "100000"], "batch size of 60 or less"),
@@ -167,8 +166,6 @@ def test_the_paper_preset_has_the_papers_values():
         (["--device", "cuda"], "this machine has none"),
         (["--resume", "/no/such.ckpt"], "no checkpoint at"),
         (["--run-dir", "/dev/null/x"], "choose another --run-dir"),
-        (["--no-such-flag"], "unknown flag --no-such-flag: see python"),
-        (["--schedule", "cosin"], "did you mean cosine?"),
         (["--schedule", "/etc/passwd"], "cannot be read as a table of betas"),
         (["--augment", "2"], "from 0 to 1"),
         (
@@ -181,7 +178,7 @@ def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, 
     if argv == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     given = {"--dataset": str(tiny_data), "--run-dir": str(tmp_path / "run"), "--max-steps": "1"}
-    given |= dict(zip(argv[::2], argv[1::2])) if len(argv) > 1 else {argv[0]: "1"}
+    given |= dict(zip(argv[::2], argv[1::2]))
     line = refused(train.main, *TINY, *(part for pair in given.items() for part in pair))
     assert said in line
     assert not (tmp_path / "run").exists()

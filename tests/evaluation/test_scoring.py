@@ -121,7 +121,9 @@ def test_training_images_are_at_no_distance_and_are_copies(score, tiny_data, tmp
     assert one["to_train"]["frechet"]["mean"] == pytest.approx(0, abs=1e-4)
     assert (one["to_train"]["precision"]["mean"], one["to_train"]["recall"]["mean"]) == (1, 1)
     assert one["as_asked"]["mean"] == 1
-    assert found["memorization"]["classifier"]["pixels"]["copies"] == 1
+    assert one["shares"] == pytest.approx(one["real_shares"])
+    memorization = found["memorization"]["classifier"]
+    assert (memorization["pixels"]["copies"], memorization["features"]["copies"]) == (1, 1)
     np.savez(tmp_path / "train.npz", arr_0=images, arr_1=labels + 1)  # no classes of the dataset
     _, found = score(tmp_path / "train.npz", "--dataset", tiny_data)
     assert "as_asked" not in found["distances"]["classifier"]

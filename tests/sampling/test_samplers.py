@@ -77,16 +77,6 @@ def test_it_starts_at_T_and_skips_no_step():
     ] == [20, 7, 3]
 
 
-def test_no_noise_is_added_in_the_last_step():
-    m = model(T=20)
-    *_, before, last = ddpm(
-        m, torch.randn(2, 1, 8, 8), [20, 1, 0], lambda: torch.full((2, 1, 8, 8), 1e3)
-    )
-    assert before[1].abs().max() > 10
-    assert torch.allclose(last[1], before[2], atol=1e-4)  # x_0 is the last prediction, clipped
-    assert last[1].abs().max() <= 1
-
-
 def test_noise_of_an_image_depends_on_seed_and_number_alone():
     whole, part = Noise(5, range(6), (1, 2, 2)), Noise(5, [4, 2], (1, 2, 2))
     for _ in range(3):
