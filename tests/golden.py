@@ -94,7 +94,7 @@ def training_results(run_dir: Path) -> dict[str, object]:
 
 def hash_samples(run_dir: Path, *flags: str) -> str:
     """A hash of the samples, of the trajectory and of the predictions."""
-    out = run_dir / "drawn"
+    out = run_dir / "sampled"
     run(
         "Inference",
         "--ckpt",
@@ -108,9 +108,9 @@ def hash_samples(run_dir: Path, *flags: str) -> str:
         "--no-preview",
         *flags,
     )
-    with np.load(out / "samples.npz") as drawn, np.load(out / "trajectory.npz") as trajectory:
+    with np.load(out / "samples.npz") as samples, np.load(out / "trajectory.npz") as trajectory:
         return digest(
-            drawn["arr_0"], trajectory["frames"], trajectory["predicted"], trajectory["times"]
+            samples["arr_0"], trajectory["frames"], trajectory["predicted"], trajectory["times"]
         )
 
 
@@ -140,8 +140,8 @@ def case(run_dir: Path, data: str, *flags: str) -> dict[str, object]:
 
 
 def editing(run_dir: Path, folder: Path) -> dict[str, object]:
-    """Hashes for SDEdit, inpainting, interpolation, two processes, the raw weights, the forward
-    process and a set of samples."""
+    """Hashes for SDEdit, inpainting, interpolation, two processes, raw weights and the forward
+    process; and the distances of a set of samples."""
     from PIL import Image
 
     random = np.random.default_rng(1)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import QUICK, TINY
 from PIL import Image
-from training_runs import fit, losses, steps, weights_hash
+from training_runs import fit, last_step, losses, weights_hash
 
 import convert
 import evaluate
@@ -90,15 +90,17 @@ WRITES = ("samples", "GIF", "WebP", "MP4", "safetensors", "diffusers", "report")
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("room", [0, 8])
+@pytest.mark.parametrize("kib_left", [0, 8])
 @pytest.mark.parametrize("name", WRITES)
-def test_a_full_disk_under_what_a_script_writes(plain_run, sampled, full_disk, capsys, name, room):
-    disk, make_room = full_disk(room)
+def test_a_full_disk_under_what_a_script_writes(
+    plain_run, sampled, full_disk, capsys, name, kib_left
+):
+    disk, free_space = full_disk(kib_left)
     trajectory = sampled / "trajectory.npz"
     script, words, appears = scripts_that_write(plain_run, trajectory, disk)[name]
     assert "No space left on device" in last_line(capsys, script.main, *words)
     assert not [file for file in disk.rglob("*") if ".tmp." in file.name]
-    make_room()
+    free_space()
     assert script.main(list(map(str, words))) == 0
     assert (disk / appears).exists()
 
@@ -153,7 +155,7 @@ def images(folder, names=("a.png", "b.png")) -> None:
 def test_metrics_csv_cannot_be_written(start, tmp_path, undisturbed):
     """Every write to /dev/full fails as on a full disk."""
     run_dir, link = tmp_path / "run", tmp_path / "link"
-    process = start(run_dir, "--save-every", 1000).until(lambda: steps(run_dir) > 5)
+    process = start(run_dir, "--save-every", 1000).until(lambda: last_step(run_dir) > 5)
     link.symlink_to("/dev/full")
     link.replace(run_dir / "metrics.csv")
     assert process.ends() == 1

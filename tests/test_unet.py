@@ -70,7 +70,7 @@ def test_both_ways_to_enlarge_are_repeated_pixels_and_a_convolution(way):
         assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 
 
-def test_time_embedding_ends_at_both_frequencies():
+def test_time_embedding_frequencies_fall_from_1_to_1_over_10000():
     e = time_embedding(torch.tensor([0, 1000]), 8)
     assert torch.equal(e[0], torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1]))
     assert torch.allclose(e[1, 3], torch.tensor(0.1).sin(), atol=1e-5)  # 1000 / 10000
@@ -202,7 +202,7 @@ def test_time_reaches_the_narrowest_block():
     assert (block(x, e[:1]) - block(x, e[1:])).abs().max() > 1e-2
 
 
-def trained(**network) -> Unet:
+def with_random_weights(**network) -> Unet:
     """A network whose last layers are not zero."""
     torch.manual_seed(0)
     net = Unet(**{**NETWORK, **network})
@@ -231,7 +231,7 @@ def kept_bytes(net: Unet, recompute: bool) -> tuple[int, list[torch.Tensor]]:
 
 
 def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradient():
-    net = trained(blocks=2, dropout=0.3)
+    net = with_random_weights(blocks=2, dropout=0.3)
     (everything, expected), (less, found) = kept_bytes(net, False), kept_bytes(net, True)
     assert less < everything / 2
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

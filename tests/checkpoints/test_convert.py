@@ -482,7 +482,7 @@ class Spy:
         "code",
     ],
 )
-def test_a_damaged_or_hostile_folder_is_one_line(how, written, refused):
+def test_a_damaged_or_hostile_folder_gives_a_one_line_error(how, written, refused):
     said = spoil(written, how)
     assert said in refused(Inference.main, "--ckpt", written)
     assert not Spy.ran

@@ -6,7 +6,7 @@ from models import EVERYTHING, conditional, model, perturbed, seeded
 from training.batches import micro_batches
 
 
-def test_hidden_labels_are_no_labels():
+def test_dropped_labels_are_the_null_label():
     x, y = torch.rand(64, 1, 8, 8) * 2 - 1, torch.arange(64) % 3
     m = conditional(label_dropout=1.0)
     assert torch.equal(m.get_loss((x, y), 4), m.get_loss(x, 4))

@@ -71,13 +71,13 @@ def test_a_file_and_a_folder_with_the_same_images_have_the_same_distances(
     assert len(list(folder.iterdir())) == 30
 
 
-def test_a_second_run_takes_no_picture_for_a_sample_and_keeps_the_features(
+def test_a_second_run_ignores_the_earlier_picture_and_reuses_the_features(
     score, pixels, tiny_data, tmp_path, monkeypatch
 ):
     write_folder(tmp_path / "all" / "folder", pixels)
     _, first = score(tmp_path / "all" / "folder", "--dataset", tiny_data)
     assert (tmp_path / "all" / "folder-evaluation" / "nearest-classifier.png").is_file()
-    monkeypatch.setattr(features, "extract_features", lambda *_: pytest.fail("they were kept"))
+    monkeypatch.setattr(features, "extract_features", lambda *_: pytest.fail("extracted again"))
     _, again = score(tmp_path / "all" / "folder", "--dataset", tiny_data)
     assert again == first
     _, above = score(tmp_path / "all", "--dataset", tiny_data)  # which has the picture in it
@@ -111,7 +111,7 @@ def test_how_many_images_are_few_depends_on_the_features(count, size, few):
     assert (f"only with that of {count} other" in scoring.warning_of_few(of_reference)) == bool(few)
 
 
-def test_training_images_are_at_no_distance_and_are_copies(score, tiny_data, tmp_path):
+def test_training_images_have_distance_0_and_are_copies(score, tiny_data, tmp_path):
     train_set = DiffSet(True, str(tiny_data), image_size=8)
     labels = train_set.labels.numpy()
     images = train_set.images.permute(0, 2, 3, 1).numpy()
@@ -237,7 +237,7 @@ def test_fid_is_that_of_torch_fidelity_for_the_same_folders(
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_one_line(refused, pixels, tiny_data, tmp_path):
+def test_images_that_do_not_fit_give_a_one_line_error(refused, pixels, tiny_data, tmp_path):
     def said(*argv):
         return refused(evaluate.main, "--device", "cpu", "--samples", *argv)
 

@@ -78,7 +78,7 @@ def test_a_plan_cannot_be_changed():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_loop_is_that_sampler_from_the_noise_of_these_images(sampler):
+def test_sample_steps_runs_the_sampler_from_the_noise_of_these_images(sampler):
     m, indices = conditional(T=20), range(3, 5)
     plan = plan_sampling(m, sampler, steps=4, eta=1.0, guidance=2.0)
     found = list(sample_steps(m, plan, indices, seed=7, labels=labels_in_turn(m, indices)))
@@ -92,7 +92,7 @@ def test_the_loop_is_that_sampler_from_the_noise_of_these_images(sampler):
         assert torch.equal(x0_hat, x0_expected)
 
 
-def test_it_begins_with_what_it_is_given():
+def test_sampling_starts_from_the_given_image_or_latents():
     m, image = model(T=20), torch.rand(1, 8, 8) * 2 - 1
     plan = plan_sampling(m, "ddpm", steps=4, start=10)
     noise = Noise(0, range(2), (1, 8, 8))()

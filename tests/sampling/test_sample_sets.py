@@ -21,7 +21,7 @@ def small_files(monkeypatch):
     monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 8)
 
 
-def test_image_i_is_image_i_however_it_is_drawn(model, tmp_path):
+def test_image_i_is_the_same_in_any_batch_and_process(model, tmp_path):
     plan = plan_sampling(model, steps=4)
     sample_sets.write_samples(model, plan, tmp_path / "one", 21, seed=3)
     for rank in range(2):

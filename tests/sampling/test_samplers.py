@@ -46,7 +46,7 @@ def test_ancestral_sampling_reaches_the_mean_and_covariance_of_a_gaussian(varian
 
 @pytest.mark.parametrize("variance", ["large", "small"])
 @pytest.mark.parametrize("times", [range(20, -1, -1), [20, 13, 12, 5, 1, 0]])
-def test_it_takes_the_steps_of_denoise_sample(variance, times):
+def test_ddpm_takes_the_steps_of_denoise_sample(variance, times):
     m = model(T=20, variance=variance)
     torch.nn.init.normal_(m.unet.conv_out.weight, std=0.1)
     noise, replay = (Noise(0, range(3), (1, 8, 8)) for _ in range(2))
@@ -60,7 +60,7 @@ def test_it_takes_the_steps_of_denoise_sample(variance, times):
             x = m.denoise_sample(x, t, s, z=replay() if s else None)
 
 
-def test_it_starts_at_T_and_skips_no_step():
+def test_ddpm_starts_at_T_and_skips_no_step():
     m, seen = model(T=20), []
     m.forward = lambda x, t, *_: (seen.append(t.tolist()), x)[1]
     yielded = [
