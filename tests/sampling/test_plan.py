@@ -50,7 +50,7 @@ def test_a_plan_that_the_model_cannot_follow_is_refused(wrong, said):
 
 
 def test_guidance_needs_images_without_a_label_in_training():
-    with pytest.raises(ValueError, match="--label-dropout 0"):
+    with pytest.raises(ValueError, match=r"--class-conditional and .*--label-dropout"):
         plan_sampling(conditional(T=20, label_dropout=0.0), guidance=2.0)
 
 
@@ -68,7 +68,7 @@ def test_evaluations_are_used_up_and_not_exceeded(sampler, interval, keep):
 
 
 def test_too_few_evaluations_are_refused():
-    with pytest.raises(ValueError, match=r"--evaluations 3 is too few.* take 4"):
+    with pytest.raises(ValueError, match=r"--evaluations 3 is too few.* 4$"):
         plan_sampling(conditional(), "heun", evaluations=3, guidance=2.0)
 
 
