@@ -37,11 +37,11 @@ SOURCES = sorted(
 
 
 def copy_project(folder: Path) -> None:
-    """Copy what a user needs of this project into `folder`: the scripts, the rooms and run.sh."""
+    """Copy what a user needs of this project into `folder`: the scripts, the folders and run.sh."""
     for file in [*ROOT.glob("*.py"), ROOT / "run.sh"]:
         shutil.copy(file, folder)
-    for room in [*FOLDERS, "pretrained"]:
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in [*FOLDERS, "pretrained"]:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def pytest_addoption(parser):

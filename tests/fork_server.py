@@ -2,7 +2,7 @@
 
     server = Server()
     child = server.start(["train.py", "--dataset", ...], cwd, environment, out, err)
-    child.pid, child.poll(), child.wait(timeout)           # as of subprocess.Popen
+    child.pid, child.poll(), child.wait(timeout)           # as in subprocess.Popen
 
 Importing torch and Lightning takes several seconds, and the tests of signals, kills and several
 processes start dozens of scripts. A child is like any other process: it has its own session,
@@ -59,7 +59,7 @@ class Child:
 
 
 class Server:
-    """The client's end. The server ends with the process that started it."""
+    """The client side. The server exits with the process that started it."""
 
     def __init__(self):
         self.process = subprocess.Popen(
@@ -86,7 +86,7 @@ class Server:
 
 
 def serve() -> dict:
-    """Fork for each request on standard input; return the request in the child alone."""
+    """Fork for each request on standard input; return only in the child, with its request."""
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     while line := requests.readline():
         request = json.loads(line)

@@ -94,7 +94,7 @@ def training_results(run_dir: Path) -> dict[str, object]:
 
 def hash_samples(run_dir: Path, *flags: str) -> str:
     """A hash of the samples, of the trajectory and of the predictions."""
-    out = run_dir / "drawn"
+    out = run_dir / "sampled"
     run(
         "Inference",
         "--ckpt",
@@ -108,9 +108,9 @@ def hash_samples(run_dir: Path, *flags: str) -> str:
         "--no-preview",
         *flags,
     )
-    with np.load(out / "samples.npz") as drawn, np.load(out / "trajectory.npz") as trajectory:
+    with np.load(out / "samples.npz") as samples, np.load(out / "trajectory.npz") as trajectory:
         return digest(
-            drawn["arr_0"], trajectory["frames"], trajectory["predicted"], trajectory["times"]
+            samples["arr_0"], trajectory["frames"], trajectory["predicted"], trajectory["times"]
         )
 
 
@@ -140,8 +140,8 @@ def case(run_dir: Path, data: str, *flags: str) -> dict[str, object]:
 
 
 def editing(run_dir: Path, folder: Path) -> dict[str, object]:
-    """Hashes for SDEdit, inpainting, interpolation, two processes, the raw weights, the forward
-    process and a set of samples."""
+    """Hashes for SDEdit, inpainting, interpolation, two processes, raw weights and the forward
+    process; and the distances of a set of samples."""
     from PIL import Image
 
     random = np.random.default_rng(1)
@@ -232,11 +232,13 @@ def record(pattern: str = "") -> dict[str, object]:
             ]
             found[name] = case(folder / name.replace(" ", "-"), str(data), *TINY, *flags)
             print(name, flush=True)
-        for precision in ("32", "bf16") if pattern in "laptop" else ():
-            found[f"laptop {precision}"] = case(
-                folder / f"laptop-{precision}", "shapes", *LAPTOP, "--precision", precision
-            )
-            print(f"laptop {precision}", flush=True)
+        for precision in ("32", "bf16"):
+            name = f"laptop {precision}"
+            if pattern not in name:
+                continue
+            run_dir = folder / name.replace(" ", "-")
+            found[name] = case(run_dir, "shapes", *LAPTOP, "--precision", precision)
+            print(name, flush=True)
         if pattern in "eps large classes":
             found["editing"] = editing(folder / "eps-large-classes", folder)
     return found
@@ -259,7 +261,11 @@ def main() -> int:
         print("usage: python tests/golden.py record|compare FILE [CASE]", file=sys.stderr)
         return 2
     file = Path(sys.argv[2])
-    found = json.loads(json.dumps(record("".join(sys.argv[3:]))))
+    pattern = "".join(sys.argv[3:])
+    found = json.loads(json.dumps(record(pattern)))
+    if not found:
+        print(f"no case has a name that contains {pattern!r}", file=sys.stderr)
+        return 2
     if sys.argv[1] == "record":
         file.write_text(json.dumps(found, indent=1) + "\n")
         return 0

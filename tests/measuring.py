@@ -15,7 +15,7 @@ def measure(capsys, run, data, *more):
     *table, said, line = capsys.readouterr().out.splitlines()
     assert said == f"  written to {run / 'metrics.json'}"
     found, written = json.loads(line), json.loads((run / "metrics.json").read_text())
-    # A thousand numbers are in the file alone.
+    # The T + 1 terms are only in the file.
     terms = written.get("bits_per_dim", {}).get("bound", {}).pop("terms", None)
     for name, value in found.items():
         assert written[name] == value or value.items() <= written[name].items()
@@ -23,5 +23,5 @@ def measure(capsys, run, data, *more):
 
 
 def bits(capsys, run, data, *more):
-    """Bits/dim of 20 images alone."""
+    """Measure only bits/dim, of 20 images."""
     return measure(capsys, run, data, "--num", "0", "--bound", "20", *more)

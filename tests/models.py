@@ -61,7 +61,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def plain_errors(m: DiffusionModel, x_0: torch.Tensor, step: int) -> tuple:
-    """t (B,) of a training step and the squared errors (B,) at it, by Algorithm 1 written out."""
+    """t (B,) and squared errors (B,) of a training step, by Algorithm 1 written out."""
     draws = Draws(x_0, (m.seed, Purpose.TRAIN, step, 0))
     t, eps = draws.times("uniform", m._ratio[1:]), draws.normal(m.unet.depth)
     output = m(m.q_sample(x_0, t, eps), t)[:, : x_0.shape[1]]

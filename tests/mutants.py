@@ -1,8 +1,8 @@
-"""Put mistakes into the code, one after another: the tests must find every one.
+"""Apply mistakes to the code, one after another: the tests must find every one.
 
     python tests/mutants.py                    # all of them; about five minutes on one core
     python tests/mutants.py ema noise          # those whose names contain one of these words
-    python tests/mutants.py --check            # only check that each can still be put in
+    python tests/mutants.py --check            # only check that each can still be applied
 
 Every mistake replaces a text that occurs once in a file, in a copy of the project, and names the
 test that must fail. The exit status is 1 if a test passes in spite of its mistake, fails without it
@@ -58,24 +58,24 @@ MUTANTS = [
         "DiffusionModel.py",
         "alpha_bar = np.cumprod(1 - beta)",
         "alpha_bar = np.cumprod(1 - np.roll(beta, 1))",
-        "test_schedule_counts_as_the_paper",
+        "test_schedule_is_indexed_as_in_the_paper",
     ),
     Mutant(
-        "t is drawn from 1..T-1",
+        "t is sampled from 1..T-1",
         "diffusion/objective.py",
         "torch.randint(1, T + 1, (count,)",
         "torch.randint(1, T, (count,)",
         "test_t_is_uniform_on_1_to_T",
     ),
     Mutant(
-        "t is drawn from 0..T",
+        "t is sampled from 0..T",
         "diffusion/objective.py",
         "torch.randint(1, T + 1, (count,)",
         "torch.randint(0, T + 1, (count,)",
         "test_t_is_uniform_on_1_to_T",
     ),
     Mutant(
-        "the posterior's mean takes beta for its square root",
+        "the posterior's mean has 1 - beta for its square root",
         "DiffusionModel.py",
         "(1 - beta).sqrt() * sigma_s**2 * x_t",
         "(1 - beta) * sigma_s**2 * x_t",
@@ -86,11 +86,11 @@ MUTANTS = [
         "diffusion/schedules.py",
         "* signal[0] / (signal[0] - signal[-1])",
         "/ (signal[0] - signal[-1])",
-        "test_zero_terminal_snr_equals_diffusers_and_leaves_noise_alone",
+        "test_zero_terminal_snr_equals_diffusers_and_x_T_is_pure_noise",
     ),
     # ---- what the network predicts, and the loss -----------------------------------------------
     Mutant(
-        "the sign in v",
+        "the sign in v is wrong",
         "DiffusionModel.py",
         "return signal * eps - sigma * x_0",
         "return signal * eps + sigma * x_0",
@@ -129,10 +129,10 @@ MUTANTS = [
         "diffusion/draws.py",
         "torch.where(self.chance(probability), null, y)",
         "y",
-        "test_hidden_labels_are_no_labels",
+        "test_dropped_labels_are_the_null_label",
     ),
     Mutant(
-        "the augmentation's label has the direction once",
+        "the augmentation label has the stretch's direction, not twice it",
         "diffusion/augment.py",
         "(2 * a.direction).cos()",
         "a.direction.cos()",
@@ -232,7 +232,7 @@ MUTANTS = [
         "test_the_last_step_adds_no_noise_and_uses_the_clipped_prediction",
     ),
     Mutant(
-        "the coefficients of a reverse step",
+        "a coefficient of the reverse step lacks its square root",
         "DiffusionModel.py",
         "(1 - beta) ** 0.5 * sigma2_s * x)",
         "(1 - beta) * sigma2_s * x)",
@@ -290,7 +290,7 @@ MUTANTS = [
         "unipc",
     ),
     Mutant(
-        "the sign of guidance",
+        "the sign of guidance is wrong",
         "sampling/guidance.py",
         "unconditional + self.scale * (conditional - unconditional)",
         "unconditional - self.scale * (conditional - unconditional)",
@@ -315,7 +315,7 @@ MUTANTS = [
         "sampling/plan.py",
         "noise = Noise(seed, indices,",
         "noise = Noise(seed, range(len(indices)),",
-        "test_image_i_is_image_i_however_it_is_drawn",
+        "test_image_i_is_the_same_in_any_batch_and_process",
     ),
     Mutant(
         "every frame has its own range of values",
@@ -365,7 +365,7 @@ MUTANTS = [
         "Dataset.py",
         'self.epoch, self.batch = state["epoch"], state["batch"]',
         "self.epoch, self.batch = 0, 0",
-        "test_resume_goes_on_exactly",
+        "test_batches_after_a_resume_are_those_of_an_uninterrupted_run",
     ),
     Mutant(
         "the batch size is that of one process",
@@ -376,18 +376,18 @@ MUTANTS = [
         "2",
     ),
     Mutant(
-        "every process draws the noise of the first one",
+        "every process and micro-batch has the noise of the first one",
         "diffusion/draws.py",
         "slice(share.part * len(x), (share.part + 1) * len(x))",
         "slice(0, len(x))",
-        "test_the_shares_of_processes_are_one_batch",
+        "test_a_step_in_micro_batches_is_that_of_the_whole_batch",
     ),
     Mutant(
-        "every part of an accumulated batch has the same noise",
+        "all micro-batches of a step have the same noise",
         "training/batches.py",
         "Share(rank * accumulate + i,",
         "Share(rank * accumulate,",
-        "test_a_batch_in_parts_is_the_batch",
+        "test_a_step_in_micro_batches_is_that_of_the_whole_batch",
     ),
     Mutant(
         "images are mirrored upside down",
@@ -401,7 +401,7 @@ MUTANTS = [
         "image_data/mapped_images.py",
         "images.transpose(0, 3, 1, 2).copy()",
         "images.transpose(0, 3, 1, 2)",
-        "test_batches_are_those_in_memory",
+        "test_batches_are_those_of_images_in_memory",
         "True-8",
     ),
     Mutant(
@@ -409,19 +409,19 @@ MUTANTS = [
         "image_data/fitting.py",
         "MappedImages(split.images, split.rows)",
         "MappedImages(split.images)",
-        "test_batches_are_those_in_memory",
+        "test_batches_are_those_of_images_in_memory",
         "True-8",
     ),
     Mutant(
-        "the position is that of what was read ahead",
+        "the saved position counts prefetched batches",
         "Dataset.py",
         "self.batch = batch + 1\n",
         "self.batch = min(batch + 3, len(self))\n",
-        "test_a_position_in_mapped_images_is_that_in_memory",
+        "test_a_position_in_mapped_images_is_that_of_images_in_memory",
         "9",
     ),
     Mutant(
-        "a folder is in memory as a whole when it is decoded",
+        "decoding a folder keeps all its images in memory",
         "image_data/image_files.py",
         "Parts(shape, parts)",
         "np.concatenate([*parts])",
@@ -484,7 +484,7 @@ MUTANTS = [
         "DiffusionModel.py",
         "self.get_loss(batch, self.trainer.global_step)",
         "self.get_loss(batch, batch_idx)",
-        "test_images_reach_the_loss_in_the_right_range",
+        "test_the_loss_gets_images_in_range_and_the_global_step",
     ),
     Mutant(
         "a resumed run goes on with other noise",
@@ -507,7 +507,7 @@ MUTANTS = [
         "training/gradient_guard.py",
         "bad = (~norm.isfinite()).float()",
         "bad = (~norm.isfinite()).float() * 0",
-        "test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is",
+        "test_a_step_is_skipped_if_only_its_gradient_is_not_finite",
     ),
     Mutant(
         "the gradient is not clipped without a fused Adam",
@@ -551,7 +551,7 @@ MUTANTS = [
         "training/missed_validation.py",
         "if not has_loss:",
         "if False:",
-        "test_a_validation_that_a_kill_cut_off_is_done_when_it_resumes",
+        "test_a_validation_lost_to_a_kill_is_done_after_the_resume",
         "validation and 6",
     ),
     Mutant(
@@ -559,7 +559,7 @@ MUTANTS = [
         "training/start.py",
         "return not machine.processes.broadcast(complete)",
         "return False",
-        "test_a_validation_that_a_kill_cut_off_is_done_when_it_resumes",
+        "test_a_validation_lost_to_a_kill_is_done_after_the_resume",
         "12",
     ),
     Mutant(
@@ -586,7 +586,7 @@ MUTANTS = [
         "malicious",
     ),
     Mutant(
-        "one checkpoint more is kept",
+        "one more checkpoint is kept",
         "checkpoints/run_dir.py",
         "list_checkpoints(run_dir)[keep:]",
         "list_checkpoints(run_dir)[keep + 1 :]",
@@ -597,10 +597,10 @@ MUTANTS = [
         "training/checkpointing.py",
         "trainer.should_stop = bool(request) or",
         "trainer.should_stop = request == TIME_IS_OVER or",
-        "test_in_a_job_every_signal_is_75",
+        "test_sigterm_in_a_job_exits_with_75",
     ),
     Mutant(
-        "the exit status after a signal",
+        "the exit status after a signal lacks 128",
         "runtime/signals.py",
         "return 128 + number",
         "return number",
@@ -629,21 +629,21 @@ MUTANTS = [
     ),
     # ---- measuring -----------------------------------------------------------------------------
     Mutant(
-        "nats for bits",
+        "bits/dim are in nats",
         "diffusion/likelihood.py",
         "return nats.mean(dim=(1, 2, 3)) / math.log(2)",
         "return nats.mean(dim=(1, 2, 3))",
         "test_the_bound_of_a_gaussian_is_its_entropy",
     ),
     Mutant(
-        "the sign of the divergence",
+        "the sign of the divergence is wrong",
         "diffusion/probability_flow.py",
         "z[0].numel() - torch.stack(traces).mean(0)",
         "torch.stack(traces).mean(0) - z[0].numel()",
         "test_the_flow_of_a_gaussian_has_its_density",
     ),
     Mutant(
-        "drawn terms are not weighted by their number",
+        "the sampled terms are not divided by their number",
         "diffusion/likelihood.py",
         "like(K * p[index], x_0)",
         "like(p[index], x_0)",
@@ -678,7 +678,7 @@ MUTANTS = [
         "test_the_nearest_are_those_of_a_slow_search",
     ),
     Mutant(
-        "the exponent of an average chosen afterwards",
+        "the exponent of a post-hoc average is off by 1",
         "checkpoints/posthoc_ema.py",
         "(1 - 1 / step) ** (exponent + 1)",
         "(1 - 1 / step) ** exponent",
@@ -727,7 +727,7 @@ MUTANTS = [
         "test_the_centre_is_cropped_to_the_proportions",
     ),
     Mutant(
-        "attention stands where the larger side has the resolution",
+        "attention follows the resolution of the larger side",
         "runtime/image_size.py",
         "return min(height_and_width(size))",
         "return max(height_and_width(size))",
@@ -773,14 +773,14 @@ MUTANTS = [
         "evaluation/image_sets.py",
         "return file.name in pictures and",
         "return file.name not in pictures and",
-        "test_a_second_run_takes_no_picture_for_a_sample_and_keeps_the_features",
+        "test_a_second_run_ignores_the_earlier_picture_and_reuses_the_features",
     ),
     Mutant(
         "reference images are their own neighbours",
         "evaluation/neighbours.py",
         "nearest(real, reference, exclude_self=True)",
         "nearest(real, reference)",
-        "test_a_set_is_as_near_to_a_reference_as_the_reference_to_itself",
+        "test_the_ratio_of_two_sets_of_the_same_distribution_is_1",
     ),
     Mutant(
         "samples of 28x28 are padded on one side",
@@ -865,11 +865,11 @@ MUTANTS = [
         "checkpoints/diffusers_scheduler.py",
         "np.where(u > 0.5, 0.5, -0.5)",
         "np.where(u > 0.5, -0.5, 0.5)",
-        "test_ddim_draws_the_images_of_diffusers",
+        "test_ddim_samples_the_images_of_diffusers",
         "laplace",
     ),
     Mutant(
-        "a class embedding of others has no row for no class",
+        'a UNet2DModel\'s label embedding gets no row for "no label"',
         "checkpoints/diffusers_format.py",
         'label = "net.class_embedding.weight"',
         'label = "class_embedding.weight"',
@@ -887,7 +887,7 @@ MUTANTS = [
         "checkpoints/networks.py",
         "    check_output(config)\n",
         "",
-        "test_what_diffusers_cannot_build_or_compute_is_one_line",
+        "test_what_diffusers_cannot_build_or_compute_gives_a_one_line_error",
         "sample_size",
     ),
     # ---- image-conditional models ---------------------------------------------------------------
@@ -916,7 +916,7 @@ MUTANTS = [
 
 
 def files_of_tests() -> dict[str, list[str]]:
-    """The files in which each test function stands."""
+    """The files that define each test function."""
     found: dict[str, list[str]] = {}
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE):
@@ -925,16 +925,16 @@ def files_of_tests() -> dict[str, list[str]]:
 
 
 def out_of_date(mutants: list[Mutant]) -> list[str]:
-    """What is wrong with mistakes that can no longer be put in, or whose test does not exist."""
+    """What is wrong with mistakes that can no longer be applied, or whose test does not exist."""
     wrong, files = [], files_of_tests()
     for mutant in mutants:
         path = ROOT / mutant.file
         count = path.read_text().count(mutant.old) if path.is_file() else 0
         if count != 1:
-            wrong.append(f"{mutant.name}: its text stands {count} times in {mutant.file}")
+            wrong.append(f"{mutant.name}: its text occurs {count} times in {mutant.file}")
         if len(files.get(mutant.test, [])) != 1:
             wrong.append(
-                f"{mutant.name}: {mutant.test} stands in {files.get(mutant.test, 'no')} file"
+                f"{mutant.name}: {mutant.test} is defined in {files.get(mutant.test, 'no file')}"
             )
     return wrong
 
@@ -968,7 +968,7 @@ class Copy:
         return status, out.read_text() + err.read_text()
 
     def is_found(self, mutant: Mutant) -> tuple[bool, str]:
-        """Put the mistake in; return whether the test fails, and what pytest printed."""
+        """Apply the mistake; return whether the test fails, and what pytest printed."""
         file = self.folder / mutant.file
         original = file.read_text()
         file.write_text(original.replace(mutant.old, mutant.new))
@@ -982,7 +982,7 @@ class Copy:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="of the names of mistakes; none for all")
-    parser.add_argument("--check", action="store_true", help="put no mistake in")
+    parser.add_argument("--check", action="store_true", help="apply no mistake")
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if not args.words or any(word in m.name for word in args.words)]
     wrong = out_of_date(chosen)

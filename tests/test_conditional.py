@@ -144,7 +144,9 @@ def test_a_conditional_run_can_begin_with_unconditional_weights(tiny_run, tiny_d
     assert same(ours, theirs)
 
 
-def test_a_condition_may_be_left_behind(upscaler, tiny_data, tmp_path, capsys):
+def test_an_unconditional_run_can_begin_with_conditional_weights(
+    upscaler, tiny_data, tmp_path, capsys
+):
     words = ["--init-from", upscaler, "--max-steps", 1, "--lr", 0]
     assert fit(tiny_data, tmp_path, *words) == 0
     assert "trained with condition downscale:4, not none" in capsys.readouterr().out

@@ -119,7 +119,7 @@ def test_an_epoch_is_a_permutation_and_the_next_another(tmp_path):
 
 
 @pytest.mark.parametrize("served", [0, 2, 4, 5, 7, 10])
-def test_resume_goes_on_exactly(tmp_path, served):
+def test_batches_after_a_resume_are_those_of_an_uninterrupted_run(tmp_path, served):
     """Also at the end of an epoch, and with flips; the order does not repeat after a resume."""
     data = numbered(tmp_path)
     data.images = torch.randint(

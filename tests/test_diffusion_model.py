@@ -11,7 +11,7 @@ from DiffusionModel import DiffusionModel
 
 
 @pytest.mark.parametrize("T", [1, 2, 1000, 1500])
-def test_schedule_counts_as_the_paper(T):
+def test_schedule_is_indexed_as_in_the_paper(T):
     m = model(T=T)
     beta = np.concatenate([[0.0], np.linspace(1e-4, 0.02, T)])
     t = torch.arange(T + 1)
@@ -139,7 +139,7 @@ def test_the_last_step_adds_no_noise_and_uses_the_clipped_prediction():
     assert m.denoise_sample(x, 2, z=huge).abs().max() > 1e3
 
 
-def test_a_reverse_step_draws_noise_by_itself():
+def test_a_reverse_step_draws_noise_by_default():
     m, x = model(T=20), torch.randn(3, 1, 8, 8)
     torch.manual_seed(5)
     ours = m.denoise_sample(x, 7)
@@ -154,7 +154,7 @@ def test_the_network_counts_from_0():
     assert seen[0].tolist() == [0, 999]
 
 
-def drawn(m: DiffusionModel, batches: int, count: int):
+def training_draws(m: DiffusionModel, batches: int, count: int):
     """The t and x_t that training sees, with x_0 = 0."""
     seen = []
     m.forward = lambda x, t, *_: (seen.append((t, x)), torch.zeros_like(x))[1]
@@ -163,16 +163,16 @@ def drawn(m: DiffusionModel, batches: int, count: int):
 
 
 def test_t_is_uniform_on_1_to_T():
-    t, _, _ = drawn(model(T=4), 50, 64)
+    t, _, _ = training_draws(model(T=4), 50, 64)
     count = torch.bincount(t, minlength=5)
     assert count[0] == 0
     assert len(count) == 5
     assert ((count[1:] - 800).abs() < 150).all()  # 6 standard deviations of 24.5
 
 
-def test_noise_is_standard_and_a_function_of_seed_and_batch():
+def test_noise_is_standard_normal_and_a_function_of_seed_and_step():
     m = model(T=2, beta_small=0.9999, beta_large=0.9999)  # x_t is nearly eps
-    _, eps, losses = drawn(m, 8, 64)
+    _, eps, losses = training_draws(m, 8, 64)
     assert abs(float(eps.mean())) < 0.03
     assert abs(float(eps.std()) - 1) < 0.03
     parts = eps.split(64)
@@ -180,10 +180,10 @@ def test_noise_is_standard_and_a_function_of_seed_and_batch():
     assert len({float(loss) for loss in losses}) == 8
     torch.manual_seed(123)
     torch.randn(7)
-    again = drawn(model(T=2, beta_small=0.9999, beta_large=0.9999), 8, 64)[1]
+    again = training_draws(model(T=2, beta_small=0.9999, beta_large=0.9999), 8, 64)[1]
     assert torch.equal(eps, again)
     assert not torch.equal(
-        eps, drawn(model(T=2, beta_small=0.9999, beta_large=0.9999, seed=1), 8, 64)[1]
+        eps, training_draws(model(T=2, beta_small=0.9999, beta_large=0.9999, seed=1), 8, 64)[1]
     )
 
 

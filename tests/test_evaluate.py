@@ -115,7 +115,7 @@ def test_two_processes_measure_what_one_does(fresh_run, tiny_data, capsys, tmp_p
     assert two["memorization"] == one["memorization"]
 
 
-def test_a_sweep_has_a_row_for_each_and_a_plot(fresh_run, tiny_data, capsys):
+def test_a_sweep_has_a_row_for_each_setting_and_a_plot(fresh_run, tiny_data, capsys):
     table, found = measure(
         capsys,
         fresh_run,
@@ -159,7 +159,7 @@ def test_a_sweep_has_a_row_for_each_and_a_plot(fresh_run, tiny_data, capsys):
     assert "lowest .. highest" not in " ".join(only)
 
 
-def test_bad_input_of_evaluate_is_one_line_and_status_2(
+def test_bad_input_of_evaluate_gives_a_one_line_error_and_status_2(
     tiny_run, conditional_run, tiny_data, tmp_path, refused
 ):
     def said(*argv):

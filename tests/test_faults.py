@@ -31,8 +31,8 @@ from training_runs import (
     contents,
     fit,
     fit_run,
+    last_step,
     losses,
-    steps,
     weights_hash,
 )
 
@@ -69,7 +69,7 @@ def backwards():
 time.time = backwards
 """
 FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
-SURROUNDINGS = {
+ENVIRONMENTS = {
     "ASCII locale": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "python -O": {"PYTHONOPTIMIZE": "1"},
     "hash seed": {"PYTHONHASHSEED": "7"},
@@ -119,17 +119,19 @@ def whole(tiny_data, tmp_path_factory):
     return losses(folder / "run"), *hashes
 
 
-@pytest.mark.parametrize("fault", SURROUNDINGS)
-def test_in_odd_surroundings_the_result_is_the_same(tiny_data, tmp_path, whole, small_disk, fault):
-    around = {**SURROUNDINGS[fault]}
-    if around.get("TMPDIR") == "FULL":
-        around["TMPDIR"] = str(full := small_disk("size=4k"))
+@pytest.mark.parametrize("fault", ENVIRONMENTS)
+def test_the_result_is_the_same_in_unusual_environments(
+    tiny_data, tmp_path, whole, small_disk, fault
+):
+    environment = {**ENVIRONMENTS[fault]}
+    if environment.get("TMPDIR") == "FULL":
+        environment["TMPDIR"] = str(full := small_disk("size=4k"))
         (full / "filler").write_bytes(b"x" * 4096)
     folder = tmp_path / "é ü 図" / fault
-    around["fresh"] = fault in AT_THE_START
+    environment["fresh"] = fault in AT_THE_START
     words = ["--dataset", tiny_data, "--run-dir", folder / "run", *SHORT]
     sampling = ["Inference.py", "--ckpt", folder / "run", "--out", folder / "images", *SAMPLE]
-    process = run(tmp_path, "train.py", *words, "AND", *sampling, **around)
+    process = run(tmp_path, "train.py", *words, "AND", *sampling, **environment)
     assert process.ends() == 0, process.err
     assert "Traceback" not in process.err
     assert (losses(folder / "run"), weights_hash(folder / "run")) == whole[:2]
@@ -149,7 +151,7 @@ def test_a_closed_pipe(tiny_data, tmp_path, whole):
 
 
 def test_stopped_and_continued(start, tmp_path, undisturbed):
-    process = start(tmp_path / "run").until(lambda: steps(tmp_path / "run") > 10)
+    process = start(tmp_path / "run").until(lambda: last_step(tmp_path / "run") > 10)
     process.kill(signal.SIGSTOP)
     state = Path(f"/proc/{process.popen.pid}/stat")
     process.until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
@@ -184,7 +186,7 @@ def test_the_home_folder_in_a_path(tiny_data, tmp_path, monkeypatch):
 def test_the_dataset_is_deleted_while_it_trains(tiny_data, tmp_path, undisturbed, start):
     data = shutil.copy(tiny_data, tmp_path / "tiny.npz")
     run_dir = tmp_path / "run"
-    process = start(run_dir, "--dataset", data).until(lambda: steps(run_dir) > 5)
+    process = start(run_dir, "--dataset", data).until(lambda: last_step(run_dir) > 5)
     data.unlink()
     assert process.ends() == 0
     assert (losses(run_dir), weights_hash(run_dir)) == undisturbed
@@ -194,7 +196,7 @@ def test_the_dataset_is_deleted_while_it_trains(tiny_data, tmp_path, undisturbed
 
 def test_the_run_directory_is_deleted_while_it_trains(start, tmp_path, undisturbed):
     run_dir = tmp_path / "run"
-    process = start(run_dir).until(lambda: steps(run_dir) > 30)
+    process = start(run_dir).until(lambda: last_step(run_dir) > 30)
     run_dir.rename(tmp_path / "gone")
     assert process.ends() == 1
     assert "Traceback" not in process.err

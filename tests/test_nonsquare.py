@@ -160,7 +160,9 @@ def test_onnx_accepts_images_that_are_not_square(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_new_run_of_another_size_begins_with_its_weights(run, photos, tmp_path, refused):
+def test_a_new_run_of_another_size_starts_from_the_weights_of_this_one(
+    run, photos, tmp_path, refused
+):
     flags = ["--max-steps", 1, "--init-from", run]
     # the same levels have attention: at 8, the second of 16x24
     assert fit(photos, tmp_path / "b", "--image-size", "16x24", "--attention", 8, *flags) == 0

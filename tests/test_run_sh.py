@@ -210,7 +210,7 @@ def test_locked_installs_the_versions_of_the_lock_file(tmp_path, locked):
         (("demo", "--class", "3"), "demo does not accept --class"),
     ],
 )
-def test_flags_in_the_wrong_place_are_one_line(tmp_path, words, message):
+def test_flags_in_the_wrong_place_give_a_one_line_error(tmp_path, words, message):
     done = run(tmp_path, *words)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

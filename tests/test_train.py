@@ -27,7 +27,7 @@ def test_the_speedrun_trains(tiny_data, tmp_path):
     assert settings["classes"] == 2
 
 
-def test_a_run_leaves_what_it_promises(tiny_run):
+def test_files_of_a_finished_run(tiny_run):
     assert [p.name for p in sorted((tiny_run / "checkpoints").iterdir())] == [
         "step_00000012.ckpt",
         "step_00000012.ckpt.sha256",
@@ -79,7 +79,7 @@ def test_bf16_is_on_when_it_is_asked_for(tiny_data, tmp_path, monkeypatch):
     assert all(w.dtype == torch.float32 for w in contents(tmp_path / "bf16")["state_dict"].values())
 
 
-def test_other_images_are_not_the_same_run(refused, tiny_run, tiny_data, tmp_path):
+def test_a_run_does_not_resume_on_other_images(refused, tiny_run, tiny_data, tmp_path):
     with np.load(tiny_data) as archive:
         arrays = dict(archive)
     np.savez(tmp_path / "tiny.npz", **arrays | {"train_images": arrays["train_images"] // 2})
@@ -88,7 +88,7 @@ def test_other_images_are_not_the_same_run(refused, tiny_run, tiny_data, tmp_pat
     )
 
 
-def test_the_paper_drops_out_on_cifar10_only(tiny_data, tmp_path):
+def test_the_paper_preset_has_dropout_on_cifar10_only(tiny_data, tmp_path):
     (tmp_path / "cifar10.npz").write_bytes(tiny_data.read_bytes())
     fit("cifar10", tmp_path / "run", "--data-root", tmp_path, "--max-steps", 1)
     assert contents(tmp_path / "run")["hyper_parameters"]["dropout"] == 0.1
@@ -140,7 +140,6 @@ def test_the_paper_preset_has_the_papers_values():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--dataset", "nist"], "did you mean mnist?"),
         (["--dataset", "/no/such/folder"], "no folder /no/such/folder: give mnist, "),
         (["--batch-size", "0"], "at least 1"),
         (["--batch-size", "100000"], "batch size of 60 or less"),
@@ -166,8 +165,6 @@ def test_the_paper_preset_has_the_papers_values():
         (["--device", "cuda"], "this machine has none"),
         (["--resume", "/no/such.ckpt"], "no checkpoint at"),
         (["--run-dir", "/dev/null/x"], "choose another --run-dir"),
-        (["--no-such-flag"], "unknown flag --no-such-flag: see python"),
-        (["--schedule", "cosin"], "did you mean cosine?"),
         (["--schedule", "/etc/passwd"], "cannot be read as a table of betas"),
         (["--augment", "2"], "from 0 to 1"),
         (
@@ -176,11 +173,11 @@ def test_the_paper_preset_has_the_papers_values():
         ),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(refused, tiny_data, tmp_path, argv, said):
+def test_bad_input_gives_a_one_line_error_and_status_2(refused, tiny_data, tmp_path, argv, said):
     if argv == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     given = {"--dataset": str(tiny_data), "--run-dir": str(tmp_path / "run"), "--max-steps": "1"}
-    given |= dict(zip(argv[::2], argv[1::2])) if len(argv) > 1 else {argv[0]: "1"}
+    given |= dict(zip(argv[::2], argv[1::2]))
     line = refused(train.main, *TINY, *(part for pair in given.items() for part in pair))
     assert said in line
     assert not (tmp_path / "run").exists()
@@ -207,7 +204,7 @@ def test_a_table_of_betas_trains_and_is_kept(tiny_data, tmp_path):
     assert [m.beta(t) for t in range(8)] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6]
 
 
-def test_other_settings_than_the_runs_are_refused(refused, tiny_run, tiny_data):
+def test_settings_that_differ_from_the_run_are_refused(refused, tiny_run, tiny_data):
     line = refused(
         train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--width", "16"
     )
@@ -218,7 +215,7 @@ def test_other_settings_than_the_runs_are_refused(refused, tiny_run, tiny_data):
     assert "was trained with --batch-size 8, not 4" in line
 
 
-def test_images_reach_the_loss_in_the_right_range(tiny_data, tmp_path, monkeypatch):
+def test_the_loss_gets_images_in_range_and_the_global_step(tiny_data, tmp_path, monkeypatch):
     seen = []
     original = DiffusionModel.get_loss
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ from models import NETWORK, gradients
 from torch import nn
 
 from checkpoints.diffusers_weights import to_diffusers
-from Unet import ResidualBlock, Stage, Unet, Upsample, attend, time_embedding
+from Unet import Attention, ResidualBlock, Stage, Unet, Upsample, attend, time_embedding
 
 
 def perturbed(net: nn.Module) -> nn.Module:
@@ -70,7 +70,7 @@ def test_both_ways_to_enlarge_are_repeated_pixels_and_a_convolution(way):
         assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 
 
-def test_time_embedding_ends_at_both_frequencies():
+def test_time_embedding_frequencies_fall_from_1_to_1_over_10000():
     e = time_embedding(torch.tensor([0, 1000]), 8)
     assert torch.equal(e[0], torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1]))
     assert torch.allclose(e[1, 3], torch.tensor(0.1).sin(), atol=1e-5)  # 1000 / 10000
@@ -81,10 +81,11 @@ def test_starts_as_zero_and_as_shortcuts():
     net = Unet(1, 32, (1, 2), (8,), 1, size=16)
     x = torch.randn(2, 1, 16, 16)
     assert not net(x, torch.tensor([0, 5])).any()
-    block = ResidualBlock(32, 32, 8, 0.0, film=False)
-    nn.init.zeros_(block.conv2.weight)
-    h = torch.randn(1, 32, 4, 4)
-    assert torch.allclose(block(h, torch.randn(1, 8)), h + block.conv2.bias[:, None, None])
+    stages = [layer for layer in net.modules() if isinstance(layer, Stage)]
+    assert any(isinstance(stage.attention, Attention) for stage in stages)
+    for stage in stages:
+        h = torch.randn(1, stage.block.conv1.in_channels, 4, 4)
+        assert torch.equal(stage(h, torch.randn(1, 4 * 32)), stage.block.shortcut(h))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_time_reaches_the_narrowest_block():
     assert (block(x, e[:1]) - block(x, e[1:])).abs().max() > 1e-2
 
 
-def trained(**network) -> Unet:
+def with_random_weights(**network) -> Unet:
     """A network whose last layers are not zero."""
     torch.manual_seed(0)
     net = Unet(**{**NETWORK, **network})
@@ -230,7 +231,7 @@ def kept_bytes(net: Unet, recompute: bool) -> tuple[int, list[torch.Tensor]]:
 
 
 def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradient():
-    net = trained(blocks=2, dropout=0.3)
+    net = with_random_weights(blocks=2, dropout=0.3)
     (everything, expected), (less, found) = kept_bytes(net, False), kept_bytes(net, True)
     assert less < everything / 2
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

@@ -101,7 +101,7 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
 
-    def others(self):
+    def children(self):
         """The processes that it has started and that still run."""
         found = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(self.popen.pid)], capture_output=True, text=True
@@ -142,7 +142,7 @@ def weights_hash(run_dir):
     return digest.hexdigest()
 
 
-def steps(run_dir):
+def last_step(run_dir):
     """The last step in metrics.csv, 0 if there is none."""
     with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
         return int((run_dir / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
@@ -174,16 +174,13 @@ def checkpoints(run_dir) -> list[str]:
 
 
 def assert_same_run(run_dir, expected) -> None:
-    """Compare losses and weights with those of another run; no temporary file is left."""
+    """Check that losses and weights equal another run's and no temporary file is left."""
     assert (losses(run_dir), weights_hash(run_dir)) == expected
     assert not list(run_dir.rglob(".*.tmp.*"))
 
 
 def long_validation(data, folder) -> list:
-    """Arguments for a validation after step 30 that takes a while; a checkpoint appears before it.
-
-    It has 10,000 unseen images.
-    """
+    """Arguments for a run that saves step 30, then validates on 10,000 images for a while."""
     with np.load(data) as archive:
         arrays = dict(archive)
     arrays["test_images"] = np.resize(arrays["test_images"], (10_000, 8, 8, 3))

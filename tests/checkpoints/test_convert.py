@@ -23,7 +23,6 @@ from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from sampling.guidance import Guided
 from sampling.samplers import ddpm
-from Unet import Unet
 
 SMALL = {
     "T": 20,
@@ -176,21 +175,13 @@ def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp
 
 
 def test_the_published_network_is_the_papers():
-    """Its configurations, and without memory the names and shapes of its weights."""
-    from diffusers import UNet2DModel
-
+    """Its configurations. Its weights are compared in test_unet.py."""
     settings = diffusers_unet.unet_settings(PUBLISHED, ())
-    with torch.device("meta"):
-        paper, theirs = Unet(), UNet2DModel.from_config(PUBLISHED)
     others = {"class_names": (), "unet2d": ""}
     assert {**settings, "attention": (16,)} == {**ModelSettings().network, **others}
     config = diffusers_unet.unet_config(settings)
     assert {name: config[name] for name in PUBLISHED if name[0] != "_"} == {
         k: v for k, v in PUBLISHED.items() if k[0] != "_"
-    }
-    named = to_diffusers(paper.state_dict(), 4, 2)
-    assert {k: v.shape for k, v in named.items()} == {
-        k: v.shape for k, v in theirs.state_dict().items()
     }
     schedule = diffusers_scheduler.scheduler_settings(SCHEDULER)
     assert schedule == {name: getattr(ModelSettings(), name) for name in schedule}
@@ -491,7 +482,7 @@ class Spy:
         "code",
     ],
 )
-def test_a_damaged_or_hostile_folder_is_one_line(how, written, refused):
+def test_a_damaged_or_hostile_folder_gives_a_one_line_error(how, written, refused):
     said = spoil(written, how)
     assert said in refused(Inference.main, "--ckpt", written)
     assert not Spy.ran

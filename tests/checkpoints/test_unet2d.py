@@ -192,7 +192,7 @@ def test_a_network_equivalent_to_a_unet_becomes_one(tmp_path):
 
 @pytest.mark.parametrize("name", quick(SCHEDULERS, "sigmoid, v", "laplace"))
 @torch.no_grad()
-def test_ddim_draws_the_images_of_diffusers(name, tmp_path):
+def test_ddim_samples_the_images_of_diffusers(name, tmp_path):
     """DDIMScheduler with eta = 0, in all 20 steps and in 5. It computes eps from the clipped x_0,
     as `ddim` does."""
     config = {"out_channels": 6} if name == "learned_range" else {}
@@ -220,7 +220,7 @@ def test_ddim_draws_the_images_of_diffusers(name, tmp_path):
 
 @pytest.mark.parametrize("name", quick(SCHEDULERS, "learned_range"))
 @torch.no_grad()
-def test_ddpm_draws_the_images_of_diffusers(name, tmp_path):
+def test_ddpm_samples_the_images_of_diffusers(name, tmp_path):
     """Algorithm 2 with the same noise, by diffusers' own pipeline."""
     config = {"out_channels": 6} if name == "learned_range" else {}
     made = pipeline(tmp_path, config, SCHEDULERS[name])
@@ -246,7 +246,7 @@ FEW = ("--steps", 2, "--num", 2, "--device", "cpu")
 
 
 @pytest.mark.parametrize("sampler", quick(SAMPLERS, "dpm++"))
-def test_every_sampler_draws_from_it(sampler, written, tmp_path):
+def test_every_sampler_samples_from_it(sampler, written, tmp_path):
     run(Inference.main, "--ckpt", written, "--sampler", sampler, "--out", tmp_path / sampler, *FEW)
     assert np.load(tmp_path / sampler / "samples.npz")["arr_0"].std() > 1
 
@@ -381,7 +381,9 @@ def test_without_diffusers_the_package_is_named(written, refused, monkeypatch):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_diffusers_cannot_build_or_compute_is_one_line(values, said, written, refused):
+def test_what_diffusers_cannot_build_or_compute_gives_a_one_line_error(
+    values, said, written, refused
+):
     change(written / "unet" / "config.json", **values)
     assert said in refused(Inference.main, "--ckpt", written)
 

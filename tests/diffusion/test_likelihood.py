@@ -308,8 +308,9 @@ def test_a_flow_that_cannot_be_followed_is_refused(beyond):
         flow(model, x_0, torch.full_like(x_0, 0.5), noise(x_0.shape))
 
 
-def test_double_precision_stays_on_the_cpu():
-    """Some devices have none, such as Apple's: tensors are moved to the CPU, then converted."""
+def test_two_spellings_that_convert_to_double_on_the_device_do_not_occur():
+    """Some devices have no double precision, such as Apple's, so tensors must be moved to the CPU
+    before they are converted. Other spellings of this mistake are not searched for."""
     for file in (
         "diffusion/likelihood.py",
         "evaluation/bits_per_dim.py",

@@ -55,7 +55,7 @@ def test_bad_schedules_are_refused(tmp_path, text, said):
 
 
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
-def test_zero_terminal_snr_equals_diffusers_and_leaves_noise_alone(schedule):
+def test_zero_terminal_snr_equals_diffusers_and_x_T_is_pure_noise(schedule):
     from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
     beta = schedules.betas(schedule, 1000)

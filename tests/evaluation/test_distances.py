@@ -9,7 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from evaluation import distances, features, metrics
 
 
-def test_frechet_is_torchmetrics_and_that_of_normal_distributions():
+def test_frechet_distance_equals_torchmetrics_and_the_formula_for_normal_distributions():
     """For diagonal covariances it is the squared distance of the means plus that of the standard
     deviations."""
     one, other = normal(400, 6), normal(300, 6, 0.3, seed=1) * torch.linspace(0.5, 2, 6)
@@ -69,7 +69,9 @@ def test_precision_and_recall_by_hand():
 
 
 @pytest.mark.slow
-def test_all_of_them_are_what_torch_fidelity_measures_itself(shapes, inception_file):
+def test_kernel_distance_precision_recall_and_inception_score_equal_torch_fidelity(
+    shapes, inception_file
+):
     """torch-fidelity loads the same images and extracts the features itself, with the same weights.
     Its FID, which takes a minute, is compared in test_scoring.py."""
     samples, real = shapes.test_set.images[:16], shapes.train_set.images[:16]
@@ -122,7 +124,7 @@ class Images(torch.utils.data.Dataset):
         return self.images[index]
 
 
-def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes():
+def test_inception_score_of_certain_and_of_uniform_predictions():
     sure = torch.eye(5)[torch.arange(1000) % 5] * 1000
     assert distances.inception_score(sure) == pytest.approx(5, rel=0.02)
     assert distances.inception_score(torch.zeros(1000, 5)) == pytest.approx(1)

@@ -120,7 +120,7 @@ def test_a_weighted_loss_is_not_compared_with_the_validation(make_run):
     assert found["train/validation gap"] is None
 
 
-def test_weights_and_losses_are_compared_with_other_runs(make_run):
+def test_the_validation_loss_is_compared_with_similar_runs(make_run):
     make_run("first", valid=(0.2,))
     make_run("second", valid=(0.22,))
     make_run("another", valid=(0.9,), parameterization="eps")  # not of the same kind

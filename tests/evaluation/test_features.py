@@ -33,7 +33,7 @@ def test_batches_change_no_features_and_gray_is_taken_for_colour(shapes):
 def test_features_of_real_images_are_cached_and_extracted_again_if_damaged(shapes, monkeypatch):
     found = features.reference_features(shapes.classifier, shapes.test_set, shapes.root, 50)
     with monkeypatch.context() as patched:
-        patched.setattr(features, "extract_features", lambda *_: pytest.fail("they were kept"))
+        patched.setattr(features, "extract_features", lambda *_: pytest.fail("extracted again"))
         assert torch.equal(
             features.reference_features(shapes.classifier, shapes.test_set, shapes.root, 50), found
         )
@@ -119,7 +119,7 @@ def test_only_its_own_weights_make_a_distance_fid(shapes, inception_file, monkey
 
 def test_weights_in_the_data_folder_need_no_download(shapes, inception_file, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("it is there")
+        torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded again")
     )
     (tmp_path / inceptionv3.URL_INCEPTION_V3.rsplit("/", 1)[1]).write_bytes(
         inception_file.read_bytes()

@@ -6,10 +6,6 @@ import pytest
 from measuring import bits, measure
 from PIL import Image
 
-from Dataset import DiffSet
-from evaluation import metrics
-from evaluation.features import load_feature_extractor
-from evaluation.real_images import RealImages
 from sampling import sample_sets
 
 pytestmark = pytest.mark.usefixtures("quick_classifier")
@@ -166,17 +162,3 @@ def test_the_share_of_requested_classes_is_measured(conditional_run, tiny_data, 
     one = found["distances"]["classifier"]
     assert 0 <= one["as_asked"]["mean"] <= 1
     assert (one["sampling"]["guidance"], one["sampling"]["evaluations_each"]) == (2, 40)
-
-
-def test_labels_of_real_images_are_all_as_asked(tiny_data, tmp_path):
-    """If the samples are the real images, all classes are right and every distance is 0."""
-    data = DiffSet(True, str(tiny_data), image_size=8)
-    classifier = load_feature_extractor("classifier", data, data, tiny_data.parent)
-    real = RealImages(data, data, tmp_path)
-    found = metrics.distances(classifier, [data.images], real, labels=data.labels)
-    assert found["as_asked"]["mean"] == 1
-    assert found["shares"] == pytest.approx(found["real_shares"])
-    assert found["to_train"]["frechet"]["mean"] == pytest.approx(0, abs=1e-4)
-    assert (found["to_train"]["precision"]["mean"], found["to_train"]["recall"]["mean"]) == (1, 1)
-    audit, _ = metrics.memorization(classifier, data.images, real)
-    assert (audit["pixels"]["copies"], audit["features"]["copies"]) == (1, 1)

@@ -59,7 +59,7 @@ def test_copies_are_distinguished_from_images_of_the_same_kind():
     assert same["copies"] == same["duplicates"] == 1
 
 
-def test_a_set_is_as_near_to_a_reference_as_the_reference_to_itself():
+def test_the_ratio_of_two_sets_of_the_same_distribution_is_1():
     """If both have the same distribution. Copies and distant images have other ratios."""
     reference, fresh = normal(1000, 6), normal(600, 6, seed=1)
     honest, distances = neighbours.audit_pair(fresh, reference)

@@ -71,13 +71,13 @@ def test_a_file_and_a_folder_with_the_same_images_have_the_same_distances(
     assert len(list(folder.iterdir())) == 30
 
 
-def test_a_second_run_takes_no_picture_for_a_sample_and_keeps_the_features(
+def test_a_second_run_ignores_the_earlier_picture_and_reuses_the_features(
     score, pixels, tiny_data, tmp_path, monkeypatch
 ):
     write_folder(tmp_path / "all" / "folder", pixels)
     _, first = score(tmp_path / "all" / "folder", "--dataset", tiny_data)
     assert (tmp_path / "all" / "folder-evaluation" / "nearest-classifier.png").is_file()
-    monkeypatch.setattr(features, "extract_features", lambda *_: pytest.fail("they were kept"))
+    monkeypatch.setattr(features, "extract_features", lambda *_: pytest.fail("extracted again"))
     _, again = score(tmp_path / "all" / "folder", "--dataset", tiny_data)
     assert again == first
     _, above = score(tmp_path / "all", "--dataset", tiny_data)  # which has the picture in it
@@ -111,7 +111,7 @@ def test_how_many_images_are_few_depends_on_the_features(count, size, few):
     assert (f"only with that of {count} other" in scoring.warning_of_few(of_reference)) == bool(few)
 
 
-def test_training_images_are_at_no_distance_and_are_copies(score, tiny_data, tmp_path):
+def test_training_images_have_distance_0_and_are_copies(score, tiny_data, tmp_path):
     train_set = DiffSet(True, str(tiny_data), image_size=8)
     labels = train_set.labels.numpy()
     images = train_set.images.permute(0, 2, 3, 1).numpy()
@@ -121,7 +121,9 @@ def test_training_images_are_at_no_distance_and_are_copies(score, tiny_data, tmp
     assert one["to_train"]["frechet"]["mean"] == pytest.approx(0, abs=1e-4)
     assert (one["to_train"]["precision"]["mean"], one["to_train"]["recall"]["mean"]) == (1, 1)
     assert one["as_asked"]["mean"] == 1
-    assert found["memorization"]["classifier"]["pixels"]["copies"] == 1
+    assert one["shares"] == pytest.approx(one["real_shares"])
+    memorization = found["memorization"]["classifier"]
+    assert (memorization["pixels"]["copies"], memorization["features"]["copies"]) == (1, 1)
     np.savez(tmp_path / "train.npz", arr_0=images, arr_1=labels + 1)  # no classes of the dataset
     _, found = score(tmp_path / "train.npz", "--dataset", tiny_data)
     assert "as_asked" not in found["distances"]["classifier"]
@@ -214,8 +216,6 @@ def test_fid_is_that_of_torch_fidelity_for_the_same_folders(
         input2=str(other),
         cuda=False,
         fid=True,
-        kid=True,
-        kid_subset_size=20,
         feature_extractor_weights_path=str(inception_file),
         batch_size=8,
         num_workers=0,
@@ -237,7 +237,7 @@ def test_fid_is_that_of_torch_fidelity_for_the_same_folders(
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_one_line(refused, pixels, tiny_data, tmp_path):
+def test_images_that_do_not_fit_give_a_one_line_error(refused, pixels, tiny_data, tmp_path):
     def said(*argv):
         return refused(evaluate.main, "--device", "cpu", "--samples", *argv)
 

@@ -179,7 +179,9 @@ def test_what_a_killed_process_has_written_is_not_used(tmp_path):
     ("options", "reason"),
     [("size=64k", "No space left on device"), ("ro,size=64k", "Read-only file system")],
 )
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, small_disk, capsys, options, reason):
+def test_a_folder_that_cannot_be_written_gives_a_one_line_error(
+    tmp_path, small_disk, capsys, options, reason
+):
     disk = small_disk(options)
     folder = photos(tmp_path / "mine", 40)
     words = ["--dataset", str(folder), "--data-root", str(disk), "--run-dir", str(tmp_path / "run")]

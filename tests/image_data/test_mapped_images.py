@@ -73,7 +73,7 @@ def assert_equal(batches, others):
 
 @pytest.mark.parametrize("size", [8, 12])  # its own, and one that it is fitted to
 @pytest.mark.parametrize("split", [True, False])
-def test_batches_are_those_in_memory(held_out, gray, tiny_data, both, size, split):
+def test_batches_are_those_of_images_in_memory(held_out, gray, tiny_data, both, size, split):
     for file in (held_out, gray, tiny_data):
         memory, mapped = both(split, file, size)
         assert mapped.images.shape == memory.images.shape
@@ -92,7 +92,7 @@ def test_batches_are_those_in_memory(held_out, gray, tiny_data, both, size, spli
 
 
 @pytest.mark.parametrize("served", [1, 9, 20, 21])  # 20 batches an epoch
-def test_a_position_in_mapped_images_is_that_in_memory(held_out, both, served):
+def test_a_position_in_mapped_images_is_that_of_images_in_memory(held_out, both, served):
     memory, mapped = both(True, held_out)
     expected = next_batches(Batches(memory, 6, 3, flip=True), 50)
     first, second = (Batches(mapped, 6, 3, flip=True) for _ in range(2))
@@ -101,7 +101,7 @@ def test_a_position_in_mapped_images_is_that_in_memory(held_out, both, served):
     assert_equal(next_batches(second, 50 - served), expected[served:])
 
 
-def test_training_is_that_in_memory_also_when_it_is_resumed(tiny_data, tmp_path, monkeypatch):
+def test_training_is_that_of_images_in_memory_also_after_a_resume(tiny_data, tmp_path, monkeypatch):
     options = ("--dropout", 0.3, "--flip")
     fit(tiny_data, tmp_path / "memory", "--max-steps", 17, *options)
     monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
@@ -114,7 +114,7 @@ def test_training_is_that_in_memory_also_when_it_is_resumed(tiny_data, tmp_path,
     assert memory["course"] == mapped["course"]
 
 
-def test_what_is_measured_is_as_in_memory(held_out, both, quick_classifier, tmp_path):
+def test_measurements_are_those_of_images_in_memory(held_out, both, quick_classifier, tmp_path):
     samples = torch.randint(0, 256, (20, 3, 8, 8)).byte()
     found = []
     in_memory, mapped = zip(both(True, held_out), both(False, held_out))

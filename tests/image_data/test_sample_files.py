@@ -56,7 +56,7 @@ def test_an_npz_may_have_classes(tmp_path, arr_1, labels):
     assert labels is None or found.labels.tolist() == labels
 
 
-def test_samples_that_cannot_be_read_are_one_line(tmp_path):
+def test_samples_that_cannot_be_read_give_a_one_line_error(tmp_path):
     def refusal(path):
         with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
             read_samples(path)

@@ -107,7 +107,7 @@ def test_evaluation_reads_the_images_with_the_range_of_the_run(
     assert seen[0].max() <= 128
 
 
-def test_a_folder_without_a_usual_range_is_one_line(refused, folder, tmp_path):
+def test_a_folder_without_a_usual_range_gives_a_one_line_error(refused, folder, tmp_path):
     Image.fromarray(np.full((8, 8), -7, np.int32)).save(folder / "negative.tiff")
     words = ["--dataset", folder, "--data-root", tmp_path / "data", *TINY, "--max-steps", "1"]
     line = refused(train.main, *words)

@@ -202,7 +202,7 @@ DAMAGED = (
         b"step,val_loss\n\xff\x00,nan\n1,1e400\n",
     ],
 )
-def test_a_damaged_file_affects_only_its_section(finished_run, tmp_path, contents):
+def test_damaged_files_do_not_stop_the_page(finished_run, tmp_path, contents):
     shutil.copytree(finished_run, tmp_path / "run")
     for name in DAMAGED:
         (tmp_path / "run" / name).write_bytes(contents)

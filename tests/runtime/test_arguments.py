@@ -77,6 +77,7 @@ def test_a_value_may_look_like_anything_but_a_flag():
     parser.add_argument("--name")
     parser.add_argument("rest", nargs="*")
     arguments = parser.parse_args(["--name", "-my folder", "--", "--name", "-x"])
+    assert arguments.name == "-my folder"
     assert arguments.rest == ["--name", "-x"]
     assert parser.parse_args(["--name=-x"]).name == "-x"
     assert parser.parse_args(["--name", "-3"]).name == "-3"

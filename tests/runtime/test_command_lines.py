@@ -43,8 +43,14 @@ OPTIONS = [
 # ---- --help -------------------------------------------------------------------------------------
 
 
+def takes_a_value(action: argparse.Action) -> bool:
+    return bool(action.option_strings) and not isinstance(action, argparse._StoreTrueAction)
+
+
 @pytest.mark.parametrize(
-    ("script", "action"), OPTIONS, ids=lambda part: getattr(part, "dest", part)
+    ("script", "action"),
+    [(script, action) for script, action in OPTIONS if takes_a_value(action)],
+    ids=lambda part: getattr(part, "dest", part),
 )
 def test_help_says_the_default_and_more(script, action):
     """The last parentheses have the default, as it would be typed.
@@ -54,8 +60,6 @@ def test_help_says_the_default_and_more(script, action):
     said = re.fullmatch(
         r"(.{4,}) \((?:required.*|default: (.+))\)", arguments.Help("x")._get_help_string(action)
     )
-    if isinstance(action, argparse._StoreTrueAction) or not action.option_strings:
-        return
     assert said, f"{script} {action.dest}: {action.help}"
     if isinstance(action, argparse.BooleanOptionalAction) and action.default is not None:
         assert said[2] == ("yes" if action.default else "no")

@@ -12,7 +12,7 @@ from runtime import cores
 from runtime.cores import CpuTimes, IdleTeams, cores_of_others, teams_needed
 
 
-def test_the_cores_of_others_are_those_that_are_not_ours():
+def test_cores_of_others_is_the_busy_time_without_our_own():
     before, after = CpuTimes(10.0, 100.0, 5.0), CpuTimes(12.0, 103.5, 6.5)
     assert cores_of_others(before, after) == pytest.approx(1.0)
     assert cores_of_others(before, CpuTimes(12.0, 101.0, 6.5)) == 0

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -65,4 +66,6 @@ def test_an_unknown_name_gets_a_suggestion(refused):
 def test_a_pretrained_model_samples_what_is_asked_for(tmp_path):
     words = ["--ckpt", "shapes", "--class", "star", "--num", "2", "--steps", "2", "--device", "cpu"]
     assert Inference.main([*words, "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "t0000.png").exists()
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert samples["arr_0"].shape == (2, 32, 32, 3)
+        assert samples["arr_1"].tolist() == [4, 4]  # circle, triangle, square, pentagon, star

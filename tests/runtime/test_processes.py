@@ -12,10 +12,10 @@ from training_runs import (
     assert_same_run,
     checkpoints,
     fit_run,
+    last_step,
     long_validation,
     losses,
     runs,
-    steps,
     validation_losses,
     weights_hash,
 )
@@ -98,7 +98,7 @@ def test_a_signal_to_the_other_process_during_validation(tiny_data, start, tmp_p
     process = start(tmp_path / "run", *long, "--devices", 2).until(
         lambda: checkpoints(tmp_path / "run")
     )
-    os.kill(process.others()[0], signal.SIGTERM)
+    os.kill(process.children()[0], signal.SIGTERM)
     assert process.ends(10) == 143
     assert "step 30: validation loss cut short" in process.err
     assert "stopped by SIGTERM at step 31" in process.out
@@ -117,11 +117,11 @@ def test_two_processes_resumed_as_one(start, tiny_data, tmp_path):
 @pytest.mark.parametrize("victim", ["first", "other", "all"])
 def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, undisturbed_two, victim):
     run_dir = tmp_path / "run"
-    process = start(run_dir, *BY_TWO).until(lambda: steps(run_dir) > 30)
-    others = process.others()
-    assert len(others) == 1
+    process = start(run_dir, *BY_TWO).until(lambda: last_step(run_dir) > 30)
+    children = process.children()
+    assert len(children) == 1
     if victim == "other":
-        os.kill(others[0], signal.SIGTERM)
+        os.kill(children[0], signal.SIGTERM)
     else:
         process.kill(signal.SIGTERM, whole_group=victim == "all")
     assert process.ends(10) == 143
@@ -136,14 +136,16 @@ def test_sigterm_to_one_of_two_or_to_both(start, tmp_path, undisturbed_two, vict
 @pytest.mark.parametrize("victim", ["first", "other"])
 def test_one_of_two_is_killed(start, tmp_path, undisturbed_two, victim):
     run_dir = tmp_path / "run"
-    process = start(run_dir, *BY_TWO).until(lambda: checkpoints(run_dir) and steps(run_dir) > 30)
-    others = process.others()
-    os.kill(others[0] if victim == "other" else process.popen.pid, signal.SIGKILL)
+    process = start(run_dir, *BY_TWO).until(
+        lambda: checkpoints(run_dir) and last_step(run_dir) > 30
+    )
+    children = process.children()
+    os.kill(children[0] if victim == "other" else process.popen.pid, signal.SIGKILL)
     assert process.popen.wait(20) in (
         (1, -signal.SIGKILL) if victim == "other" else (-signal.SIGKILL,)
     )  # or Lightning was faster
     deadline = time.monotonic() + 20
-    while runs(others[0]):
+    while runs(children[0]):
         assert time.monotonic() < deadline, "the other process still waits"
         time.sleep(0.1)
     process.ends()

@@ -20,7 +20,7 @@ def test_nearest(name, meant):
     assert suggestions.nearest(name, known) == meant
 
 
-def test_an_unknown_name_is_one_line_with_all_known_ones():
+def test_an_unknown_name_gives_a_one_line_message_with_all_known_ones():
     known = ["linear", "cosine"]
     message = suggestions.unknown("schedule", "cosin", known, " or a file")
     expected = "unknown schedule 'cosin', did you mean cosine? Give linear, cosine or a file"

@@ -158,7 +158,9 @@ def screen(monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "flags"), [({"tty": False}, []), ({}, ["--no-preview"])])
-def test_elsewhere_nothing_is_shown(tiny_run, tmp_path, screen, options, flags):
+def test_nothing_is_shown_without_a_terminal_or_with_no_preview(
+    tiny_run, tmp_path, screen, options, flags
+):
     screen = screen(**options)
     assert (
         Inference.main(

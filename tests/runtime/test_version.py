@@ -6,12 +6,16 @@ from importlib import metadata
 import pytest
 from conftest import ROOT
 
+import convert
+import evaluate
+import Inference
 import make_gif
+import report
 import train
 from runtime.version import VERSION
 
 
-@pytest.mark.parametrize("script", [train, make_gif])
+@pytest.mark.parametrize("script", [train, Inference, make_gif, evaluate, convert, report])
 def test_every_script_prints_the_versions(script, capsys):
     with pytest.raises(SystemExit) as stop:
         script.main(["--version"])

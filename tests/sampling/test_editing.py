@@ -139,7 +139,7 @@ def test_a_grid_goes_from_start_to_0_in_as_many_steps_as_asked_for(grid, setting
         time_grid(m, 21, 20, grid)
 
 
-def test_what_each_grid_is():
+def test_times_of_each_grid():
     m = model()
     assert time_grid(m, 4, 1000) == [1000, 750, 500, 250, 0]
     assert time_grid(m, 4, 1000, "quadratic") == [1000, 562, 250, 62, 0]

@@ -46,13 +46,9 @@ def test_one_class_is_the_label_of_every_image():
 
 
 def test_a_model_that_always_has_a_label_gets_all_of_them():
-    always_labelled = conditional(label_dropout=0.0)
-    image_set = arrange_images(ImageRequest(), always_labelled)
+    image_set = arrange_images(ImageRequest(), conditional(label_dropout=0.0))
     assert image_set.total == 18  # at least 16, and as many of each
     assert image_set.labels == (0, 1, 2) * 6
-    loaded = LoadedModel(always_labelled, Path("x.ckpt"), "", step=64, trained_on="")
-    with pytest.raises(ValueError, match="--label-dropout above 0"):
-        plan_request(ImageRequest(label="1", guidance=2.0), loaded, [0])
 
 
 def test_images_of_a_model_with_classes_are_of_each_in_turn():

@@ -21,7 +21,7 @@ def small_files(monkeypatch):
     monkeypatch.setattr(sample_sets, "IMAGES_PER_FILE", 8)
 
 
-def test_image_i_is_image_i_however_it_is_drawn(model, tmp_path):
+def test_image_i_is_the_same_in_any_batch_and_process(model, tmp_path):
     plan = plan_sampling(model, steps=4)
     sample_sets.write_samples(model, plan, tmp_path / "one", 21, seed=3)
     for rank in range(2):
@@ -87,13 +87,14 @@ def test_what_an_image_costs_is_counted(model, tmp_path, settings, evaluations):
 
 
 def test_image_i_is_of_class_i_mod_k_and_guidance_pulls_it_there(model):
-    """The model knows dark (0) and bright (1) images."""
-    strong = (
-        sample_sets.sample_batch(model, plan_sampling(model, guidance=4.0), range(40), 0)
-        .float()
-        .mean(dim=(1, 2, 3))
-    )
-    assert float((strong[1::2] - strong[::2]).mean()) > 3
+    """The model was trained on dark (0) and bright (1) images."""
+
+    def gap(guidance: float) -> float:
+        plan = plan_sampling(model, guidance=guidance)
+        brightness = sample_sets.sample_batch(model, plan, range(40), 0).float().mean(dim=(1, 2, 3))
+        return float((brightness[1::2] - brightness[::2]).mean())
+
+    assert gap(4.0) > max(3, gap(1.0))
 
 
 def test_every_model_and_plan_has_its_own_folder(model):
@@ -139,17 +140,6 @@ def test_every_model_and_plan_has_its_own_folder(model):
 def test_the_folders_of_earlier_versions_are_found_again(settings, name):
     plan = plan_sampling(conditional(T=20), **settings)
     assert sample_sets.folder_name(plan, "0" * 64, "ema", "cpu") == name
-
-
-def test_plans_that_the_model_does_not_support_are_refused(tiny_run, model):
-    plain = load_model(tiny_run).model
-    for wrong, said in (
-        ({"guidance": 2.0}, "--class-conditional"),
-        ({"variance": "learned"}, "trained with it"),
-        ({"steps": 21}, "choose from 1"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            plan_sampling(plain, **wrong)
 
 
 def test_values_are_rounded_and_not_truncated(model, monkeypatch):

@@ -18,9 +18,9 @@ from training_runs import (
     assert_same_run,
     checkpoints,
     fit_run,
+    last_step,
     long_validation,
     losses,
-    steps,
     validation_losses,
     weights_hash,
 )
@@ -37,12 +37,12 @@ def test_killed_at_random_steps_again_and_again(start, tmp_path, undisturbed, ti
     print("seed", seed)
     run_dir, dice, reached = tmp_path / "run", random.Random(seed), []
     for _ in range(times):
-        goal = max(30, steps(run_dir) + dice.randint(5, STEPS // 5))
+        goal = max(30, last_step(run_dir) + dice.randint(5, STEPS // 5))
         process = (
-            start(run_dir).until(lambda goal=goal: steps(run_dir) >= goal).kill(signal.SIGKILL)
+            start(run_dir).until(lambda goal=goal: last_step(run_dir) >= goal).kill(signal.SIGKILL)
         )
         assert process.ends() == -signal.SIGKILL
-        reached.append(steps(run_dir))
+        reached.append(last_step(run_dir))
     assert len(set(reached)) == times
     last = start(run_dir)
     assert last.ends() == 0
@@ -94,23 +94,23 @@ def test_a_signal_leaves_a_complete_checkpoint_and_a_clear_last_line(
     start, tmp_path, undisturbed, name, status
 ):
     run_dir = tmp_path / "run"
-    process = start(run_dir).until(lambda: steps(run_dir) > 40).kill(signal.Signals[name])
+    process = start(run_dir).until(lambda: last_step(run_dir) > 40).kill(signal.Signals[name])
     assert process.ends() == status
     assert process.out.splitlines()[-1].startswith(f"stopped by {name} at step ")
     assert "Traceback" not in process.err
     at = int(process.out.splitlines()[-1].split()[5])
     assert newest_checkpoint(run_dir).name == f"step_{at:08d}.ckpt"
-    assert steps(run_dir) == at
+    assert last_step(run_dir) == at
     assert load_model(run_dir)
     if name == "SIGTERM":
         assert start(run_dir).ends() == 0
         assert_same_run(run_dir, undisturbed)
 
 
-def test_in_a_job_every_signal_is_75(start, tmp_path):
+def test_sigterm_in_a_job_exits_with_75(start, tmp_path):
     run_dir = tmp_path / "run"
     process = (
-        start(run_dir, SLURM_JOB_ID="1").until(lambda: steps(run_dir) > 5).kill(signal.SIGTERM)
+        start(run_dir, SLURM_JOB_ID="1").until(lambda: last_step(run_dir) > 5).kill(signal.SIGTERM)
     )
     assert process.ends() == 75
 
@@ -118,7 +118,7 @@ def test_in_a_job_every_signal_is_75(start, tmp_path):
 @pytest.mark.slow
 def test_more_signals_do_not_spoil_the_save(start, tmp_path, undisturbed):
     run_dir = tmp_path / "run"
-    process = start(run_dir).until(lambda: steps(run_dir) > 40)
+    process = start(run_dir).until(lambda: last_step(run_dir) > 40)
     for number in [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT] * 10:
         with contextlib.suppress(ProcessLookupError):
             process.kill(number)
@@ -175,7 +175,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(tiny_data, start, tmp_path)
 
 def test_a_second_process_in_the_same_folder_is_refused(start, tmp_path, tiny_data, refused):
     run_dir = tmp_path / "run"
-    process = start(run_dir).until(lambda: steps(run_dir) > 5)
+    process = start(run_dir).until(lambda: last_step(run_dir) > 5)
     assert "another process is training in" in refused(
         train.main, "--dataset", tiny_data, "--run-dir", run_dir, *RUN
     )

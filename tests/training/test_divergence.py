@@ -65,9 +65,7 @@ def test_a_step_that_is_not_finite_is_skipped(
     )
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
-    tiny_data, tmp_path, monkeypatch
-):
+def test_a_step_is_skipped_if_only_its_gradient_is_not_finite(tiny_data, tmp_path, monkeypatch):
     original = DiffusionModel.on_after_backward
 
     def overflow(self):

@@ -43,7 +43,7 @@ def test_other_channels_and_no_classes_are_said_in_words(conditional_run):
     ("change", "attention"), [({"width": 16}, 4), ({"attention": ()}, 4), ({"size": 16}, 8)]
 )
 def test_another_network_is_refused_with_the_flags_to_give(conditional_run, change, attention):
-    """Also one with more layers. The resolutions of attention are scaled with the image size."""
+    """Also one with fewer layers. The resolutions of attention are scaled with the image size."""
     theirs = load_model(conditional_run).model
     other = ModelSettings.from_dict({**theirs.hparams, **change})
     flags = f"--width 8 --mults 1,2 --attention {attention} --blocks 1"
@@ -79,7 +79,7 @@ def test_a_run_begins_with_them_and_its_resumption_does_not(
     assert "resumed: --init-from is not used again" in out
 
 
-def test_a_file_that_is_not_there_is_one_line(refused, tiny_data, tmp_path):
+def test_a_missing_file_gives_a_one_line_error(refused, tiny_data, tmp_path):
     words = ["--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--init-from", "no.ckpt"]
     assert "no checkpoint at no.ckpt" in refused(train.main, *words)
     assert not (tmp_path / "run").exists()

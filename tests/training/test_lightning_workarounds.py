@@ -1,6 +1,6 @@
-"""Each workaround for Lightning is still needed, and does what it is for.
+"""Each workaround for Lightning does what it is for, and Lightning still needs it.
 
-A test that fails after an update of Lightning says that the workaround can be removed.
+If a test fails after an update of Lightning, its workaround may no longer be needed.
 """
 
 import signal
@@ -178,7 +178,7 @@ class SaveAtTwo(pl.Callback):
 
 
 class Validated(pl.Callback):
-    """Remember at which steps training was started, ended and validated."""
+    """Remember whether training started and ended, and the steps that were validated."""
 
     def __init__(self, at_start=lambda trainer: None):
         self.at_start = at_start
@@ -208,7 +208,7 @@ def test_the_validation_of_a_resumed_step_is_made_up_for(tmp_path, applied):
 
 
 @pytest.mark.parametrize("applied", [False, True])
-def test_training_starts_where_no_step_is_left(tmp_path, applied):
+def test_training_starts_even_if_no_step_is_left(tmp_path, applied):
     file = tmp_path / "x.ckpt"
     trainer(tmp_path, SaveAtTwo(file), max_steps=2, **ONCE).fit(Model())
     seen = Validated(workarounds.validate_now if applied else lambda trainer: None)

@@ -51,7 +51,7 @@ def test_a_falling_rate_depends_on_the_step_and_max_steps_alone(tiny_data, tmp_p
     assert same(*(contents(tmp_path / name)["state_dict"] for name in ("whole", "parts")))
 
 
-def test_where_a_run_was_stopped_is_not_in_its_metrics(tiny_data, tmp_path):
+def test_metrics_do_not_depend_on_where_a_run_was_stopped(tiny_data, tmp_path):
     fit(tiny_data, tmp_path / "whole", "--max-steps", 17, "--log-every", 4)
     for at in (6, 11, 17):
         fit(tiny_data, tmp_path / "parts", "--max-steps", at, "--log-every", 4)
@@ -72,7 +72,7 @@ def test_a_finished_run_is_not_trained_again_and_resume_none_starts_over(
     assert same(contents(tmp_path / "run.1")["state_dict"], before["state_dict"])
 
 
-def test_time_ends_a_run_and_is_counted_over_its_parts(tiny_data, tmp_path, capsys):
+def test_max_time_ends_a_run_and_counts_across_resumes(tiny_data, tmp_path, capsys):
     fit(tiny_data, tmp_path, "--max-steps", 100_000, "--max-time", "2s")
     assert "because of --max-time; checkpoint" in capsys.readouterr().out
     first = contents(tmp_path)
@@ -118,7 +118,7 @@ def test_two_checkpoints_are_kept(tiny_data, tmp_path):
 
 @pytest.mark.parametrize("lost", ["validation", "preview"])
 @pytest.mark.parametrize("at", [6, 12])
-def test_a_validation_that_a_kill_cut_off_is_done_when_it_resumes(
+def test_a_validation_lost_to_a_kill_is_done_after_the_resume(
     tiny_data, tmp_path, capsys, at, lost
 ):
     """The checkpoint of step `at` was saved before the validation of the same step."""
