@@ -143,8 +143,7 @@ def add_batch_size(group: Group, default: int, help: str) -> None:
 
 def add_precision(
     group: Group,
-    help: str = "32, tf32 (CUDA only) or bf16 autocast; auto: bf16 where the hardware has it, "
-    "else 32 (auto)",
+    help: str = "auto: bf16 autocast where the hardware has it, else 32; tf32: CUDA only (auto)",
 ) -> None:
     """Add --precision."""
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=help)

@@ -198,7 +198,8 @@ def test_eps_with_zero_terminal_snr_is_refused(refused, tiny_data, tmp_path):
 
 def test_a_table_of_betas_trains_and_is_kept(tiny_data, tmp_path):
     (tmp_path / "betas").write_text("0.01 0.02 0.05 0.1 0.2 0.4 0.6")
-    assert fit(tiny_data, tmp_path / "run", "--max-steps", 2, "--schedule", tmp_path / "betas") == 0
+    flags = ["--max-steps", 2, "--schedule", tmp_path / "betas", "--T", 7]
+    assert fit(tiny_data, tmp_path / "run", *flags) == 0
     m = load_model(tmp_path / "run").model
     assert m.T == 7
     assert [m.beta(t) for t in range(8)] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6]
