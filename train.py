@@ -337,8 +337,7 @@ def add_training_flags(group: flags.Group) -> None:
         "--posthoc-ema",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="keep averages, so that --ema-length can be chosen after training; not in the paper "
-        "(no)",
+        help="keep averages for Inference.py --ema-length; not in the paper (no)",
     )
     add(
         "--max-steps",
