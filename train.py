@@ -256,8 +256,7 @@ def add_diffusion_flags(group: flags.Group) -> None:
         type=real(0, 1000),
         default=1.0,
         metavar="W",
-        help="default strength of guidance for samples of this model, kept in the checkpoint; not "
-        "in the paper (1, none)",
+        help="default strength of guidance for samples of this model; not in the paper (1, none)",
     )
     add(
         "--condition",
@@ -324,7 +323,7 @@ def add_training_flags(group: flags.Group) -> None:
         type=real(0, 1e9),
         default=1.0,
         metavar="X",
-        help="maximum norm of the gradient, 0 for no limit (1.0)",
+        help="maximum norm of the gradient, 0 for any (1.0)",
     )
     add(
         "--ema-decay",
