@@ -45,14 +45,14 @@ def build_parser() -> Parser:
     flags.add_checkpoint(
         group,
         help="a checkpoint, a run directory (its newest one), a pretrained model's name, a "
-        "diffusers pipeline or a .safetensors file (none, for noise alone)",
+        "diffusers pipeline or a .safetensors file (none: only add noise to --input-image)",
     )
     flags.add_weights(group)
     add(
         "--num",
         type=whole(1),
         metavar="N",
-        help="number of images (16; for several classes, 8 of each)",
+        help="number of images (16; if --class selects several classes, 8 of each)",
     )
     flags.add_seed(group, help="image i depends on (seed, i) alone (0)")
     group = parser.add_argument_group("how")
@@ -166,7 +166,7 @@ def build_parser() -> Parser:
     flags.add_precision(group)
     flags.add_compile(
         group,
-        help="mode of torch.compile; takes a minute or more, for many images on a GPU (off)",
+        help="mode of torch.compile; takes a minute or more; for many images on a GPU (off)",
     )
     flags.add_processes(
         group,

@@ -19,10 +19,10 @@ memorization. Or score images made by any program.
     # or against other images
     python evaluate.py --samples generated.npz photos/ --features inception
 
-Prints a table, and adds the results to metrics.json in the run directory, beside the checkpoint,
-or for a pretrained model in runs/pretrained-NAME. Samples are kept there in evaluation/, so that a
-stopped evaluation resumes when it is run again. The results of --samples NAME are in
-NAME-evaluation/.
+Prints a table, and adds the results to metrics.json: in the run directory; beside the checkpoint if
+--ckpt is a single file; in runs/pretrained-NAME for a pretrained model. Samples are kept there in
+evaluation/, so that a stopped evaluation resumes when it is run again. The results of
+--samples NAME are in NAME-evaluation/.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def build_parser() -> Parser:
         action="extend",
         metavar="PATH",
         help="instead of sampling: score the images in a folder or an .npz file, against --dataset "
-        "or a second PATH (those of --ckpt)",
+        "or a second PATH (none: draw samples from --ckpt)",
     )
     add(
         "--out",
@@ -211,8 +211,8 @@ def build_parser() -> Parser:
     )
     flags.add_compile(
         group,
-        help="mode of torch.compile for sampling; takes a minute or more, for many samples on a "
-        "GPU (off)",
+        help="mode of torch.compile for sampling; takes a minute or more, which pays off for "
+        "many samples on a GPU (off)",
     )
     flags.add_processes(
         group,

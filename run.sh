@@ -148,7 +148,7 @@ step() {
     # stopped with a checkpoint; aborted by NCCL; killed; stopped by SIGUSR1, SIGUSR2 or SIGTERM
     # before the first step
     75|134|137|138|140|143)
-      # in the terminal of an interactive job, the job does not run this script: leave it alone
+      # in the terminal of an interactive job, this script is not the job: do not requeue the job
       if [[ -z $job || -t 0 || -t 1 ]]; then exit "$status"; fi
       if ((restarts >= 8)); then
         echo "== stopped for the 9th time and not requeued;" \
@@ -247,7 +247,7 @@ cd "$here"
 run_dir=${run_dir#"$here"/}
 # srun does not read this number from the job
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-# tasks may not be bound to their cores
+# SLURM does not always bind tasks to their cores
 [[ -z $job ]] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 
 # each job of an array has its own seed; a later --seed overrides it

@@ -171,7 +171,7 @@ def add_network_flags(group: flags.Group) -> None:
         type=numbers,
         default=(16,),
         metavar="N,..",
-        help="levels with attention, each by the smaller side of its feature map (16)",
+        help="levels with attention, each named by the smaller side of its feature map (16)",
     )
     add("--blocks", type=whole(1), default=2, metavar="N", help="residual blocks in each level (2)")
     add(

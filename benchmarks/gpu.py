@@ -10,11 +10,11 @@ The parts run one after the other, the most valuable first, each in a process of
 limit. A part that no longer fits into --minutes is skipped. What a part prints is in DIR/PART.log.
 The exit status is 1 if a part failed or was stopped.
 
-correctness  the errors of the three precisions, whether samples depend on the batch size, whether a
-             resumed run is the uninterrupted one
-the run      the speedrun preset on CIFAR-10, 5000 samples, their distance to the training images,
-             a grid, the weights in half precision
-speed        training steps, eager, compiled, and in one CUDA graph
+    correctness  the errors of the three precisions, whether samples depend on the batch size,
+                 whether a resumed run equals an uninterrupted one
+    run          the speedrun preset on CIFAR-10, 5000 samples, their distance to the training
+                 images, a grid, the weights in half precision
+    speed        training steps: eager, compiled, and in one CUDA graph
 """
 
 import argparse

@@ -98,7 +98,7 @@ def processes(steps: int, rounds: int) -> None:
         "|---|---|\n"
         f"| two runs, batch 16 each, at the same time | {statistics.median(alone):.0f} |\n"
         f"| one run, batch 32, on two processes | {statistics.median(together):.0f} |\n\n"
-        f"The two processes take {ratio - 1:+.0%}.",
+        f"Two processes take {abs(ratio - 1):.0%} {'more' if ratio > 1 else 'less'} time.",
         flush=True,
     )
 

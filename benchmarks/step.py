@@ -128,7 +128,8 @@ def report(whole: float, steps: int) -> None:
         for name, seconds in rows.items()
     )
     print(
-        f"{machine('cpu')}\n\n| of a step of {whole * 1e3:.1f} ms, mean of {steps} | | |\n"
+        f"{machine('cpu')}\n\n| part of a training step of {whole * 1e3:.1f} ms "
+        f"(mean of {steps}) | time | share |\n"
         f"|---|---|---|\n{table}",
         file=sys.__stdout__,
     )

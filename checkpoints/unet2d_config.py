@@ -179,7 +179,9 @@ def check_levels(channels: Any, kinds: Any) -> None:
             f"not {shorten(channels)}"
         )
     if not isinstance(kinds, tuple) or len(kinds) != len(channels):
-        raise ValueError(f"down_block_types must be {len(channels)}, as many as block_out_channels")
+        raise ValueError(
+            f"down_block_types must have {len(channels)} entries, as many as block_out_channels"
+        )
 
 
 def fitted(config: Settings, network: Settings) -> Settings:

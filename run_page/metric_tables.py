@@ -44,7 +44,10 @@ def describe_metrics(measured: dict[str, Any], step: int | None) -> Metrics:
     measured_step = measured.get("step")
     if step is None or measured_step == step:
         return Metrics(tables, note="")
-    return Metrics(tables, f"Measured after step {measured_step}, not {step}.")
+    note = (
+        f"These values are for step {measured_step}; the checkpoint on this page is at step {step}."
+    )
+    return Metrics(tables, note)
 
 
 def likelihood_table(bits: dict[str, Any], title: str) -> Table:
