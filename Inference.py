@@ -79,8 +79,7 @@ def build_parser() -> Parser:
         "--class",
         dest="label",
         metavar="CLASS",
-        help="classes to sample, by number or name, as in 3,7; all; or none (image i has class i "
-        "mod K, for K classes)",
+        help="classes to sample, by number or name, as in 3,7; all; or none (the classes in turn)",
     )
     flags.add_guidance(
         group, help="strength of guidance, 1 for none (that of the model; 1 for edits and ddpm)"
