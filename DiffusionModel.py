@@ -105,7 +105,8 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
 
     settings: the fields of `ModelSettings`. network: a module with the interface of `Unet`; None
     builds a `Unet`. `DiffusionModel(network, **hparams)` rebuilds a model. Raises TypeError for an
-    unknown setting, and ValueError for a bad value or settings that do not fit together."""
+    unknown setting, and ValueError for an unknown choice, impossible betas or size. Other
+    values are not checked, see `check_settings`."""
 
     def __init__(self, network: Any = None, **settings: Any):
         super().__init__()

@@ -169,7 +169,8 @@ def build_parser() -> Parser:
     )
     flags.add_processes(
         group,
-        help="processes on each node; the images stay the same (those of srun or torchrun, else 1)",
+        help="processes on each node; on a CPU, the images stay the same (those of srun or "
+        "torchrun, else 1)",
     )
     return parser
 

@@ -233,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     from evaluation import doctor
     from evaluation.evaluation import evaluate
     from evaluation.scoring import score
+    from runtime.devices import set_tf32
     from runtime.launcher import launch, memory_errors
 
     if args.doctor:
@@ -243,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         print(doctor.report(findings))
         return 0
     machine = launch(parser.prog, args.device, args.precision, args.devices, args.num_nodes)
+    set_tf32(False)  # --precision is that of sampling
     try:
         with memory_errors():
             if args.samples:

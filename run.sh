@@ -67,7 +67,7 @@ setup() {
     exec 9>"$here/.setup.lock"
     flock 9 || true
   fi
-  if is_ready; then return; fi
+  if is_ready; then exec 9>&-; return; fi
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     fail "Python 3.10 or newer is needed, not $(python3 --version 2>&1):" \
       "set PYTHON to a newer one"
@@ -76,6 +76,7 @@ setup() {
   "$PYTHON" -m pip install --quiet --disable-pip-version-check \
     -r "$here/$1" ${2:+-r "$here/$2"} ${locked[@]+"${locked[@]}"}
   printf '%s' "$requirements" >"$mark"
+  exec 9>&-  # the lock is not for the programs that are started later
 }
 
 # resolve DATASET [COMMAND..]: print a known name in lower case, or the absolute path of a file or
@@ -106,8 +107,8 @@ print("run.sh: error:", message, file=sys.stderr)' "$here" "$@"
   esac
 }
 
-# absolute WORD..: set `words` to these words, with absolute paths of the files and folders that are
-# values of flags of train.py, because it runs in the project's folder
+# absolute WORD..: set `words` to these words, with relative paths after flags made absolute, because
+# the scripts run in the project's folder
 absolute() {
   local word flag=
   words=()
@@ -122,13 +123,14 @@ absolute() {
   done
 }
 
-# path_of FLAG VALUE: print the value of a flag, as an absolute path if it is one
+# path_of FLAG VALUE: print the value of a flag; if it is a relative path, make it absolute
 path_of() {
   local value=$2
   [[ $value == /* || $value == "~/"* || $PWD == "$here" ]] || case $1=$value in
     --data-root=*) value=$PWD/$value ;;
     --resume=auto|--resume=none|--schedule=linear|--schedule=cosine|--schedule=sigmoid) ;;
-    --init-from=*|--resume=*|--schedule=*) [[ ! -e $value ]] || value=$PWD/$value ;;
+    --init-from=*|--resume=*|--schedule=*|--input-image=*|--mask=*|--condition-image=*)
+      [[ ! -e $value ]] || value=$PWD/$value ;;
   esac
   printf '%s\n' "$value"
 }
@@ -181,6 +183,7 @@ case ${1:-} in
       esac
     done
     setup requirements.txt
+    absolute "${@:2}"
     cd "$here"
     mkdir -p runs/demo
     SECONDS=0  # counted up by the shell
@@ -190,7 +193,7 @@ case ${1:-} in
       echo "== $name =="
       start=$SECONDS
       "$PYTHON" Inference.py --ckpt "pretrained/$name.safetensors" --num 20 --steps 25 \
-        --out "runs/demo/$name" --no-preview "${@:2}"
+        --out "runs/demo/$name" --no-preview ${words[@]+"${words[@]}"}
       "$PYTHON" make_gif.py "runs/demo/$name/trajectory.npz" --out "runs/demo/$name.gif" \
         --columns 10 --scale 2
       durations+=("$name=$((SECONDS - start))")
@@ -239,7 +242,7 @@ for ((i = 1; i <= $#; i++)); do
 done
 
 setup requirements.txt
-exec 9>&-
+run_dir=${run_dir/#"~/"/"$HOME/"}
 [[ $run_dir == /* ]] || run_dir=$PWD/$run_dir
 absolute "$@"
 set -- ${words[@]+"${words[@]}"}

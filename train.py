@@ -323,7 +323,7 @@ def add_training_flags(group: flags.Group) -> None:
         type=real(0, 1e9),
         default=1.0,
         metavar="X",
-        help="maximum norm of the gradient, 0 for any (1.0)",
+        help="maximum norm of the gradient, 0 for no limit (1)",
     )
     add(
         "--ema-decay",

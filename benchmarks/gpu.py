@@ -1,4 +1,4 @@
-"""Check and measure this project on a GPU; write each result to DIR/results.jsonl at once.
+"""Check and measure this project on a GPU; write each result to DIR/results.jsonl immediately.
 
     python benchmarks/gpu.py --out gpu
     # as much as fits into five minutes
@@ -7,8 +7,8 @@
     python benchmarks/gpu.py --out rehearsal --rehearse
 
 The parts run one after the other, the most valuable first, each in a process of its own with a time
-limit. A part that no longer fits into --minutes is skipped. What a part prints is in DIR/PART.log.
-The exit status is 1 if a part failed or was stopped.
+limit. A part that no longer fits into --minutes is skipped. Other output of a part is in
+DIR/PART.log. The exit status is 1 if a part failed or was stopped. The parts, by topic:
 
     correctness  the errors of the three precisions, whether samples depend on the batch size,
                  whether a resumed run equals an uninterrupted one
@@ -20,11 +20,13 @@ The exit status is 1 if a part failed or was stopped.
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,6 +37,7 @@ from runtime.arguments import Parser, real
 from runtime.version import versions
 
 HERE = Path(__file__).resolve().parent
+CACHE = "torchinductor"  # compiled code, empty at the start
 REHEARSAL_LIMIT = 600  # seconds for each part; processors are slow and busy
 
 
@@ -43,7 +46,8 @@ class Part:
     """A part of the measurements.
 
     script: the file that runs it. seconds: its time limit, and the time that must be left to start
-    it. rehearsed: whether a rehearsal includes it; of parts with the same code, it includes one.
+    it. needs: a part that must be done before. rehearsed: whether a rehearsal runs it; parts that
+    would only repeat the code of another one are left out.
     """
 
     script: str
@@ -51,6 +55,7 @@ class Part:
     seconds: int
     environment: tuple[tuple[str, str], ...] = ()
     rehearsed: bool = True
+    needs: str = ""
 
 
 # pytorch issue 189488: a loop order that slows down some compiled networks
@@ -60,11 +65,11 @@ PARTS = (
     Part("gpu_checks.py", "precision", 60),
     Part("gpu_checks.py", "batch-size", 60),
     Part("gpu_run.py", "train", 240),
-    Part("gpu_run.py", "samples", 60),
-    Part("gpu_run.py", "export", 30),
+    Part("gpu_run.py", "samples", 60, needs="train"),
+    Part("gpu_run.py", "export", 30, needs="train"),
     Part("gpu_speed.py", "eager", 60),
     Part("gpu_speed.py", "paper-compiled", 150),
-    Part("gpu_run.py", "evaluate", 180),
+    Part("gpu_run.py", "evaluate", 180, needs="train"),
     Part("gpu_speed.py", "graph", 90),
     Part("gpu_speed.py", "paper-compiled-again", 150, rehearsed=False),
     Part("gpu_checks.py", "resume", 120),
@@ -75,7 +80,7 @@ PARTS = (
     Part("gpu_speed.py", "paper-compiled-loss", 150),
     Part("gpu_speed.py", "paper-reduce-overhead", 150, rehearsed=False),
     Part("gpu_speed.py", "paper-max-autotune", 300, rehearsed=False),
-    Part("gpu_speed.py", "paper-compiled-reindexing-0", 150, ((REINDEXING, "0"),)),
+    Part("gpu_speed.py", "paper-compiled-reindexing-0", 150, ((REINDEXING, "0"),), False),
     Part("gpu_speed.py", "paper-compiled-reindexing-1", 150, ((REINDEXING, "1"),), False),
     Part("gpu_speed.py", "diffusers", 120),
 )
@@ -110,16 +115,32 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.jsonl").touch()
+        shutil.rmtree(args.out / CACHE, ignore_errors=True)
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error.strerror}): choose another --out")
     deadline = time.monotonic() + 60 * args.minutes
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running part is stopped
+    stop_the_part_with_this_program()
     with open(args.out / "results.jsonl", "a") as results:
         write(results, part="machine", device=device, versions=versions(), commit=commit())
-        parts = [part for part in PARTS if part.rehearsed or not args.rehearse]
-        statuses = [run(part, args, deadline, results) for part in parts]
-    print("  ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)))
-    return 1 if {"failed", "stopped"} & set(statuses) else 0
+        statuses: dict[str, str] = {}
+        for part in PARTS:
+            if args.rehearse and not part.rehearsed:
+                continue
+            if part.needs and statuses.get(part.needs) != "done":
+                write(results, part=part.name, skipped=f"it needs the part {part.needs}")
+                statuses[part.name] = "skipped"
+                continue
+            statuses[part.name] = run(part, args, deadline, results)
+    counts = Counter(statuses.values())
+    print("  ".join(f"{count} {status}" for status, count in counts.items()))
+    return 1 if counts["failed"] or counts["stopped"] else 0
+
+
+def stop_the_part_with_this_program() -> None:
+    """Let signals raise SystemExit, so that `run` stops its part. nohup still ignores SIGHUP."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def find_device(rehearse: bool) -> str:
@@ -149,14 +170,14 @@ def run(part: Part, args: argparse.Namespace, deadline: float, results: TextIO) 
     command = [sys.executable, str(HERE / part.script), part.name, "--out", str(args.out)]
     command += ["--dataset", args.dataset, "--data-root", args.data_root]
     command += ["--rehearse"] if args.rehearse else []
-    began = time.monotonic()
+    began, cache = time.monotonic(), str((args.out / CACHE).resolve())
     with open(args.out / f"{part.name}.log", "w") as log:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, **dict(part.environment)},
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, **dict(part.environment)},
             start_new_session=True,
         )
         try:

@@ -21,11 +21,11 @@ PRECISIONS = ("32", "tf32", "bf16")
 MAX_ERROR = {"32": 1e-5, "tf32": 5e-3, "bf16": 5e-2}
 MAX_LEVELS = 2  # of 255, between batch sizes in float32
 BATCHES = (16, 7, 1)
-STEPS = 6  # of a run that is stopped and resumed; the whole one has twice as many
+STEPS = 6  # before the run is resumed; every run has twice as many in total
 
 
 def random_model(options: Options) -> DiffusionModel:
-    """The paper's network with random weights, also where training starts from 0."""
+    """The paper's network with all weights random, also those that training initializes to 0."""
     run, machine = options.set_up("--preset paper --batch-size 16")
     torch.manual_seed(0)
     for weight in run.model.unet.parameters():
@@ -80,15 +80,19 @@ def sample_in_batches(model: DiffusionModel, plan: object, size: int) -> Tensor:
 
 
 def resume(options: Options) -> Results:
-    """--lr-schedule constant, because another schedule depends on the number of steps."""
+    """Compare the weights of a run with those of a repeated and a resumed one.
+
+    The learning rate is constant, because the other schedules depend on --max-steps.
+    """
     flags = f"--dataset shapes --preset laptop --compile off --device {options.device}".split()
     flags += ["--lr-schedule", "constant", "--dropout", "0.1", "--val-images", "16"]
     flags += gpu_part.TINY if options.rehearse else []
 
     def weights(name: str, *steps: int) -> dict[str, Tensor]:
         folder = options.out / f"resume-{name}"
-        for count in steps:
+        for i, count in enumerate(steps):
             words = [*flags, "--run-dir", str(folder), "--max-steps", str(count)]
+            words += ["--resume", "auto" if i else "none"]
             assert train.main(words) == 0
         return load_model(folder).model.state_dict()
 

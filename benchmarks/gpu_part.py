@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ def write_tiny_dataset(file: Path) -> Path:
 def main(parts: dict[str, Callable[[Options], Results]]) -> None:
     """Run the part that the command line names; print each result as a line of JSON.
 
-    Everything else that is printed goes to standard error.
+    Everything else that is printed goes to standard error, also what other processes and C code
+    print.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=parts)
@@ -70,7 +72,9 @@ def main(parts: dict[str, Callable[[Options], Results]]) -> None:
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--rehearse", action="store_true")
     args = parser.parse_args()
-    answers, sys.stdout = sys.stdout, sys.stderr
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
     device = "cpu" if args.rehearse else "cuda"
     out, dataset = args.out.resolve(), args.dataset
     if args.rehearse:

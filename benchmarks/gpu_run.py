@@ -35,6 +35,7 @@ def last(rows: list[dict[str, str]], column: str) -> float | None:
 def train(options: Options) -> Results:
     run = options.out / "speedrun"
     words: list[object] = ["--preset", "speedrun", "--device", options.device, "--run-dir", run]
+    words += ["--resume", "none"]
     words += ["--dataset", options.dataset, "--data-root", options.data_root]
     words += [*gpu_part.TINY, "--max-steps", 4, "--val-images", 8] if options.rehearse else []
     began = time.monotonic()
@@ -73,7 +74,7 @@ def evaluate(options: Options) -> Results:
 
 
 def distances(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Of what evaluate.py measured: the distance in classifier features, and the classes."""
+    """Select the distance in classifier features and the class shares from metrics.json."""
     found = metrics["distances"]["classifier"]
     real = found["to_train"]
     return {

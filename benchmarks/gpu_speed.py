@@ -123,13 +123,16 @@ def images_per_second(step: Any) -> float:
 
 
 def measure(name: str, step: Any, flops: float = 0.0, **more: Any) -> dict[str, Any]:
-    """The result for one variant. flops: those of a step, if they were counted."""
-    devices.peak_memory(step.device.type, reset=True)
+    """The result for one variant. flops: those of a step, if they were counted.
+
+    "gib" is the peak since the last variant, because a CUDA graph allocates when it is captured.
+    """
     rate = images_per_second(step)
     found = {"variant": name, "batch": step.images, "images_per_second": round(rate, 1), **more}
     if flops:
         found["tflops_per_second"] = round(flops * rate / step.images / 1e12, 3)
     found["gib"] = round(devices.peak_memory(step.device.type) / 2**30, 2)
+    devices.peak_memory(step.device.type, reset=True)
     return found
 
 
@@ -205,7 +208,7 @@ def compiled(
 
 
 def diffusers(options: Options) -> Results:
-    """Its training loop, by contender.py."""
+    """Time the training loop of diffusers, run by contender.py."""
     missing = [one for one in ("diffusers", "accelerate") if not importlib.util.find_spec(one)]
     if missing:
         yield {"skipped": f"{' and '.join(missing)} are not installed"}

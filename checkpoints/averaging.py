@@ -28,9 +28,9 @@ def average_weights(
 
     length: relative standard deviation of the averaging profile, see `posthoc_ema.gamma`.
 
-    They are combined from the two averages in the checkpoint and the snapshots in averages/ of its
-    run directory. Prints the approximation error on standard error, and raises ValueError if it is
-    too large.
+    The weights are combined from the two averages in the checkpoint and the snapshots in averages/
+    of its run directory. Prints the approximation error on standard error, and raises ValueError if
+    it is too large.
     """
     path, step = checkpoint["path"], checkpoint["global_step"]
     if not checkpoint["course"].get("posthoc_ema"):

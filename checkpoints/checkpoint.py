@@ -43,7 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint file and its "path". Only sha256 and settings are checked.
 
     A file or folder of another format is read as a checkpoint without training state. Raises
-    FileNotFoundError or ValueError with a one-line message.
+    OSError or ValueError with a one-line message.
     """
     read = read_other_format if is_other_format(path) else read_checkpoint_file
     checkpoint = read(path)
@@ -81,7 +81,7 @@ def first_valid_checkpoint(
     A checkpoint is valid if it can be read and `check` raises nothing. In a run directory, only
     checkpoints at multiples of `every` steps are tried. Skipped checkpoints are reported on
     standard error. Raises FileNotFoundError or ValueError if none is valid, with the reason for the
-    newest one, and OSError if one cannot be opened or read: it may be valid.
+    newest one, and OSError if one cannot be opened or read, because that one may be valid.
     """
     is_run_dir = Path(path).is_dir() and not is_other_format(path)
     files = list_checkpoints(run_dir_of(Path(path)), every) if is_run_dir else [Path(path)]
@@ -103,8 +103,9 @@ def first_valid_checkpoint(
             for reason in reasons:
                 print(f"skipped: {reason}", file=sys.stderr)
             return checkpoint
-    others = f"; {len(files) - 1} older checkpoints were refused, too" if len(files) > 1 else ""
-    raise ValueError(reasons[0] + others)
+    older = len(files) - 1
+    others = f"; {older} older checkpoint{'s were' if older > 1 else ' was'} refused, too"
+    raise ValueError(reasons[0] + (others if older else ""))
 
 
 def load_model(

@@ -51,8 +51,8 @@ def measure_conditional(
     seed: int,
     batch_size: int,
 ) -> tuple[dict[str, Any], Tensor]:
-    """PSNR in dB, and with a classifier the perceptual distance, of one sample, of the mean
-    sample and, unless it is "edges", of the condition. Also returns a picture, uint8 (C,H',W')."""
+    """PSNR in dB and, with a classifier, perceptual distance: of one sample, of the mean sample,
+    and of the condition (not of "edges"). Also returns a picture, uint8 (C,H',W')."""
     found = sample_conditional(model, plan, test_set, count, seed, batch_size)
     kind, depth = model.settings.condition, model.unet.depth
     mean = found.samples.mean(dim=1)  # (N,C,H,W)

@@ -76,10 +76,10 @@ def audit(samples: Tensor, train: Images, test: Images) -> tuple[dict[str, float
     every image.
 
     ratio: the mean distance to the nearest training image divided by the mean distance to the
-    nearest held-out image. So that each is the nearest of the same number of images, the training
-    images are split into chunks of as many images as are held out. It is 1 for a model that has
-    learned the distribution and nothing specific to the training images. It follows the
-    three-sample test of Meehan et al. 2020, "A non-parametric test to detect data-copying".
+    nearest held-out image. The training images are split into chunks as large as the held-out
+    set, so that both distances are minima over the same number of images. The ratio is 1 for a
+    model that has learned the distribution and nothing specific to the training images. It follows
+    the three-sample test of Meehan et al. 2020, "A non-parametric test to detect data-copying".
 
     copies: the share of samples whose quotient is at most the `SHARE` quantile of the quotients of
     held-out images. duplicates: see `duplicate_share`.

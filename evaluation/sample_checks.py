@@ -72,8 +72,9 @@ def read_real(
     """
     if not dataset:
         raise ValueError("config.json names none")
-    name = dataset.lower()
-    downloadable = name in NAMES and name != "shapes"
+    file = Path(dataset)
+    name = (file.stem if file.suffix == ".npz" else dataset).lower()
+    downloadable = name in NAMES and name != "shapes" and not file.is_file()
     if downloadable and not (Path(root) / f"{name}.npz").is_file():
         raise ValueError(f"no {name}.npz in {root}")
     data = DiffSet(True, dataset, root, size_of(*samples.shape[1:3]), value_range)

@@ -47,7 +47,7 @@ from evaluation.set_comparison import distances_to_set, neighbours_in_set
 from runtime.image_size import size_of
 from runtime.launcher import Machine
 
-FEW = 1000  # fewer samples than this are few; so are fewer than twice the number of features
+FEW = 1000  # warn below this many samples, and below twice the number of features
 
 
 @dataclass(frozen=True)

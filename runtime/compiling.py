@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from runtime.devices import tf32
+
 
 def compile_network(
     model: Any, mode: str, B: int, precision: str, say: Callable[..., Any] = print
@@ -56,7 +58,7 @@ def compile_network(
 
 
 def keep_compiled_code() -> None:
-    """Let torch keep compiled code in ~/.cache/torchinductor, or that folder of XDG_CACHE_HOME.
+    """Let torch keep compiled code in $XDG_CACHE_HOME/torchinductor, by default in ~/.cache.
 
     The next start is then faster. By default it is kept in /tmp, which clusters empty after a job.
     TORCHINDUCTOR_CACHE_DIR sets another folder. Does nothing if the folder cannot be written to.
@@ -76,6 +78,7 @@ def warm_up(net: torch.nn.Module, inputs: tuple[Any, ...], precision: str) -> st
         for _ in range(3):  # CUDA graphs are recorded the second time, and replayed the third
             with (
                 torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
+                tf32(precision == "tf32"),
                 torch.set_grad_enabled(net.training),
             ):
                 loss = net(*inputs).float().sum()

@@ -3,7 +3,7 @@
     share_cores()       # once, after torch is imported; does nothing if torch has one thread
 
 OpenMP's threads spin while they wait for each other, which is fastest on idle cores. But if other
-programs are busy, a spinning thread may occupy the core that the thread it waits for needs:
+programs are busy, a spinning thread may occupy the core that is needed by the thread it waits for:
 training then ran at a third of its speed. A background thread therefore measures the load every
 half second (every two seconds while spinning is limited), and limits spinning while there are fewer
 free cores than threads.
@@ -42,7 +42,7 @@ def usable_cores() -> set[int]:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Seconds of wall-clock time, of CPU time on the usable cores, and of this process's own."""
+    """Seconds: wall-clock time, CPU time of all programs on the usable cores, and our CPU time."""
 
     clock: float
     busy: float

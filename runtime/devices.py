@@ -1,9 +1,11 @@
 """The hardware of a run: device, precision, names, peak memory."""
 
+import contextlib
 import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +56,17 @@ def set_tf32(allowed: bool) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 inside a block."""
+    before = torch.backends.cudnn.allow_tf32
+    set_tf32(allowed)
+    try:
+        yield
+    finally:
+        set_tf32(before)
 
 
 def has_fast_bf16(device: str) -> bool:

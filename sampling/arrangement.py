@@ -58,7 +58,8 @@ def of_all_classes(classes: int, total: int) -> ImageLayout:
 
 
 def one_row_each(labels: list[int], num: int) -> ImageLayout:
-    """`num` images of every label. Image i has label i mod K; a grid has a row for each label."""
+    """`num` images of every label. Image i has label labels[i mod K]; a grid has a row for
+    each label."""
     K = len(labels)
     columns = max(1, min(num, SHOWN_OF_EACH_CLASS, SHOWN_OF_ALL_CLASSES // K))
     return ImageLayout(

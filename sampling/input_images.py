@@ -118,8 +118,8 @@ def read_condition(model: DiffusionModel, path: Path, mask: Path | None, seed: i
 
 
 def condition_size(model: DiffusionModel, path: Path) -> Size:
-    """The size to which the image of a condition is resized: that of the model, or for
-    "downscale:N" that divided by N if the image is not of the model's size already. Raises
+    """The size to which the image of a condition is resized: the model's. For "downscale:N" it is
+    the model's divided by N, unless the image has the model's size or is padded to it. Raises
     ValueError, in one line."""
     size, factor = model.unet.size, factor_of(model.settings.condition)
     height, width = height_and_width(size)

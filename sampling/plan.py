@@ -3,8 +3,8 @@
     plan = plan_sampling(model, sampler="unipc", steps=20)
     for t, x_t, x0_hat in sample_steps(model, plan, range(8, 16), seed=0): ...
 
-Image i is a function of the plan, its label and (seed, i). It does not depend on the batch or the
-process in which it is sampled.
+Image i is a function of the plan, its label and (seed, i). On a CPU it does not depend on the batch
+or the process in which it is sampled; on a GPU, another batch size rounds differently.
 
 Letters in the shape columns: N images, C channels, K channels of a condition, H and W height and
 width.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from DiffusionModel import DiffusionModel
 from runtime.compiling import compile_network
+from runtime.devices import tf32
 from sampling.editing import repaint
 from sampling.guidance import Guide, Guided
 from sampling.noise import Noise
@@ -232,7 +233,10 @@ def sample_steps(
 def autocast_each(steps: Iterator[Step], device: str, precision: str) -> Iterator[Step]:
     """Compute every step in this precision, without changing the caller's precision."""
     while True:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        with (
+            torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
+            tf32(precision == "tf32"),
+        ):
             step = next(steps, None)
         if step is None:
             return

@@ -5,10 +5,10 @@
     write_samples(model, plan, folder, count=50_000, seed=0)     # in every process, with its rank
     images, cost = read_samples(model, folder, count=50_000, seed=0)   # uint8 (N,C,H,W)
 
-Image i is a function of the plan and (seed, i), whichever process samples it. With K classes its
-class is i mod K. The file `seed0-00000500.npz` holds the images from index 500 as `arr_0`, uint8
-(n,H,W,C). Its array `cost` has the seconds and the network evaluations for one image, and the batch
-size.
+Image i is a function of the plan and (seed, i), whichever process samples it; on a GPU, another
+batch size rounds differently. With K classes its class is i mod K. The file `seed0-00000500.npz`
+holds the images from index 500 as `arr_0`, uint8 (n,H,W,C). Its array `cost` has the seconds and
+the network evaluations for one image, and the batch size.
 
 Letters in the shape columns: N images, C channels, H and W height and width.
 """

@@ -98,6 +98,18 @@ time.sleep(600)
     assert not is_running(int((tmp_path / "child").read_text()))
 
 
+def test_a_part_is_skipped_if_the_one_that_it_needs_failed(monkeypatch, tmp_path):
+    (tmp_path / "fails.py").write_text("raise SystemExit(1)")
+    parts = (
+        gpu.Part(str(tmp_path / "fails.py"), "train", 5),
+        gpu.Part(str(tmp_path / "fails.py"), "samples", 5, needs="train"),
+    )
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    assert gpu.main(["--rehearse", "--out", str(tmp_path / "out")]) == 1
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1]) == {"part": "samples", "skipped": "it needs the part train"}
+
+
 def test_a_part_that_does_not_fit_is_skipped(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "find_device", lambda rehearse: "a GPU")
     assert gpu.main(["--minutes", "0", "--out", str(tmp_path)]) == 0

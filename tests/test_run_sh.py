@@ -294,3 +294,16 @@ def test_files_are_found_from_another_folder(tmp_path, stand_in, joined):
 def test_setup_puts_the_data_where_the_user_is(tmp_path, stand_in):
     done = run(tmp_path, "setup", "shapes", "--data-root", "data", PYTHON=stand_in)
     assert f"train.py --dataset shapes --data-root {tmp_path}/data --prepare-data" in done.stdout
+
+
+def test_a_tilde_in_the_run_directory_is_the_home_folder(tmp_path, stand_in):
+    """The shell does not expand it in --run-dir=~/x."""
+    done = run(tmp_path, "shapes", "--run-dir=~/x", PYTHON=stand_in, HOME=str(tmp_path / "home"))
+    assert f"--run-dir {tmp_path}/home/x" in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--input-image", "--mask"])
+def test_demo_finds_images_from_another_folder(tmp_path, stand_in, flag):
+    (tmp_path / "a.png").touch()
+    done = run(tmp_path, "demo", flag, "a.png", PYTHON=stand_in)
+    assert f"{flag} {tmp_path}/a.png" in done.stdout

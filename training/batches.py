@@ -1,7 +1,7 @@
 """Micro-batches for training and batches for validation, as the Trainer iterates over them.
 
-Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and the `Share` of the step's batch
-that these images are, which selects their random numbers.
+Each is (x, y, share): images (B,C,H,W) in [-1, 1], labels (B,), and the `Share`: which part of the
+step's batch these images are. It selects their random numbers.
 
 Letters in the shape columns: B images of a micro-batch, C channels, H and W height and width.
 """

@@ -111,9 +111,10 @@ def in_words(layers: list[str], before: ModelSettings, now: ModelSettings) -> st
 def with_condition(
     weights: dict[str, Tensor], before: ModelSettings, model: DiffusionModel
 ) -> dict[str, Tensor]:
-    """The weights of a network with the settings `before`, with a first convolution that has the
-    input channels of the condition of `model`. Its weights for these channels are 0, so that the
-    network ignores the condition at first. Returns `weights` unchanged if the condition is the
+    """Widen the first convolution in `weights` by input channels for the condition of `model`.
+
+    before: the settings that the weights were trained with. The new input weights are 0, so that
+    the network ignores the condition at first. Returns `weights` unchanged if the condition is the
     same, if the images have other channels, if --patch differs, or for a `UNet2D`.
     """
     now = model.settings

@@ -18,9 +18,9 @@ class PowerEmas(StepCallback):
     """Keep the two averages of `checkpoints.posthoc_ema` beside the live weights.
 
     Every checkpoint stores both under the key "power". At every `every`-th step a snapshot of both
-    is written to `folder/step_*.ckpt`: {"step", "weights": one dictionary for each length}. After
-    more than `most` times `every` steps, only those at every 2nd, 4th, .. multiple of `every` are
-    kept.
+    is written to `folder/step_*.ckpt`: {"step", "weights": one dictionary for each length}. Once
+    the run is longer than `most * every` steps, only the snapshots at every 2nd, 4th, .. multiple
+    of `every` are kept.
     """
 
     def __init__(self, folder: Path, every: int, most: int = 64):

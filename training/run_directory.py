@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,9 +34,7 @@ def prepare_run_dir(
         lock = lock_run_dir(run.run_dir)
         if lock:
             locks.enter_context(lock)
-        resume = find_resume_checkpoint(
-            run.settings.resume, run.run_dir, run.model, asdict(run.fixed)
-        )
+        resume = find_checkpoint(run)
         if not resume or resume["global_step"] < run.settings.max_steps:
             (run.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
             # The directory is new, or an earlier run was moved aside together with its lock.
@@ -50,6 +49,20 @@ def prepare_run_dir(
             f"cannot use {run.run_dir} ({error.strerror}): choose another --run-dir"
         ) from None
     return resume["path"] if resume else None
+
+
+def find_checkpoint(run: TrainingRun) -> dict[str, Any] | None:
+    """Return the checkpoint to resume, or None. Raises ValueError or FileNotFoundError."""
+    resume, fixed = run.settings.resume, asdict(run.fixed)
+    try:
+        return find_resume_checkpoint(resume, run.run_dir, run.model, fixed)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(
+            f"cannot use the checkpoint {error.filename} ({error.strerror}): make it readable, or "
+            "give another --resume"
+        ) from None
 
 
 def write_real_images(run: TrainingRun) -> None:

@@ -120,7 +120,7 @@ def test_without_a_valid_checkpoint_nothing_is_changed(stopped, tiny_data, tmp_p
         file.write_bytes(b"")
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     line = refused(train.main, "--dataset", tiny_data, "--run-dir", run_dir, *RUN)
-    assert "1 older checkpoints were refused, too" in line
+    assert "1 older checkpoint was refused, too" in line
     assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
 
 

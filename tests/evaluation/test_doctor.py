@@ -10,7 +10,7 @@ import torch
 import evaluate
 from Dataset import DiffSet
 from DiffusionModel import DiffusionModel
-from evaluation import doctor
+from evaluation import doctor, sample_checks
 
 
 @pytest.fixture
@@ -152,3 +152,11 @@ def test_the_doctor_by_command(tiny_run, tiny_data, capsys):
     out = capsys.readouterr().out
     assert "LOOK  EMA: an average over 12 updates" in out
     assert "look wrong" in out.splitlines()[-1]
+
+
+def test_the_doctor_downloads_nothing(tmp_path):
+    """Also not for a file of a known name that does not exist."""
+    samples = np.zeros((4, 32, 32, 1), np.uint8)
+    for dataset in ("mnist", str(tmp_path / "mnist.npz")):
+        with pytest.raises(ValueError, match=r"no mnist\.npz in"):
+            sample_checks.read_real(dataset, str(tmp_path), samples, None)

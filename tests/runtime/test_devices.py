@@ -64,3 +64,11 @@ def test_peak_memory_is_that_since_the_last_reset():
             block[page] = 1
     assert devices.peak_memory("cpu") > before + 2**25
     assert devices.peak_memory("cpu", reset=True) < before + 2**25
+
+
+def test_tf32_is_restored_after_a_block():
+    before = torch.backends.cudnn.allow_tf32
+    for allowed in (True, False):
+        with devices.tf32(allowed):
+            assert torch.backends.cudnn.allow_tf32 == allowed
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import conditional, model
 
+from runtime.devices import tf32
 from sampling.guidance import Guided
 from sampling.noise import Noise
 from sampling.plan import labels_in_turn, plan_sampling, sample_steps
@@ -121,3 +122,20 @@ def test_autocast_is_on_only_within_a_step(monkeypatch):
 def test_labels_in_turn():
     assert labels_in_turn(conditional(), range(2, 6)) == [2, 0, 1, 2]
     assert labels_in_turn(model(), range(2, 6)) is None
+
+
+def test_only_the_network_of_the_sampler_uses_tf32(monkeypatch):
+    seen = []
+    m = model()
+    forward = m.unet.forward
+
+    def watched(*args):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return forward(*args)
+
+    monkeypatch.setattr(m.unet, "forward", watched)
+    with tf32(False):
+        for precision in ("tf32", "32"):
+            for _ in sample_steps(m, plan_sampling(m, steps=1, precision=precision), range(2), 0):
+                assert not torch.backends.cudnn.allow_tf32
+    assert seen == [True, False]

@@ -29,6 +29,7 @@ import train
 from checkpoints.checkpoint import load_model
 from checkpoints.checkpoint_file import read_checkpoint_file
 from checkpoints.run_dir import newest_checkpoint
+from training import run_directory
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
@@ -211,3 +212,16 @@ def test_a_folder_that_cannot_be_written_to_is_reported_before_the_first_step(
     assert "cannot use" in refused(
         train.main, "--dataset", tiny_data, "--run-dir", disk / "run", *RUN
     )
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(refused, tiny_data, tmp_path, monkeypatch):
+    """The advice is not to abandon the run."""
+
+    def fails(*_):
+        raise PermissionError(13, "Permission denied", "x.ckpt")
+
+    monkeypatch.setattr(run_directory, "find_resume_checkpoint", fails)
+    words = ["--dataset", tiny_data, "--run-dir", tmp_path / "run", *RUN]
+    line = refused(train.main, *words)
+    assert "cannot use the checkpoint x.ckpt (Permission denied)" in line
+    assert "--run-dir" not in line
