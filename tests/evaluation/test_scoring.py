@@ -108,7 +108,7 @@ def test_how_many_images_are_few_depends_on_the_features(count, size, few):
     assert scoring.warning_of_few(of_dataset).startswith(f"warning: {count} images" * few)
     assert bool(scoring.warning_of_few(of_dataset)) == bool(few)
     of_reference = SimpleNamespace(**{**vars(of_dataset), "reference": range(4)})
-    assert (f"only with that of {count} other" in scoring.warning_of_few(of_reference)) == bool(few)
+    assert (f"another set of {count} images" in scoring.warning_of_few(of_reference)) == bool(few)
 
 
 def test_training_images_have_distance_0_and_are_copies(score, tiny_data, tmp_path):
