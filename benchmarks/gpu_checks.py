@@ -13,8 +13,8 @@ from torch import Tensor
 import train
 from checkpoints.checkpoint import load_model
 from DiffusionModel import DiffusionModel
-from runtime.devices import set_tf32
-from sampling.plan import plan_sampling
+from runtime.devices import tf32
+from sampling.plan import SamplingPlan, plan_sampling
 from sampling.sample_sets import sample_batch
 
 PRECISIONS = ("32", "tf32", "bf16")
@@ -36,9 +36,11 @@ def random_model(options: Options) -> DiffusionModel:
 
 @torch.no_grad()
 def output(model: DiffusionModel, x: Tensor, t: Tensor, precision: str) -> Tensor:
-    set_tf32(precision == "tf32")
     device = model.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        tf32(precision == "tf32"),
+    ):
         return model.unet(x.to(device), t.to(device)).float().cpu()
 
 
@@ -57,7 +59,6 @@ def precision(options: Options) -> Results:
 def batch_size(options: Options) -> Results:
     model = random_model(options)
     for name in PRECISIONS:
-        set_tf32(name == "tf32")
         plan = plan_sampling(model, steps=5, precision=name)
         whole = sample_in_batches(model, plan, BATCHES[0])
         for size in BATCHES[1:]:
@@ -72,11 +73,11 @@ def batch_size(options: Options) -> Results:
             }
 
 
-def sample_in_batches(model: DiffusionModel, plan: object, size: int) -> Tensor:
+def sample_in_batches(model: DiffusionModel, plan: SamplingPlan, size: int) -> Tensor:
     """The 16 images (16,C,H,W), as integers."""
     firsts = range(0, BATCHES[0], size)
     parts = [range(first, min(first + size, BATCHES[0])) for first in firsts]
-    return torch.cat([sample_batch(model, plan, part, 0) for part in parts]).int()  # type: ignore[arg-type]
+    return torch.cat([sample_batch(model, plan, part, 0) for part in parts]).int()
 
 
 def resume(options: Options) -> Results:

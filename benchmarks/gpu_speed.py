@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gpu_part
@@ -49,6 +50,7 @@ class Step:
         self.batch = next(iter(run.batches))
         self.optimizer = self.model.configure_optimizers(1)["optimizer"]
         self.loss: Callable[..., Any] = self.model.get_loss
+        self.flops = count_flops(self)
 
     @property
     def images(self) -> int:
@@ -69,7 +71,8 @@ class GraphStep:
         run, machine = options.set_up(flags)
         self.device = machine.device
         self.images = run.settings.batch_size
-        net = run.model.unet.to(machine.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        net: Any = run.model.unet.to(machine.device).train()
+        net.to(memory_format=torch.channels_last)
         on_gpu = self.device.type == "cuda"
         optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True, capturable=on_gpu)
         x, *others = net.example(self.images)
@@ -84,6 +87,7 @@ class GraphStep:
             optimizer.step()
 
         self.step = capture(step, optimizer) if on_gpu else step
+        self.flops = 0.0  # a replay cannot be counted
 
     def __call__(self) -> None:
         self.step()
@@ -122,17 +126,18 @@ def images_per_second(step: Any) -> float:
     return count * step.images / (time.perf_counter() - began)
 
 
-def measure(name: str, step: Any, flops: float = 0.0, **more: Any) -> dict[str, Any]:
-    """The result for one variant. flops: those of a step, if they were counted.
+def measure(name: str, make: Callable[[], Any], **more: Any) -> dict[str, Any]:
+    """The result for one variant, whose step `make` returns.
 
-    "gib" is the peak since the last variant, because a CUDA graph allocates when it is captured.
+    "gib" is the peak since before `make`, because a CUDA graph allocates when it is captured.
     """
+    devices.peak_memory("cuda" if torch.cuda.is_available() else "cpu", reset=True)
+    step = make()
     rate = images_per_second(step)
     found = {"variant": name, "batch": step.images, "images_per_second": round(rate, 1), **more}
-    if flops:
-        found["tflops_per_second"] = round(flops * rate / step.images / 1e12, 3)
+    if step.flops:
+        found["tflops_per_second"] = round(step.flops * rate / step.images / 1e12, 3)
     found["gib"] = round(devices.peak_memory(step.device.type) / 2**30, 2)
-    devices.peak_memory(step.device.type, reset=True)
     return found
 
 
@@ -145,8 +150,7 @@ def count_flops(step: Any) -> float:
 def eager(options: Options) -> Results:
     presets = {"paper, eager": PAPER, "speedrun, eager": "--preset speedrun"}
     for name, flags in {**presets, "laptop, eager": "--preset laptop"}.items():
-        step = Step(options, flags)
-        yield measure(name, step, count_flops(step))
+        yield measure(name, partial(Step, options, flags))
 
 
 def graph(options: Options) -> Results:
@@ -155,16 +159,18 @@ def graph(options: Options) -> Results:
         ("paper", PAPER),
         ("paper", "--preset paper --batch-size 512"),
     ):
-        yield measure(f"{name}, CUDA graph, channels_last", GraphStep(options, flags))
+        make = partial(GraphStep, options, flags)
+        yield measure(f"{name}, CUDA graph, channels_last", make)
 
 
 def variants(options: Options) -> Results:
     for precision in ("32",) if options.rehearse else ("32", "tf32"):
         name = f"paper, eager, precision {precision}"
-        yield measure(name, Step(options, PAPER, precision=precision))
-    yield measure("paper, eager, channels_last", Step(options, PAPER, channels_last=True))
+        yield measure(name, partial(Step, options, PAPER, precision=precision))
+    make = partial(Step, options, PAPER, channels_last=True)
+    yield measure("paper, eager, channels_last", make)
     with flag(torch.backends.cudnn, "benchmark", True):
-        yield measure("paper, eager, cudnn.benchmark", Step(options, PAPER))
+        yield measure("paper, eager, cudnn.benchmark", partial(Step, options, PAPER))
 
 
 @contextlib.contextmanager
@@ -191,7 +197,6 @@ def compiled(
     def part(options: Options) -> Results:
         keep_compiled_code()
         step = Step(options, flags, channels_last)
-        flops = count_flops(step)
         how: dict[str, Any] = {"backend": "eager"} if options.rehearse else {"mode": mode}
         if loss:
             step.loss = torch.compile(step.model.get_loss, **how)
@@ -202,7 +207,7 @@ def compiled(
         if step.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = round(time.perf_counter() - began, 1)
-        yield measure(name, step, flops, seconds_to_compile=seconds)
+        yield measure(name, lambda: step, seconds_to_compile=seconds)
 
     return part
 
