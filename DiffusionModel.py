@@ -196,7 +196,7 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         with a learned variance L_hybrid (Eq. 16, Nichol & Dhariwal 2021).
 
         batch: x_0 (B,C,H,W) in [-1,1], or (x_0, labels (B,)), or (x_0, labels, `Share`). Times and
-        noise depend on (seed, batch_idx) alone: `training_step` gives the global step.
+        noise depend on seed, batch_idx and share; `training_step` gives the global step.
         """
         x_0, y, share = split_batch(batch, self.unet.classes)  # (B,C,H,W), (B,)
         draws = Draws(x_0, (self.seed, Purpose.TRAIN, batch_idx, share.attempt), share)

@@ -18,10 +18,10 @@
     # image -> noise, no checkpoint needed
     python Inference.py --input-image a.png --T 1500 --save-steps 0,500,1500
 
-For every saved step t, writes t0500.png (a grid of x_t) and x0_t0500.png (the x_0 predicted from
-it) into --out. Also writes trajectory.npz for make_gif.py and report.py (`frames`, x_t, uint8
-(F,N,H,W,C); `predicted`, the predicted x_0, same shape; `times` (F,)) and samples.npz (`arr_0`
-uint8 (N,H,W,C); with classes also `arr_1`, the labels (N,)).
+For every saved step t, writes t0500.png (a grid of x_t) into --out. Also writes trajectory.npz for
+make_gif.py and report.py (`frames`, x_t, uint8 (F,N,H,W,C); `times` (F,)). With --ckpt, also writes
+x0_t0500.png (the x_0 predicted from x_t), `predicted` in trajectory.npz (the same for all frames),
+and samples.npz (`arr_0` uint8 (N,H,W,C); with classes also `arr_1`, the labels (N,)).
 """
 
 import argparse

@@ -335,7 +335,8 @@ def find_conflict(args: argparse.Namespace, given: set[str]) -> str:
 def missing_input(args: argparse.Namespace) -> str:
     """Report that no model or images are given, or nothing to compare them with."""
     if not args.ckpt and (args.doctor or args.sweep or not args.samples):
-        return "give a model with --ckpt" + ("" if args.samples else ", or images with --samples")
+        needs_model = args.doctor or args.sweep or args.samples
+        return "give a model with --ckpt" + ("" if needs_model else ", or images with --samples")
     if args.samples and len(args.samples) == 1 and not args.dataset and not args.ckpt:
         return "--samples needs something to compare with: give --dataset, or a second --samples"
     return ""

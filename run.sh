@@ -107,8 +107,8 @@ print("run.sh: error:", message, file=sys.stderr)' "$here" "$@"
   esac
 }
 
-# absolute WORD..: set `words` to these words, with relative paths after flags made absolute, because
-# the scripts run in the project's folder
+# absolute WORD..: set `words` to these words. Relative paths that are values of flags become
+# absolute, because the scripts run in the project's folder.
 absolute() {
   local word flag=
   words=()
@@ -147,8 +147,8 @@ step() {
   ${srun[@]+"${srun[@]}"} "$@" || status=$?
   case $status in
     0) return ;;
-    # stopped with a checkpoint; aborted by NCCL; killed; stopped by SIGUSR1, SIGUSR2 or SIGTERM
-    # before the first step
+    # stopped by a signal; aborted by NCCL; killed; SIGUSR1, SIGUSR2 or SIGTERM while Python was
+    # still starting
     75|134|137|138|140|143)
       # in the terminal of an interactive job, this script is not the job: do not requeue the job
       if [[ -z $job || -t 0 || -t 1 ]]; then exit "$status"; fi

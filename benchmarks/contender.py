@@ -9,10 +9,10 @@ It answers each of these lines with a line of JSON:
     sample 20     {"seconds": ..}: one batch in 20 steps of its sampler
     about 0       {"parameters", "flops" of a training step, "memory" (peak, bytes), "version"}
 
-All train on the same images (3x32x32, in memory) without dropout. `ours` is train.py itself, with
-Lightning, EMA and the progress line; the others are the loops of their training scripts, without
-file loading. `convolutions` and `matmul` show the limits of the machine: they run only the
-convolutions of our network, and one large matrix product.
+All train on the built-in shapes (3x32x32, in memory) without dropout. `ours` is train.py itself,
+with Lightning, EMA and the progress line; the others are the loops of their training scripts, on
+one batch, without file loading. `convolutions` and `matmul` show the limits of the machine: they
+run only the convolutions of our network, and one large matrix product.
 """
 
 import argparse

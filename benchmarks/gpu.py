@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --out gpu
     # as much as fits into five minutes
     python benchmarks/gpu.py --out gpu --minutes 5
-    # everything on a CPU, with tiny networks, to find mistakes before a GPU is used
+    # most parts on a CPU, with tiny networks, to find mistakes before a GPU is used
     python benchmarks/gpu.py --out rehearsal --rehearse
 
 The parts run one after the other, the most valuable first, each in a process of its own with a time
@@ -99,7 +99,7 @@ def build_parser() -> Parser:
         help="time for all parts together, unless they are rehearsed (10)",
     )
     parser.add_argument(
-        "--rehearse", action="store_true", help="run all parts on a CPU, with tiny networks"
+        "--rehearse", action="store_true", help="run most parts on a CPU, with tiny networks"
     )
     parser.add_argument("--dataset", default="cifar10", help="dataset of the run (cifar10)")
     parser.add_argument("--data-root", default="data", metavar="DIR", help="its folder (data)")
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     device = find_device(args.rehearse)
     if not device:
-        parser.error("no CUDA GPU is available: add --rehearse to run everything on a CPU")
+        parser.error("no CUDA GPU is available: add --rehearse to rehearse on a CPU")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.jsonl").touch()

@@ -1,7 +1,7 @@
 """Parts of gpu.py: the speedrun preset on CIFAR-10, and what comes of it.
 
 train     train.py --preset speedrun
-samples   a grid of 100 samples
+samples   100 samples, and a grid of the first 64
 export    the averaged weights in half precision
 evaluate  5000 samples: their Frechet distance in classifier features, and the shares of the classes
 """

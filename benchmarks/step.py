@@ -64,7 +64,7 @@ def timed_batches(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], I
 
 
 def time_steps_of(optimizer: type[torch.optim.Optimizer]) -> None:
-    """Time the steps of an optimizer, without forward and backward: Lightning runs them inside."""
+    """Time an optimizer's steps without forward and backward, which Lightning runs inside them."""
     original: Any = optimizer.step
 
     def step(self: Any, closure: Any = None) -> Any:

@@ -59,8 +59,8 @@ SUPPORTED = {
 def scheduler_config(settings: Settings) -> Settings:
     """The configuration of the DDPMScheduler with these settings.
 
-    "linspace" spreads fewer steps than T evenly over T .. 1, with one last step from 1 to 0. With
-    other spacings the last step would be longer, and DDPMScheduler would add noise in it.
+    With timestep_spacing "linspace", sampling steps are spread evenly over T .. 1, and the last one
+    goes from 1 to 0. With other spacings it would be longer, and DDPMScheduler would add noise.
     """
     T, betas = settings["T"], settings["betas"]
     if not betas and settings["schedule"] not in SCHEDULES:

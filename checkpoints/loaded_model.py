@@ -11,7 +11,7 @@ from DiffusionModel import DiffusionModel
 class LoadedModel:
     """A model ready to sample.
 
-    path: the file or folder that was read. sha256: of that file, or of all files in the folder.
+    path: the file or folder that was read. sha256: of that file, or of the folder's files.
     step: the number of training steps, 0 if unknown. trained_on: the `DiffSet.digest` of the
     training images, "" if unknown. early: the early average for autoguidance, if the file has one.
     """

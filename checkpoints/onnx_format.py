@@ -113,8 +113,8 @@ def metadata(loaded: LoadedModel, weights: str) -> dict[str, str]:
 
 
 def compare_with_onnxruntime(model: DiffusionModel, file: Path) -> float:
-    """The largest difference from torch's output, divided by its largest value, or by 1 if that is
-    less."""
+    """The largest difference from torch's output, divided by the larger of 1 and that output's
+    largest value."""
     import onnxruntime
 
     inputs = example_inputs(model, 3)

@@ -36,8 +36,8 @@ class Amounts(NamedTuple):
 
 
 def draw(count: int, probability: float, random: torch.Generator) -> Tensor:
-    """Draw the amounts of all augmentations for `count` images, (B,8), each 0 with probability
-    1 - `probability`. The columns are those of `Amounts`."""
+    """Draw the amounts of all augmentations for `count` images, (B,8). Each kind is applied with
+    this `probability`, flips half as often. The columns are those of `Amounts`."""
     applied = torch.rand(6, count, generator=random, device=random.device) < probability  # (6,B)
     coin = (torch.rand(2, count, generator=random, device=random.device) < 0.5).float()  # (2,B)
     size, stretch, right, down = torch.randn(4, count, generator=random, device=random.device)

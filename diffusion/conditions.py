@@ -122,8 +122,7 @@ def concatenate_condition(x: Tensor, condition: Tensor | None) -> Tensor:
 
 
 def restore_known_pixels(kind: str, x0_hat: Tensor, condition: Tensor | None) -> Tensor:
-    """x0_hat (B,C,H,W), for the condition "mask" with its known pixels in place of the predicted
-    ones."""
+    """x0_hat (B,C,H,W); with the condition "mask", known pixels replace the predicted ones."""
     if kind != "mask" or condition is None:
         return x0_hat
     known, hidden = condition[:, :-1], condition[:, -1:] > 0

@@ -175,8 +175,8 @@ def neighbours_lines(neighbours: dict[str, Any]) -> list[str]:
             (f"features of {features}", one["features"]),
         ):
             lines.append(
-                f"  in {name:31} distance to the nearest reference image, samples relative to "
-                f"other reference images: {audit['ratio']:.3f}; equal {100 * audit['equal']:.1f}%, "
+                f"  in {name:31} distance to the nearest reference image / the same between "
+                f"reference images {audit['ratio']:.3f}; equal {100 * audit['equal']:.1f}%, "
                 f"near-duplicates of other samples {100 * audit['duplicates']:.1f}%"
             )
         picture = one["picture"]

@@ -85,7 +85,7 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 def grid_scale(images: np.ndarray, columns: int = 0) -> int:
     """The factor that enlarges a grid of images (N,H,W,C) to a width of 512 to 1023 pixels.
 
-    It is 1 for a wider grid, and smaller if the height would be more than 2048.
+    It is 1 for a wider grid. It is lower, but at least 1, if the height would be more than 2048.
     """
     height, width = image_grid(images[..., :1], columns).shape[:2]
     return max(1, min(-(-WIDTH // width), HEIGHT // height))

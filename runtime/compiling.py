@@ -31,9 +31,9 @@ def compile_network(
     if mode == "off":
         return True
     keep_compiled_code()
+    waiting = "; signals wait until it is done" if model.training else ""
     say(
-        "compiling the network: a minute or more, and less the next time; signals wait until it is "
-        "done",
+        f"compiling the network: a minute or more, and less the next time{waiting}",
         file=sys.stderr,
         flush=True,
     )
@@ -60,7 +60,7 @@ def compile_network(
 def keep_compiled_code() -> None:
     """Let torch keep compiled code in $XDG_CACHE_HOME/torchinductor, by default in ~/.cache.
 
-    The next start is then faster. By default it is kept in /tmp, which clusters empty after a job.
+    The next start is then faster. torch itself keeps it in /tmp, which clusters empty after a job.
     TORCHINDUCTOR_CACHE_DIR sets another folder. Does nothing if the folder cannot be written to.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

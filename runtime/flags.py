@@ -27,7 +27,7 @@ VARIANCES = ("large", "small", "learned")
 
 def flag_of(setting: str) -> str:
     """The flag of a setting of the model, for messages. The data or --init-from determine
-    some settings; these have no flag, so their own name is returned."""
+    some settings; no flag holds their value, so their own name is returned."""
     from_data = ("data", "dataset", "depth", "condition_depth", "classes", "class_names")
     if setting in (*from_data, "unet2d"):
         return setting
@@ -118,8 +118,8 @@ def add_guide(group: Group) -> None:
         "--guide-with",
         type=guide_source,
         metavar="WHAT",
-        help="what to guide away from: labels, the model without the class; auto, an early "
-        "average in the checkpoint; or the path of a worse model (labels if there are classes, "
+        help="what to guide away from. labels: the model without the class; auto: an early "
+        "average in the checkpoint; a path: a worse model (labels if there are classes, "
         "else auto)",
     )
 

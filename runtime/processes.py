@@ -4,7 +4,7 @@
     losses = processes.gather(loss)                  # on the first process: one from each process
     processes.leave()                                # before a process ends
 
-Rank 0 is the first process. It alone downloads data, writes files and prints.
+Rank 0 is the first process. It alone downloads data and prints results.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """The number of images of a request, their labels, and their order in grids.
 
-image_set = arrange_images(request, model)
+layout = arrange_images(request, model)
 """
 
 import math

@@ -48,7 +48,7 @@ class SamplingJob:
 
     model: DiffusionModel
     plan: SamplingPlan
-    image_set: ImageLayout
+    layout: ImageLayout
     edit: EditInputs
     saved: list[int]
     frames: list[int]
@@ -94,14 +94,14 @@ def generate_images(
     if isinstance(job, NoisingJob):
         processes.leave()
         return noise_images(job) if processes.is_first else None
-    total, rank, world_size = job.image_set.total, processes.global_rank, processes.world_size
+    total, rank, world_size = job.layout.total, processes.global_rank, processes.world_size
     share = range(total * rank // world_size, total * (rank + 1) // world_size)
     if share:
         batch = min(job.batch_size, len(share))
         compile_for_sampling(job.model, job.plan, compile_mode, batch, processes.print)
     parts = processes.gather(sample_images(job, share))
     processes.leave()
-    return join(parts, job.image_set.order) if processes.is_first else None
+    return join(parts, job.layout.order) if processes.is_first else None
 
 
 def sample_images(job: SamplingJob, images: range) -> GeneratedImages:
@@ -126,23 +126,23 @@ def sample_batch(
     job: SamplingJob, indices: range, ends: tuple[Tensor, Tensor] | None, bar: tqdm
 ) -> GeneratedImages:
     """Sample one batch. ends: the latents (C,H,W) of the two images of an interpolation."""
-    image_set, edit = job.image_set, job.edit
+    layout, edit = job.layout, job.edit
     latents = None
     if ends is not None:
-        shares = [i / max(1, image_set.total - 1) for i in indices]
+        shares = [i / max(1, layout.total - 1) for i in indices]
         latents = torch.stack([slerp(*ends, share) for share in shares])  # (n,C,H,W)
     steps = sample_steps(
         job.model,
         job.plan,
         indices,
         job.seed,
-        image_set.labels_of(indices),
+        layout.labels_of(indices),
         edit.start_image,
         edit.mask,
         latents,
         edit.conditions(len(indices)),
     )
-    shown = max(0, min(len(indices), len(image_set.order) - indices[0]))
+    shown = max(0, min(len(indices), len(layout.order) - indices[0]))
     frames, predicted, last = {}, {}, None
     for t, x_t, x0_hat in steps:
         if t in job.frames:
@@ -157,7 +157,7 @@ def sample_batch(
 def invert_endpoints(job: SamplingJob) -> tuple[Tensor, Tensor]:
     """The latents (C,H,W) of both images of an interpolation."""
     tqdm.write("encoding both images into latents", file=sys.stderr)
-    guided = guided_model(job.model, job.plan, job.image_set.labels_of(range(1)))
+    guided = guided_model(job.model, job.plan, job.layout.labels_of(range(1)))
     times = job.plan.times[::-1]
     assert job.edit.endpoints
     latents = []

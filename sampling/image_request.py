@@ -41,5 +41,5 @@ class ImageRequest:
 
     @property
     def without_class(self) -> bool:
-        """Whether --class is none, in any case."""
+        """Whether --class is "none", in upper or lower case."""
         return (self.label or "").lower() == "none"

@@ -19,8 +19,8 @@ def write_images(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedI
     """Write all files, and remove the grids of an earlier run. Raises OSError."""
     columns = 0
     if isinstance(job, SamplingJob):
-        columns = job.image_set.columns
-        labels = job.image_set.labels
+        columns = job.layout.columns
+        labels = job.layout.labels
         arrays = {"arr_1": labels} if labels else {}
         write_npz(folder / "samples.npz", arr_0=images.images, **arrays)
     write_trajectory(folder / "trajectory.npz", images, columns)
@@ -59,7 +59,7 @@ def summary(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedImages
     grids = ", ".join(f"t{t:04d}.png" for t in job.saved)
     line = f"{folder}: {grids}, trajectory.npz ({len(images.frames)} frames)"
     if isinstance(job, SamplingJob):
-        total, shown = job.image_set.total, len(job.image_set.order)
+        total, shown = job.layout.total, len(job.layout.order)
         line += f", samples.npz ({total} images)"
         if total > shown:
             line += f"; grids and trajectory show the first {shown}"

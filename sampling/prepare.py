@@ -46,7 +46,7 @@ def prepare(request: ImageRequest, device: str | torch.device) -> SamplingJob | 
     check_condition_flags(request, model.settings.condition)
     start = request.start_step or model.T
     saved = saved_steps(request, model.T, start)
-    image_set = arrange_images(request, model)
+    layout = arrange_images(request, model)
     plan = plan_request(request, loaded, saved)
     if model.settings.condition:
         edit = requested_condition(request, loaded)
@@ -55,7 +55,7 @@ def prepare(request: ImageRequest, device: str | torch.device) -> SamplingJob | 
     return SamplingJob(
         model=model,
         plan=plan,
-        image_set=image_set,
+        layout=layout,
         edit=edit,
         saved=saved,
         frames=frame_times(plan.times, request.frames, saved),

@@ -17,8 +17,8 @@ class Ema(StepCallback):
     """Keep the exponential moving average of the parameters, which is used for sampling.
 
     The decay at update n is min(`decay`, (1 + n) / (10 + n)), so that the average of a short run is
-    not dominated by its initialization. The average is kept beside the live weights and never
-    written into them. Checkpoints store it under the key "ema".
+    not dominated by its initialization. The average is kept beside the live weights; only
+    `applied` puts it into the model, for a block. Checkpoints store it under the key "ema".
     """
 
     def __init__(self, decay: float = 0.9999):

@@ -93,7 +93,7 @@ def describe_changes(
 
 
 def in_words(layers: list[str], before: ModelSettings, now: ModelSettings) -> str:
-    """Describe layers in words, how many classes or channels have changed, and some names."""
+    """Describe layers in words, with new and old numbers of classes or channels, and some names."""
     parts = []
     for start, words in MAY_BE_NEW.items():
         if not any(name.startswith(start) for name in layers):

@@ -1,8 +1,9 @@
 """Workarounds for behaviour of PyTorch Lightning that this project cannot live with.
 
-Each is one function. Its docstring links to the issue about the behaviour and names the version in
-which it was last seen. For each, tests/training/test_lightning_workarounds.py has a test that fails
-when the workaround is no longer needed. No other module uses private attributes of Lightning.
+Each is one function. Its docstring links to the issue, if there is one, and names the version in
+which the behaviour was last seen. For each, tests/training/test_lightning_workarounds.py has a test
+that fails when the workaround is no longer needed. No other module uses private attributes of
+Lightning.
 """
 
 import os

@@ -62,7 +62,7 @@ class TrainingSettings:
     def from_flags(cls, flags: dict[str, Any], preset: str) -> "TrainingSettings":
         """Make the settings from the flags of train.py.
 
-        Each flag has the name of a field of this class or of `ModelSettings`.
+        Each field, here and in `ModelSettings`, has the name of its flag.
         """
         from_data = {"dataset", "dropout"}
         names = {field.name for field in fields(ModelSettings)} - from_data

@@ -25,7 +25,7 @@ from training.loggers import MEASURED, MetricsCsv, TensorBoard
 from training.setup import TrainingRun
 from training.validation import bin_names
 
-PROJECT = "ddpm"  # the project of all runs, unless WANDB_PROJECT is set
+PROJECT = "ddpm"  # the project of all runs; for wandb, WANDB_PROJECT replaces it
 ID_FILE = "tracker_id"
 SECONDS = 60  # wandb waits this long for a key to be typed, and for its last upload
 

@@ -20,35 +20,35 @@ from sampling.prepare import (
 
 
 def test_images_of_any_class_are_in_a_square_grid():
-    image_set = arrange_images(ImageRequest(), model())
-    assert image_set.total == 16
-    assert image_set.labels is None
-    assert image_set.columns == 0
-    assert image_set.order == tuple(range(16))
+    layout = arrange_images(ImageRequest(), model())
+    assert layout.total == 16
+    assert layout.labels is None
+    assert layout.columns == 0
+    assert layout.order == tuple(range(16))
     assert len(arrange_images(ImageRequest(num=100), model()).order) == 64
 
 
 def test_all_classes_have_a_row_each():
-    image_set = arrange_images(ImageRequest(label="all", num=4), conditional())
-    assert image_set.total == 12
-    assert image_set.labels == (0, 1, 2) * 4
-    assert image_set.columns == 4
-    assert image_set.order == (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)
+    layout = arrange_images(ImageRequest(label="all", num=4), conditional())
+    assert layout.total == 12
+    assert layout.labels == (0, 1, 2) * 4
+    assert layout.columns == 4
+    assert layout.order == (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)
     many = arrange_images(ImageRequest(label="all", num=20), conditional())
     assert (many.total, many.columns, len(many.order)) == (60, 8, 24)
     assert many.labels_of(range(58, 60)) == [1, 2]
 
 
 def test_one_class_is_the_label_of_every_image():
-    image_set = arrange_images(ImageRequest(label="1", num=3), conditional())
-    assert image_set.labels == (1, 1, 1)
-    assert image_set.columns == 0
+    layout = arrange_images(ImageRequest(label="1", num=3), conditional())
+    assert layout.labels == (1, 1, 1)
+    assert layout.columns == 0
 
 
 def test_a_model_that_always_has_a_label_gets_all_of_them():
-    image_set = arrange_images(ImageRequest(), conditional(label_dropout=0.0))
-    assert image_set.total == 18  # at least 16, and as many of each
-    assert image_set.labels == (0, 1, 2) * 6
+    layout = arrange_images(ImageRequest(), conditional(label_dropout=0.0))
+    assert layout.total == 18  # at least 16, and as many of each
+    assert layout.labels == (0, 1, 2) * 6
 
 
 def test_images_of_a_model_with_classes_are_of_each_in_turn():
