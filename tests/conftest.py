@@ -166,7 +166,7 @@ def fresh_run(tiny_run) -> Path:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """4000 training images, 1000 test images, and a classifier of them, in a folder `root`."""
+    """4000 training and 1000 test images, and their classifier, which is saved in `root`."""
     from Dataset import DiffSet
     from evaluation import classifier, features
 

@@ -43,7 +43,7 @@ class Child:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit status, or None while the command runs; minus a signal that ended it."""
+        """Return the exit status, -N after signal N, or None while the command runs."""
         if self.returncode is None:
             with contextlib.suppress(FileNotFoundError):
                 self.returncode = int(self.status_file.read_text())

@@ -3,7 +3,7 @@ for bit.
 
     python tests/golden.py record golden.json       # before a refactoring
     python tests/golden.py compare golden.json      # after it: exit status 1 if anything differs
-    python tests/golden.py compare golden.json eps  # only the cases whose names contain "eps"
+    python tests/golden.py compare golden.json eps  # cases with "eps" in their names, and "editing"
 
 It only runs the scripts, so it does not depend on how the code is laid out: 20 training steps for
 {eps, x0, v} x {large, small, learned} x {plain, classes, augmentation, accumulation, two

@@ -33,7 +33,7 @@ RUN_PYTEST = (
 class Mutant:
     """A mistake: `old` becomes `new` in `file`, and the test function `test` must fail.
 
-    case: a part of the test's parameters in brackets, where one case is enough.
+    case: an expression for pytest's -k that selects some cases, where these are enough.
     """
 
     name: str
@@ -75,7 +75,7 @@ MUTANTS = [
         "test_t_is_uniform_on_1_to_T",
     ),
     Mutant(
-        "the posterior's mean has 1 - beta for its square root",
+        "the posterior's mean lacks a square root",
         "DiffusionModel.py",
         "(1 - beta).sqrt() * sigma_s**2 * x_t",
         "(1 - beta) * sigma_s**2 * x_t",
@@ -225,7 +225,7 @@ MUTANTS = [
         "test_the_last_step_adds_no_noise_and_uses_the_clipped_prediction",
     ),
     Mutant(
-        "x0_hat is clipped after its last use",
+        "x0_hat is not clipped",
         "DiffusionModel.py",
         "x0_hat.clamp(-1, 1) if clip else x0_hat",
         "x0_hat",
@@ -397,7 +397,7 @@ MUTANTS = [
         "test_flips_mirror_about_half_of_the_images",
     ),
     Mutant(
-        "mapped images keep the order of their values in the file",
+        "mapped images keep the file's channels-last layout",
         "image_data/mapped_images.py",
         "images.transpose(0, 3, 1, 2).copy()",
         "images.transpose(0, 3, 1, 2)",
@@ -518,7 +518,7 @@ MUTANTS = [
     ),
     # ---- files and signals ---------------------------------------------------------------------
     Mutant(
-        "a file is written in its own place",
+        "a file is written under its final name",
         "runtime/atomic_file.py",
         'temporary = path.with_name(f"{prefix}{os.getpid()}{path.suffix}")',
         "temporary = path",
@@ -664,11 +664,11 @@ MUTANTS = [
         "test_the_bound_depends_on_the_labels",
     ),
     Mutant(
-        "a padded border counts as an image",
+        "the values of a padded border are counted",
         "evaluation/bits_per_dim.py",
         "32**2 / 28**2",
         "1",
-        "test_padded_digits_are_also_counted_by_their_own_values",
+        "test_bits_per_dim_of_padded_digits_are_also_given_for_28x28",
     ),
     Mutant(
         "the nearest image is the image itself",
@@ -846,7 +846,7 @@ MUTANTS = [
         "test_which_guide_is_chosen",
     ),
     Mutant(
-        "Newton-Schulz multiplies by one iteration too few",
+        "Newton-Schulz does not update G",
         "diffusion/optimizers.py",
         "        G = P @ G @ P\n",
         "",
@@ -873,7 +873,7 @@ MUTANTS = [
         "checkpoints/diffusers_format.py",
         'label = "net.class_embedding.weight"',
         'label = "class_embedding.weight"',
-        "test_every_label_of_a_network_of_diffusers_counts",
+        "test_every_label_of_a_network_of_diffusers_is_a_class",
     ),
     Mutant(
         "fine-tuning drops the network of diffusers",

@@ -1,5 +1,5 @@
-"""The benchmarks run and print their tables; what they measure is in benchmarks/RESULTS.md, never
-asserted."""
+"""speed.py, step.py and mapped.py run and print their tables; what they measure is in
+benchmarks/RESULTS.md, never asserted."""
 
 import subprocess
 import sys

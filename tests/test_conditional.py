@@ -1,4 +1,4 @@
-"""Image-conditional models: every script on a run of super-resolution, and on a run of pairs."""
+"""Image-conditional models: runs of super-resolution and of pairs, from training to a report."""
 
 import contextlib
 import json

@@ -64,7 +64,7 @@ def part(monkeypatch, tmp_path):
     return run
 
 
-def test_results_are_written_as_they_come(part):
+def test_results_before_a_failure_are_kept(part):
     text = "import json; print(json.dumps({'speed': 3})); raise SystemExit('broken')"
     status, results = part(text)
     assert status == 1

@@ -85,14 +85,14 @@ def test_output_files(sampled):
 
 
 def test_pure_noise_has_the_value_range_of_images(sampled):
-    """x_T is standard normal; in the range [-1, 1], 16% of its values are black and 16% white."""
+    """x_T is standard normal: clipped to [-1, 1], 16% of its values are black and 16% are white."""
     first = np.load(sampled / "trajectory.npz")["frames"][0]
     assert 0.11 < (first == 0).mean() < 0.21
     assert 0.11 < (first == 255).mean() < 0.21
 
 
 def small_grid(file, width):
-    """The grid in a PNG file without its enlargement, which must be to 512 to 1023 pixels."""
+    """The grid in a PNG file, not enlarged. The enlarged width must be 512 to 1023 pixels."""
     grid = np.asarray(Image.open(file))
     assert 512 <= grid.shape[1] < 1024
     scale = grid.shape[1] // width

@@ -13,7 +13,7 @@ import make_gif
 
 
 def test_the_gif_shows_the_frames_as_they_are(tmp_path):
-    """All frames have the same value range: a dull frame stays dull. Captions contain t."""
+    """All frames have the same value range: a dull frame stays dull. Each t has its own caption."""
     frames = np.stack([np.full((3, 8, 8, 1), value, np.uint8) for value in (100, 110, 255)])
     np.savez(tmp_path / "trajectory.npz", frames=frames, times=np.array([1000, 500, 0]))
     assert (
@@ -40,6 +40,7 @@ def test_the_gif_shows_the_frames_as_they_are(tmp_path):
     for shown, value in zip(gif, (100, 110, 255)):
         assert np.abs(shown[4:16, 4:16].astype(int) - value).max() <= 2
         assert (shown[-18:] > 128).any()  # the caption
+    assert len({(shown[-18:] > 128).tobytes() for shown in gif}) == 3  # of 1000, 500 and 0
     with Image.open(tmp_path / "x.gif") as image:
         durations = []
         for i in range(3):

@@ -164,7 +164,7 @@ def test_a_new_run_of_another_size_starts_from_the_weights_of_this_one(
     run, photos, tmp_path, refused
 ):
     flags = ["--max-steps", 1, "--init-from", run]
-    # the same levels have attention: at 8, the second of 16x24
+    # attention at the second level, as in the run: 8 for 16x24, 4 for 8x12
     assert fit(photos, tmp_path / "b", "--image-size", "16x24", "--attention", 8, *flags) == 0
     words = ["--dataset", photos, "--data-root", photos.parent / "data", "--run-dir", tmp_path]
     line = refused(train.main, *words, *TRAINED, "--image-size", "16x24", *flags)

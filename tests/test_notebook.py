@@ -123,7 +123,7 @@ def test_the_code_that_it_shows_is_up_to_date():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the modules and the notebook, and nothing else of the repository."""
+    """A folder with what `copy_project` copies, and the notebook."""
     folder = tmp_path_factory.mktemp("notebook")
     copy_project(folder)
     shutil.copy(FILE, folder)
@@ -150,7 +150,7 @@ def test_it_runs_from_top_to_bottom(folder, monkeypatch):
         if row["val_loss"]
     ]
     assert len(losses) == 4
-    assert losses[-1] < 0.3 < losses[0]  # 1 is to predict no noise at all
+    assert losses[-1] < 0.3 < losses[0]  # a loss of 1: no noise is predicted
     assert re.search(r"loss before training: (0\.9[89]|1\.0[01])", printed(notebook))
 
 

@@ -1,5 +1,6 @@
-"""Run every command in the README and in docs/, with smaller numbers; those of run.sh are run by
-test_run_sh.py. Also check that links lead to files and that quoted code is the code."""
+"""Run the scripts' commands in the README and in docs/, with smaller numbers, except those that
+download weights or start processes. Parse the flags that commands of run.sh pass on to train.py.
+Also check that links lead to files and that quoted code is the code."""
 
 import importlib
 import re
@@ -155,7 +156,7 @@ def test_each_command_succeeds(command, folder, tiny_data, quick_classifier, mon
     if "inception" in flags:
         pytest.skip("its weights are downloaded")
     if "--devices" in flags:
-        pytest.skip("starts processes: tests/training runs such commands")
+        pytest.skip("starts processes: see tests/runtime/test_processes.py")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(
         torch, "compile", lambda forward, **_: forward
@@ -237,6 +238,6 @@ def python_blocks() -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(len(python_blocks())))
-def test_python_in_the_docs_runs(number, monkeypatch):
+def test_python_in_use_from_python_md_runs(number, monkeypatch):
     monkeypatch.chdir(ROOT)
     exec(compile(python_blocks()[number], f"block {number}", "exec"), {"__name__": "docs"})

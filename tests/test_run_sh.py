@@ -267,7 +267,7 @@ def stand_in(tmp_path):
 
 @pytest.mark.parametrize("joined", [False, True])
 def test_files_are_found_from_another_folder(tmp_path, stand_in, joined):
-    """Words that name no file, such as the name of a pretrained model, stay as they are."""
+    """The name of a pretrained model or a schedule, and "auto", stay as they are."""
     work = tmp_path / "work"
     (work / "runs").mkdir(parents=True)
     for name in ("m.safetensors", "betas.txt", "runs/x.ckpt", "linear"):

@@ -39,7 +39,7 @@ def test_files_of_a_finished_run(tiny_run):
     }
     with Image.open(
         tiny_run / "samples" / "step_00000012.png"
-    ) as preview:  # the tests have 8 of 36
+    ) as preview:  # in tests, previews have 8 samples
         assert preview.size == (32, 32)
     assert list((tiny_run / "tensorboard").glob("events*"))
     config = json.loads((tiny_run / "config.json").read_text())

@@ -144,6 +144,8 @@ def test_a_label_matters_only_where_there_are_classes():
     assert not torch.allclose(outputs[0], outputs[1])
     assert not torch.allclose(outputs[1], outputs[2])
     assert torch.equal(outputs[0], outputs[3])  # the row after the last class is "no label"
+    plain = perturbed(Unet(1, 16, (1,), (), 1, size=8))
+    assert torch.equal(plain(x, t), plain(x, t, torch.tensor([2])))
 
 
 def test_attention_is_at_the_chosen_resolutions_and_in_the_middle():

@@ -189,7 +189,7 @@ def test_the_published_network_is_the_papers():
 
 @pytest.mark.parametrize("ending", ["bin", "safetensors"])
 def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
-    """All files at the root, few settings, old names in attention, weights from torch.save."""
+    """All files at the root, few settings, old names in attention, both formats of weights."""
     ours = model(T=1000, beta_large=0.02, depth=3, mults=(1, 1, 1), blocks=2)
     weights = to_diffusers(ours.unet.state_dict(), 3, 2)
     for new, old in (
@@ -239,7 +239,7 @@ def test_a_folder_as_it_was_once_published_is_read(ending, tmp_path):
 
 
 def test_all_labels_of_a_foreign_network_are_classes(tmp_path):
-    """Its embedding has a row for each class. Ours has one more, "no class", which is not used."""
+    """Its embedding has a row for each class. Loading adds an unused one for "no class"."""
     ours = model(classes=3, class_names=("a", "b", "c"))
     write_pipeline(loaded_from(ours), tmp_path / "own", "ema")
     own = load_model(tmp_path / "own").model

@@ -251,8 +251,8 @@ def test_every_sampler_samples_from_it(sampler, written, tmp_path):
     assert np.load(tmp_path / sampler / "samples.npz")["arr_0"].std() > 1
 
 
-def test_every_label_of_a_network_of_diffusers_counts(labelled, tmp_path, refused):
-    """It was never trained without a class, so there is none, and no guidance by labels."""
+def test_every_label_of_a_network_of_diffusers_is_a_class(labelled, tmp_path, refused):
+    """It was never trained without a label, so guidance by labels is refused."""
     model = load_model(labelled).model
     assert (model.unet.classes, model.settings.class_names) == (3, ("0", "1", "2"))
     assert model.settings.label_dropout == 0

@@ -143,7 +143,7 @@ def test_pairs_are_divided_into_image_and_condition():
         (("gray", 1, 32, 32), "no colour"),
     ],
 )
-def test_images_without_such_a_condition_are_refused(arguments, said):
+def test_images_that_cannot_have_the_condition_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         check_condition(*arguments)
 

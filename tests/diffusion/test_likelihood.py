@@ -50,7 +50,7 @@ class Gaussian(Known):
 
     def denoise(self, x: Tensor, t: Tensor) -> Prediction:
         n, abar, beta = int(t[0]), self.schedule["alpha_bar"], self.schedule["beta"]
-        rest = 1 / (1 / S**2 + abar[n] / (1 - abar[n]))  # of x_0 where x_t is known
+        rest = 1 / (1 / S**2 + abar[n] / (1 - abar[n]))  # the variance of x_0 given x_t
         small, m = beta[n] * (1 - abar[n - 1]) / (1 - abar[n]), max(2, n)
         exact = small + (abar[n - 1] ** 0.5 * beta[n] / (1 - abar[n])) ** 2 * rest
         low = beta[m] * (1 - abar[m - 1]) / (1 - abar[m])  # the variance at fraction = 0
@@ -299,7 +299,7 @@ def test_denoise_at_a_ratio_equals_denoise_at_whole_times():
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_a_flow_that_cannot_be_followed_is_refused(beyond):
-    """The network's output is NaN where sigma / signal > `beyond`, and the solver gives up."""
+    """The network's output is NaN where sigma / signal > `beyond`; that is an error."""
     model = Known(
         lambda z, ratio: z * S**2 / (S**2 + ratio**2) * (math.nan if ratio > beyond else 1)
     )
@@ -326,8 +326,8 @@ def test_two_spellings_that_convert_to_double_on_the_device_do_not_occur():
 
 
 def test_noise_costs_bits_and_lower_contrast_saves_some():
-    """Unlike a distance, bits/dim do not penalize pale images: they rise with noise and fall with
-    the contrast."""
+    """Unlike a distance, bits/dim do not penalize pale images: they rise with noise, and fall when
+    the contrast is reduced."""
     x_0, model = of_gaussian(60), Gaussian(T=50)
     images = (x_0 * 127.5 + 127.5).round()
 

@@ -69,7 +69,7 @@ def test_stratified_times_are_spread_over_the_batch_and_uniform():
         [objective.draw_times("stratified", 50, sigma, seeded(i)) for i in range(400)]
     )  # (400,50)
     for row in t:
-        assert ((row.sort().values - 1) // 20).tolist() == list(range(50))  # one in each twentieth
+        assert ((row.sort().values - 1) // 20).tolist() == list(range(50))  # one in each bin of 20
     assert t.min() == 1
     assert t.max() == 1000
     assert (

@@ -36,7 +36,7 @@ def test_the_decoder_is_a_distribution_over_256_values():
     far = likelihood.decoder_log_likelihood(
         torch.tensor(-1.0), torch.tensor(1.0), torch.tensor(-8.0)
     )
-    assert -10_000 < float(far) < -1000  # where a difference of two 1s would be log(0)
+    assert -10_000 < float(far) < -1000  # a difference of two CDFs would be 0
 
 
 def test_kl_equals_torchs():

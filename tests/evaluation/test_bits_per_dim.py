@@ -64,7 +64,7 @@ def test_neither_batches_nor_more_images_change_what_is_measured(fresh_run, tiny
     assert many - few == pytest.approx(float(alone), rel=1e-3)
 
 
-def test_exact_is_the_bound_and_its_terms_are_its_sum(fresh_run, tiny_data, capsys):
+def test_the_exact_bound_is_the_sum_of_its_terms(fresh_run, tiny_data, capsys):
     table, found = bits(capsys, fresh_run, tiny_data, "--exact")
     bound = found["bits_per_dim"]["bound"]
     assert len(found["terms"]) == 21  # T = 20, L_0 .. L_T
@@ -106,7 +106,7 @@ def test_the_bound_depends_on_the_labels(conditional_run, tiny_data, capsys):
     assert right != pytest.approx(wrong, rel=1e-4)
 
 
-def test_padded_digits_are_also_counted_by_their_own_values():
+def test_bits_per_dim_of_padded_digits_are_also_given_for_28x28():
     test_set = type("Unseen", (), {"padded": True})
     found = bits_per_dim.summarize(torch.tensor([1.0, 3.0]), test_set)
     assert found["mean"] == 2

@@ -91,7 +91,7 @@ def test_shifted_images_are_moved_by_whole_pixels_and_repeat_their_edge():
         (["recipes.py", "--images", "150"], "multiple of 100"),
     ],
 )
-def test_benchmarks_say_what_is_wrong(argv, said):
+def test_recipes_py_says_what_is_wrong(argv, said):
     process = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / argv[0], *argv[1:]], capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""Distances, feature extractors and neighbours, against independent implementations."""
+"""Distances, against independent implementations and formulas."""
 
 import pytest
 import torch
@@ -170,7 +170,7 @@ def test_every_distance_grows_with_noise_and_blur(shapes, name, worse, levels):
     assert max(precision[1:]) < precision[0]  # not sorted: images that are all alike can be precise
 
 
-def test_noise_is_what_sampling_begins_from():
+def test_noise_images_are_clipped_normal_noise():
     images = metrics.noise_images(1050, (3, 8, 8)).float() / 127.5 - 1
     assert torch.equal(
         metrics.noise_images(7, (3, 8, 8)).float() / 127.5 - 1, images[:7]

@@ -93,7 +93,7 @@ def refuse_import(name):
         raise ImportError(name)
 
 
-def test_only_its_own_weights_make_a_distance_fid(shapes, inception_file, monkeypatch):
+def test_only_the_published_inception_weights_give_fid(shapes, inception_file, monkeypatch):
     extractor = features.load_feature_extractor(
         "inception",
         shapes.train_set,

@@ -28,6 +28,7 @@ def test_samples_come_with_a_floor_a_ceiling_and_a_spread(fresh_run, tiny_data, 
             assert value["mean"] == pytest.approx(sum(value["sets"]) / 3)
         assert one[to]["frechet"]["lowest"] < one[to]["frechet"]["highest"]
         assert one[to]["frechet"]["floor"] < one[to]["frechet"]["mean"]
+        assert one[to]["frechet"]["mean"] < one[to]["frechet"]["ceiling"]
     assert one["sampling"]["seeds"] == [0, 1, 2]
     assert (
         one["sampling"]["sampler"],

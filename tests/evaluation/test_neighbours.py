@@ -60,7 +60,7 @@ def test_copies_are_distinguished_from_images_of_the_same_kind():
 
 
 def test_the_ratio_of_two_sets_of_the_same_distribution_is_1():
-    """If both have the same distribution. Copies and distant images have other ratios."""
+    """Copies are counted as equal, and distant images have a larger ratio."""
     reference, fresh = normal(1000, 6), normal(600, 6, seed=1)
     honest, distances = neighbours.audit_pair(fresh, reference)
     assert honest["ratio"] == pytest.approx(1, abs=0.03)

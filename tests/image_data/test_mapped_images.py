@@ -190,7 +190,7 @@ print(digest, grown, *maps)
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="/proc is Linux's")
 def test_two_processes_share_the_pages_of_one_file(tmp_path, monkeypatch):
-    """98 MiB are read, and neither process has its own copy of them."""
+    """The file has 94 MiB. The second process reads its images and has no copy of them."""
     file = tmp_path / "shared.npz"
     images = np.random.default_rng(0).integers(0, 256, (80, 64, 64, 3), dtype=np.uint8)
     write_npz(file, train_images=Parts((8000, 64, 64, 3), (images for _ in range(100))))

@@ -89,7 +89,7 @@ def test_it_is_one_file_in_good_order_and_harmless(page):
 @pytest.mark.parametrize(
     ("N", "H", "C", "F"), [(16, 32, 1, 51), (5, 8, 3, 4), (64, 32, 3, 51), (1, 250, 3, 51)]
 )
-def test_the_sprite_has_every_frame_of_some_images_and_fits(tmp_path, N, H, C, F):
+def test_the_sprite_has_frames_of_some_images_and_fits(tmp_path, N, H, C, F):
     random = np.random.default_rng(0)
     frames, predicted = (random.integers(0, 256, (F, N, H, H, C), np.uint8) for _ in "ab")
     np.savez(tmp_path / "x.npz", frames=frames, predicted=predicted, times=np.arange(F)[::-1])

@@ -83,7 +83,8 @@ def test_a_value_may_look_like_anything_but_a_flag():
     assert parser.parse_args(["--name", "-3"]).name == "-3"
 
 
-def test_the_home_folder_is_found_where_a_shell_leaves_it(monkeypatch):
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(monkeypatch):
+    """The shell does not expand it in --out=~/images."""
     monkeypatch.setenv("HOME", "/home/me")
     parser = Parser("x")
     parser.add_argument("--out")

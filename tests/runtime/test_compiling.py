@@ -194,7 +194,7 @@ def test_sample_sets_are_compiled_and_the_likelihood_is_not(
     assert len(measured) == 1
 
 
-def test_samples_made_without_a_compiler_are_those_of_the_plain_network(
+def test_samples_made_without_a_compiler_are_stored_as_uncompiled_ones(
     tiny_run, tiny_data, tmp_path, no_compiler, capsys, monkeypatch
 ):
     monkeypatch.setattr(preparation, "load_feature_extractor", lambda *_: None)

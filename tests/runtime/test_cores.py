@@ -1,4 +1,4 @@
-"""Cores shared with other programs: idle threads stop spinning if there are too few."""
+"""Cores shared with other programs: idle thread teams run while cores are missing."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Sampling plans: settings and refusals; image i is the same in any batch."""
+"""Sampling plans: settings, refusals, and the loop that follows a plan."""
 
 import dataclasses
 

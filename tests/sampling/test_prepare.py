@@ -47,7 +47,7 @@ def test_one_class_is_the_label_of_every_image():
 
 def test_a_model_that_always_has_a_label_gets_all_of_them():
     layout = arrange_images(ImageRequest(), conditional(label_dropout=0.0))
-    assert layout.total == 18  # at least 16, and as many of each
+    assert layout.total == 18  # at least 16, and equally many of each class
     assert layout.labels == (0, 1, 2) * 6
 
 
@@ -113,7 +113,7 @@ def test_a_large_image_is_noised_at_the_saved_steps_alone(tmp_path, size, frames
 
 
 @pytest.mark.parametrize("label", ["none", "None", "NONE"])
-def test_none_is_no_class_in_any_case(label):
+def test_none_is_no_class_in_upper_and_lower_case(label):
     assert arrange_images(ImageRequest(num=5, label=label), conditional()).labels is None
     loaded = LoadedModel(conditional(), Path("x.ckpt"), "", step=64, trained_on="")
     with pytest.raises(ValueError, match="give another --class than none"):

@@ -1,6 +1,7 @@
-"""Kills, signals and full disks: every disturbed run is compared with an undisturbed one.
+"""Kills, signals and full disks.
 
-Every loss and a hash of all weights must be equal, bit for bit.
+`assert_same_run` compares a run with an undisturbed one: every loss and a hash of all weights must
+be equal, bit for bit.
 """
 
 import contextlib
@@ -215,7 +216,7 @@ def test_a_folder_that_cannot_be_written_to_is_reported_before_the_first_step(
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(refused, tiny_data, tmp_path, monkeypatch):
-    """The advice is not to abandon the run."""
+    """The message does not advise another --run-dir, which would abandon the run."""
 
     def fails(*_):
         raise PermissionError(13, "Permission denied", "x.ckpt")

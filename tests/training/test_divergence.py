@@ -83,7 +83,7 @@ def test_a_step_is_skipped_if_only_its_gradient_is_not_finite(tiny_data, tmp_pat
 
 
 @pytest.mark.parametrize("interrupted", [(33,), pytest.param((28, 36, 45), marks=pytest.mark.slow)])
-def test_five_bad_steps_restart_with_other_noise(
+def test_bad_steps_in_a_row_restart_with_other_noise(
     tiny_data, tmp_path, bad_steps, capsys, interrupted
 ):
     """The loss is NaN only with the first noise. A run that is interrupted before, during or after

@@ -1,4 +1,4 @@
-"""Clipping the gradient, and skipping steps that are not finite."""
+"""Clipping the gradient. Skipped steps are tested in test_divergence.py."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from training.gradient_guard import GradientGuard
 @pytest.mark.parametrize("fused", [("cpu",), ()])
 @pytest.mark.parametrize("clip", [1e-3, 1e3, 0.0])
 def test_the_gradients_norm_is_clipped(clip, fused, monkeypatch):
-    """Adam divides by its own mean, so that clipping shows in the momentum: after one step that is
-    a tenth of the clipped gradient."""
+    """Adam's step hardly depends on the gradient's scale, so the momentum is compared: after one
+    step it is a tenth of the clipped gradient."""
     monkeypatch.setattr("training.gradient_guard.FUSED", fused)
     model = DiffusionModel(T=20, beta_large=0.2, lr=0.0, **NETWORK)
     for parameter in model.parameters():
