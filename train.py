@@ -58,7 +58,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         blocks=1,
         patch=2,
         schedule="cosine",
-        parameterization="v",
+        parameterization="x0",
+        weighting="min-snr+1",
         variance="small",
         optimizer="muon",
         lr=2e-3,
@@ -234,7 +235,7 @@ def add_diffusion_flags(group: flags.Group) -> None:
     )
     add(
         "--weighting",
-        choices=("plain", "min-snr", "p2", "edm"),
+        choices=("plain", "min-snr", "min-snr+1", "p2", "edm"),
         default="plain",
         help="weight of the loss over t (plain, which is 1 everywhere)",
     )

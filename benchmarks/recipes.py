@@ -13,7 +13,6 @@ It prints a line for each trial, and a table with mean and range over the seeds.
 """
 
 import argparse
-import itertools
 import json
 import os
 import sys
@@ -25,22 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from trainings import BATCH, PEERS, PeerTraining, RecipeTraining, Training
 
-import train
-from checkpoints.early_average import guiding_step
-from DiffusionModel import DiffusionModel
 from evaluation.distances import frechet, statistics
 from evaluation.features import extract_features, load_feature_extractor, reference_features
-from runtime.devices import pick_precision
-from runtime.launcher import launch
-from sampling.guidance import Guide
-from sampling.plan import plan_sampling
-from sampling.sample_sets import sample_batch
-from training.ema import Ema
-from training.settings import TrainingSettings
-from training.setup import TrainingRun, set_up
-
-BATCH = 100  # images sampled at once
 
 # the flags that each recipe adds to the laptop preset
 RECIPES = {
@@ -74,82 +61,29 @@ RECIPES = {
 TIMED = 20  # steps whose CPU time is measured before a trial
 
 
-def prepare(name: str, dataset: str, root: str, seed: int) -> TrainingRun:
-    """Set up a run of train.py with the flags of a recipe."""
-    parser = train.build_parser()
-    parser.set_defaults(**train.PRESETS["laptop"])
-    args = parser.parse_args(
-        ["--dataset", dataset, "--data-root", root, "--seed", str(seed), *RECIPES[name]]
-    )
-    settings = TrainingSettings.from_flags(vars(args), "laptop")
-    return set_up(settings, launch("recipes.py", device="cpu"))
+def begin(name: str, args: argparse.Namespace, seed: int, total: int) -> Training:
+    """Prepare a training of `total` steps."""
+    if name in PEERS:
+        return PeerTraining(name, args.dataset, args.data_root, seed)
+    return RecipeTraining(RECIPES[name], args.dataset, args.data_root, seed, total)
 
 
-class Training:
-    """A training loop without a Trainer, with the average of the weights: `total` steps."""
-
-    def __init__(self, run: TrainingRun, total: int):
-        self.run, self.total, self.model = run, total, run.model
-        configured = self.model.configure_optimizers(total)
-        self.optimizer = configured["optimizer"]
-        self.schedule = configured["lr_scheduler"]["scheduler"]
-        self.ema = Ema(run.settings.ema_decay)
-        self.ema.on_fit_start(None, self.model)  # type: ignore[arg-type]
-        self.bf16 = pick_precision("cpu", "auto") == "bf16"
-        self.early: dict[str, torch.Tensor] = {}
-
-    def steps(self, count: int) -> None:
-        """Take the first `count` steps."""
-        batches = itertools.chain.from_iterable(itertools.repeat(self.run.batches))
-        for step, batch in zip(range(count), batches):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                loss = self.model.get_loss(batch, step)
-            self.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.settings.clip)
-            self.optimizer.step()
-            self.schedule.step()
-            self.ema.on_step_end(None, self.model)  # type: ignore[arg-type]
-            if step + 1 == guiding_step(self.total):
-                self.early = {name: value.clone() for name, value in self.ema.weights.items()}
-
-    def guide(self) -> Guide | None:
-        """The early average as a guide, if the recipe has guidance and no labels."""
-        if self.model.settings.guidance == 1 or self.model.unet.classes:
-            return None
-        worse = DiffusionModel(**self.model.hparams).eval().requires_grad_(False)
-        worse.unet.load_state_dict(self.early)
-        return Guide(worse, "early")
-
-
-def steps_within(name: str, dataset: str, root: str, seconds: float) -> int:
-    """Return how many steps of this recipe fit into this many CPU seconds."""
-    training = Training(prepare(name, dataset, root, seed=0), TIMED)
+def steps_within(name: str, args: argparse.Namespace) -> int:
+    """Return how many steps of this recipe fit into --cpu-seconds."""
+    training = begin(name, args, seed=0, total=TIMED)
     training.steps(3)
     start = time.process_time()
     training.steps(TIMED)
-    return max(1, round(seconds * TIMED / (time.process_time() - start)))
+    return max(1, round(args.cpu_seconds * TIMED / (time.process_time() - start)))
 
 
-def sample(model: DiffusionModel, guide: Guide | None, count: int, seed: int) -> torch.Tensor:
-    """Sample `count` images, uint8 (N,C,H,W)."""
-    guidance = model.settings.guidance if guide or model.unet.classes else 1.0
-    plan = plan_sampling(
-        model, guidance=guidance, guide=guide, precision=pick_precision("cpu", "auto")
-    )
-    batches = [range(first, first + BATCH) for first in range(0, count, BATCH)]
-    return torch.cat([sample_batch(model, plan, indices, seed) for indices in batches])
-
-
-def trial(name: str, dataset: str, root: str, steps: int, seed: int, count: int) -> dict[str, Any]:
+def trial(name: str, args: argparse.Namespace, steps: int, seed: int) -> dict[str, Any]:
     """Train, sample and measure; return name, seed, steps and distance."""
-    run = prepare(name, dataset, root, seed)
-    training = Training(run, steps)
+    training = begin(name, args, seed, steps)
     training.steps(steps)
-    with training.ema.applied(run.model):
-        images = sample(run.model, training.guide(), count, seed)
-    extractor = load_feature_extractor("classifier", run.data, run.unseen, root)
-    real = reference_features(extractor, run.data, root)
+    images = training.sample(args.images, seed)
+    extractor = load_feature_extractor("classifier", training.data, training.unseen, args.data_root)
+    real = reference_features(extractor, training.data, args.data_root)
     features, _ = extract_features(extractor, images)
     distance = frechet(statistics(features), statistics(real))
     return {"recipe": name, "seed": seed, "steps": steps, "distance": round(distance, 2)}
@@ -161,9 +95,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--dataset", default="fashionmnist", help="(fashionmnist)")
     parser.add_argument("--data-root", default="data", help="(data)")
-    parser.add_argument(
-        "--recipe", default=",".join(RECIPES), help=f"some of {', '.join(RECIPES)} (all)"
-    )
+    known = [*RECIPES, *PEERS]
+    parser.add_argument("--recipe", default=",".join(RECIPES), help=f"some of {', '.join(known)}")
     parser.add_argument(
         "--cpu-seconds", type=float, default=300, help="of training, in one thread (300)"
     )
@@ -175,8 +108,8 @@ def parse_args() -> argparse.Namespace:
         help="sampled for the distance, a multiple of 100 (1000)",
     )
     args = parser.parse_args()
-    if unknown := set(args.recipe.split(",")) - RECIPES.keys():
-        parser.error(f"unknown recipe {min(unknown)}: choose from {', '.join(RECIPES)}")
+    if unknown := set(args.recipe.split(",")) - set(known):
+        parser.error(f"unknown recipe {min(unknown)}: choose from {', '.join(known)}")
     if args.images % BATCH or args.images < 200:
         parser.error(f"--images {args.images} must be a multiple of 100, and at least 200")
     return args
@@ -196,9 +129,9 @@ def main() -> None:
     rows = []
     for name in args.recipe.split(","):
         trials = []
-        steps = steps_within(name, args.dataset, args.data_root, args.cpu_seconds)
+        steps = steps_within(name, args)
         for seed in args.seeds.split(","):
-            result = trial(name, args.dataset, args.data_root, steps, int(seed), args.images)
+            result = trial(name, args, steps, int(seed))
             print(json.dumps(result), flush=True)
             trials.append(result)
         rows.append(table_row(name, trials))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 T_SAMPLINGS = ("uniform", "stratified", "lognormal")
-WEIGHTINGS = ("plain", "min-snr", "p2", "edm")
+WEIGHTINGS = ("plain", "min-snr", "min-snr+1", "p2", "edm")
 MEAN, STD = -1.2, 1.2  # of ln sigma, table 1 of Karras et al. 2022
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], from the same table
 GAMMA = 5.0  # min-SNR clips the SNR at this value
@@ -57,6 +57,8 @@ def weight(kind: str, parameterization: str, snr: Tensor) -> Tensor:
     "plain" is 1, which gives L_simple (Eq. 14, Ho et al. 2020) for eps. The others define the same
     loss for every parameterization. Their weights of the squared error of x_0 are:
     "min-snr": min(snr, 5) (Hang et al. 2023);
+    "min-snr+1": min(snr, 5) + 1, which is min-SNR applied to the weight snr + 1 that plain v has
+    (Salimans & Ho 2022, section 4); t near T keep a weight;
     "p2": snr / (1 + snr), which is 1 / (1 + snr) for eps (Choi et al. 2022, with k = gamma = 1);
     "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = snr + 1 / sigma_data^2 (Karras et al.
     2022, table 1).
@@ -65,7 +67,10 @@ def weight(kind: str, parameterization: str, snr: Tensor) -> Tensor:
     """
     if kind == "plain":
         return torch.ones_like(snr)
-    of_x0 = {"min-snr": snr.clamp(max=GAMMA), "p2": snr / (1 + snr), "edm": snr + SIGMA_DATA**-2}[
-        kind
-    ]
+    of_x0 = {
+        "min-snr": snr.clamp(max=GAMMA),
+        "min-snr+1": snr.clamp(max=GAMMA) + 1,
+        "p2": snr / (1 + snr),
+        "edm": snr + SIGMA_DATA**-2,
+    }[kind]
     return of_x0 / {"x0": torch.ones_like(snr), "eps": snr, "v": 1 + snr}[parameterization]

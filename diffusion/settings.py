@@ -147,7 +147,7 @@ class ModelSettings:
         if self.zero_terminal_snr and self.weighting in ("min-snr", "p2"):
             raise ValueError(
                 f"with zero_terminal_snr, weighting {self.weighting} gives no weight to t = T, "
-                "where sampling begins: choose plain or edm"
+                "where sampling begins: choose plain, min-snr+1 or edm"
             )
         return beta
 

@@ -222,7 +222,7 @@ def test_hyper_parameters_rebuild_the_model():
     [
         ({"parameterization": "velocity"}, "parameterization must be one of eps, x0, v, not 'velo"),
         ({"t_sampling": "x"}, "t_sampling must be one of uniform, stratified, lognormal, not 'x'"),
-        ({"weighting": "snr"}, "weighting must be one of plain, min-snr, p2, edm, not 'snr'"),
+        ({"weighting": "snr"}, "weighting must be one of plain, min-snr, min-snr+1, p2, edm, not 'snr'"),
         ({"variance": "fixed"}, "variance must be one of large, small, learned, not 'fixed'"),
         ({"optimizer": "sgd"}, "optimizer must be one of adam, muon, not 'sgd'"),
         ({"lr_schedule": "step"}, "lr_schedule must be one of constant, linear, cosine, not 'st"),

@@ -12,7 +12,7 @@ from runtime.randomness import Purpose
 T = torch.arange(1, 1001)
 
 
-@pytest.mark.parametrize("kind", ["min-snr", "p2", "edm"])
+@pytest.mark.parametrize("kind", ["min-snr", "min-snr+1", "p2", "edm"])
 def test_a_weighting_is_the_same_whatever_the_network_predicts(kind):
     """Networks that predict the same x_0 have the same loss, in eps, x0 and v."""
     x_0, eps, wrong = (
@@ -47,6 +47,9 @@ def test_weights_are_those_of_their_papers():
         weight("min-snr", "eps", snr), torch.tensor([1.0, 1.0, 1.0, 5 / 80])
     )  # min(snr, 5) / snr
     assert torch.allclose(weight("min-snr", "v", snr), snr.clamp(max=5) / (snr + 1))
+    # that of plain v, up to the limit
+    expected = torch.tensor([1.0, 1.0, 1.0, 6 / 81])
+    assert torch.allclose(weight("min-snr+1", "v", snr), expected)
     assert torch.allclose(weight("p2", "eps", snr), 1 / (1 + snr))
     sigma = snr**-0.5
     c_out = sigma * 0.5 / (sigma**2 + 0.25) ** 0.5  # table 1, EDM
