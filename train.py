@@ -47,32 +47,46 @@ CONDITIONS = ("downscale:N", "gray", "mask", "edges", "pairs")
 # Settings of a preset that do not apply to image-conditional models.
 UNCONDITIONAL = ("class_conditional", "guidance")
 
+LAPTOP: dict[str, Any] = dict(
+    width=32,
+    mults=(1, 2, 2),
+    attention=(8,),
+    blocks=1,
+    patch=2,
+    schedule="cosine",
+    parameterization="x0",
+    weighting="min-snr+1",
+    variance="small",
+    optimizer="muon",
+    lr=2e-3,
+    warmup=100,
+    lr_schedule="linear",
+    class_conditional=True,
+    guidance=2.0,
+    batch_size=32,
+    max_steps=3000,
+    max_time=600.0,
+    val_every=750,
+    val_images=500,
+    save_every=750,
+)
+
 # The defaults are those of the paper (Ho et al. 2020, appendix B, CIFAR-10). A preset replaces some
 # of them.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "laptop": dict(
-        width=32,
-        mults=(1, 2, 2),
-        attention=(8,),
-        blocks=1,
-        patch=2,
-        schedule="cosine",
-        parameterization="x0",
-        weighting="min-snr+1",
-        variance="small",
-        optimizer="muon",
-        lr=2e-3,
-        warmup=100,
-        lr_schedule="linear",
-        class_conditional=True,
-        guidance=2.0,
-        batch_size=32,
-        max_steps=3000,
-        max_time=600.0,
-        val_every=750,
-        val_images=500,
-        save_every=750,
+    "laptop": LAPTOP,
+    # For the built-in shapes, in a minute and a half.
+    "quick": LAPTOP
+    | dict(
+        batch_size=16,
+        warmup=20,
+        max_steps=500,
+        max_time=120.0,
+        val_every=250,
+        val_images=200,
+        save_every=250,
+        compile="off",
     ),
     # For CIFAR-10 on one H200, where an earlier version took 125 s.
     "speedrun": dict(

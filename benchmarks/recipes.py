@@ -10,6 +10,9 @@ Every trial trains in one thread for about the same CPU time, which other progra
 schedule depends on it. Then the trial samples 1000 images with UniPC and the recipe's guidance, and
 measures their Frechet distance to all training images in the features of the dataset's classifier.
 It prints a line for each trial, and a table with mean and range over the seeds.
+
+The recipes diffusers and lucidrains, which `bash run.sh bench` installs the packages for, are other
+projects: see trainings.py.
 """
 
 import argparse
@@ -39,6 +42,7 @@ RECIPES = {
     "before-muon": [
         *("--optimizer", "adam", "--lr-schedule", "constant", "--warmup", "200"),
         *("--no-class-conditional", "--guidance", "1"),
+        *("--parameterization", "v", "--weighting", "plain"),
     ],
     "cooldown-0.3": ["--cooldown", "0.3"],
     "muon-0.04": ["--muon-lr", "0.04"],
@@ -48,11 +52,14 @@ RECIPES = {
     "lognormal": ["--schedule", "linear", "--t-sampling", "lognormal"],
     "sigmoid": ["--schedule", "sigmoid"],
     "stratified": ["--t-sampling", "stratified"],
-    "min-snr": ["--weighting", "min-snr"],
-    "p2": ["--weighting", "p2"],
-    "edm-weight": ["--weighting", "edm"],
-    "eps": ["--parameterization", "eps"],
-    "x0": ["--parameterization", "x0"],
+    "x0": ["--weighting", "plain"],
+    "x0-min-snr": ["--weighting", "min-snr"],
+    "x0-edm": ["--weighting", "edm"],
+    "v": ["--parameterization", "v", "--weighting", "plain"],
+    "v-min-snr": ["--parameterization", "v", "--weighting", "min-snr"],
+    "v-min-snr+1": ["--parameterization", "v"],
+    "eps": ["--parameterization", "eps", "--weighting", "plain"],
+    "eps-p2": ["--parameterization", "eps", "--weighting", "p2"],
     "learned": ["--variance", "learned"],
     "film": ["--film"],
     "lr-4e-3": ["--lr", "4e-3"],

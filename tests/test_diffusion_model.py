@@ -1,6 +1,8 @@
 """Sections 2 and 3 of the paper: schedule, forward process, posterior, parameterizations,
 Algorithms 1 and 2."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -222,12 +224,12 @@ def test_hyper_parameters_rebuild_the_model():
     [
         ({"parameterization": "velocity"}, "parameterization must be one of eps, x0, v, not 'velo"),
         ({"t_sampling": "x"}, "t_sampling must be one of uniform, stratified, lognormal, not 'x'"),
-        ({"weighting": "snr"}, "weighting must be one of plain, min-snr, min-snr+1, p2, edm, not 'snr'"),
+        ({"weighting": "snr"}, "weighting must be one of plain, min-snr, min-snr+1, p2, edm, not"),
         ({"variance": "fixed"}, "variance must be one of large, small, learned, not 'fixed'"),
         ({"optimizer": "sgd"}, "optimizer must be one of adam, muon, not 'sgd'"),
         ({"lr_schedule": "step"}, "lr_schedule must be one of constant, linear, cosine, not 'st"),
     ],
 )
 def test_an_unknown_choice_is_refused(setting, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=re.escape(said)):
         model(**setting)

@@ -291,6 +291,20 @@ def test_files_are_found_from_another_folder(tmp_path, stand_in, joined):
     assert "--resume auto --init-from cifar10 --schedule linear" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "preset"),
+    [
+        ((), ["quick"]),
+        (("shapes", "--preset", "laptop"), ["quick", "laptop"]),  # the last one counts
+        (("mnist",), []),
+    ],
+)
+def test_shapes_have_the_quick_preset_by_default(tmp_path, stand_in, words, preset):
+    done = run(tmp_path, *words, PYTHON=stand_in)
+    (line,) = [one for one in done.stdout.splitlines() if one.startswith("train.py")]
+    assert re.findall(r"--preset (\w+)", line) == preset
+
+
 def test_setup_puts_the_data_where_the_user_is(tmp_path, stand_in):
     done = run(tmp_path, "setup", "shapes", "--data-root", "data", PYTHON=stand_in)
     assert f"train.py --dataset shapes --data-root {tmp_path}/data --prepare-data" in done.stdout

@@ -169,7 +169,7 @@ def test_the_paper_preset_has_the_papers_values():
         (["--augment", "2"], "from 0 to 1"),
         (
             ["--weighting", "snr"],
-            "invalid choice 'snr', did you mean min-snr? Choose from plain, min-snr, min-snr+1, p2, edm",
+            "invalid choice 'snr', did you mean min-snr? Choose from plain, min-snr, min-snr+1, p2",
         ),
     ],
 )

@@ -93,7 +93,7 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
 @pytest.mark.parametrize(
     ("script", "most"),
     [
-        ("train.py", 160),
+        ("train.py", 167),
         ("Inference.py", 117),
         ("make_gif.py", 20),
         ("evaluate.py", 115),
