@@ -8,7 +8,7 @@
 A dataset is "mnist", "fashionmnist", "cifar10", "shapes", a folder of images or an .npz file, or a
 folder of pairs of images for an image-conditional model. Downloads and folders are decoded once
 into an .npz file in `root` and read from there afterwards; its layout is described in
-image_data/dataset_files.py. If the images take more than a GiB, they are not loaded into memory:
+image_data/dataset_files.py. Uncompressed images of more than a GiB are not loaded into memory:
 every batch is read from the file.
 
 Letters in the shape columns: N images, B batch, C channels, H and W height and width.

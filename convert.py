@@ -13,7 +13,7 @@
 Here and in Inference.py and evaluate.py, --ckpt may also be such a .safetensors file, or the folder
 of a DDPMPipeline, such as a copy of google/ddpm-cifar10-32.
 
-In the ONNX file, as everywhere in this project, t counts from 1 (almost clean) to T (pure noise).
+In the ONNX file, as in `DiffusionModel`, t counts from 1 (almost clean) to T (pure noise).
 In diffusers, and so in the unet of a pipeline, it counts from 0. Some networks cannot be converted
 to diffusers: all normalizations must have the same number of groups, as they do if the channels of
 each level are a multiple of 128, and --patch must be 1. The other formats have no such limit.

@@ -79,8 +79,8 @@ setup() {
   exec 9>&-  # the lock is not for the programs that are started later
 }
 
-# resolve DATASET [COMMAND..]: print a known name in lower case, or the absolute path of a file or
-# folder. Anything else is an error, which may suggest a dataset or one of the commands.
+# resolve DATASET [COMMAND..]: print a known name in lower case, an absolute path, or a missing
+# *mnist.npz or *cifar10.npz unchanged. Else fail, and perhaps suggest a dataset or a command.
 resolve() {
   local name
   name=$(tr '[:upper:]' '[:lower:]' <<<"$1")

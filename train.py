@@ -44,8 +44,8 @@ from runtime.signals import Stop
 LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
 OPTIONAL = ("wandb", "trackio")  # packages that are not in requirements.txt
 CONDITIONS = ("downscale:N", "gray", "mask", "edges", "pairs")
-# Settings of a preset that do not apply to image-conditional models.
-UNCONDITIONAL = ("class_conditional", "guidance")
+# Settings that --condition leaves out of a preset.
+WITHOUT_CONDITION = ("class_conditional", "guidance")
 
 LAPTOP: dict[str, Any] = dict(
     width=32,
@@ -76,7 +76,7 @@ LAPTOP: dict[str, Any] = dict(
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "laptop": LAPTOP,
-    # For the built-in shapes, in a minute and a half.
+    # For the built-in shapes: a minute of training on two CPU cores.
     "quick": LAPTOP
     | dict(
         batch_size=16,
@@ -371,7 +371,7 @@ def add_training_flags(group: flags.Group) -> None:
     flags.add_compile(
         group,
         auto=True,
-        help="mode of torch.compile; auto: default on CUDA, else off (auto)",
+        help="mode of torch.compile; auto: the mode 'default' on CUDA, else off (auto)",
     )
     add(
         "--accumulate",
@@ -515,7 +515,7 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     preset = choose_preset(args.preset, machine.device.type)
     values = PRESETS[preset]
     if args.condition:
-        values = {name: value for name, value in values.items() if name not in UNCONDITIONAL}
+        values = {name: value for name, value in values.items() if name not in WITHOUT_CONDITION}
     parser.set_defaults(**values)
     args = parser.parse_args(argv)
     settings = TrainingSettings.from_flags(vars(args), preset)

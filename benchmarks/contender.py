@@ -199,6 +199,6 @@ if __name__ == "__main__":
     parser.add_argument("--network", choices=("paper", "laptop"), default="laptop", help="(laptop)")
     parser.add_argument("--batch", type=int, default=32, help="(32)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
-    parser.add_argument("--flags", default="", help="more flags for train.py, of ours")
+    parser.add_argument("--flags", default="", help="more flags for train.py, if name is ours")
     chosen = parser.parse_args()
     CONTENDERS[chosen.name](chosen)

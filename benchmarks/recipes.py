@@ -4,6 +4,8 @@
     python benchmarks/recipes.py --dataset fashionmnist --cpu-seconds 300 --seeds 0,1,2
     # 20 minutes
     python benchmarks/recipes.py --recipe laptop,linear --cpu-seconds 120
+    # the same number of steps
+    python benchmarks/recipes.py --recipe laptop,v --steps 600 --seeds 0
 
 Every trial trains in one thread for about the same CPU time, which other programs hardly affect;
 300 s are about 150 s on two cores. The number of steps is measured first, because the learning rate
@@ -107,6 +109,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cpu-seconds", type=float, default=300, help="of training, in one thread (300)"
     )
+    parser.add_argument(
+        "--steps", type=int, help="of every training, instead of --cpu-seconds (as many as fit)"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="(0,1,2)")
     parser.add_argument(
         "--images",
@@ -136,7 +141,7 @@ def main() -> None:
     rows = []
     for name in args.recipe.split(","):
         trials = []
-        steps = steps_within(name, args)
+        steps = args.steps or steps_within(name, args)
         for seed in args.seeds.split(","):
             result = trial(name, args, steps, int(seed))
             print(json.dumps(result), flush=True)

@@ -60,7 +60,7 @@ def scheduler_config(settings: Settings) -> Settings:
     """The configuration of the DDPMScheduler with these settings.
 
     With timestep_spacing "linspace", sampling steps are spread evenly over T .. 1, and the last one
-    goes from 1 to 0. With other spacings it would be longer, and DDPMScheduler would add noise.
+    goes from 1 to 0. "leading" would begin below T, "trailing" would add noise in the last step.
     """
     T, betas = settings["T"], settings["betas"]
     if not betas and settings["schedule"] not in SCHEDULES:

@@ -58,7 +58,7 @@ def weight(kind: str, parameterization: str, snr: Tensor) -> Tensor:
     loss for every parameterization. Their weights of the squared error of x_0 are:
     "min-snr": min(snr, 5) (Hang et al. 2023);
     "min-snr+1": min(snr, 5) + 1, which is min-SNR applied to the weight snr + 1 that plain v has
-    (Salimans & Ho 2022, section 4); t near T keep a weight;
+    (Salimans & Ho 2022, section 4); it does not vanish near t = T;
     "p2": snr / (1 + snr), which is 1 / (1 + snr) for eps (Choi et al. 2022, with k = gamma = 1);
     "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = snr + 1 / sigma_data^2 (Karras et al.
     2022, table 1).

@@ -1,4 +1,4 @@
-"""speed.py, step.py and mapped.py run and print their tables; what they measure is in
+"""speed.py, step.py, mapped.py and recipes.py run and print their tables; what they measure is in
 benchmarks/RESULTS.md, never asserted."""
 
 import subprocess
@@ -73,3 +73,13 @@ def test_mapped_images_are_compared_with_images_in_memory(tiny_data):
     assert (
         "speed of mapped relative to in-memory images, 2 pairs of 1 steps:\nby time: median" in out
     )
+
+
+@pytest.mark.slow
+def test_a_recipe_is_trained_and_evaluated(tiny_data):
+    words = "--recipe unguided --steps 2 --seeds 0 --images 200".split()
+    data = ["--dataset", str(tiny_data), "--data-root", str(tiny_data.parent)]
+    mean, extremes, steps = rows(printed("recipes.py", *words, *data))["unguided"]
+    assert extremes == f"{mean} to {mean}"
+    assert float(mean) > 0
+    assert steps == "2"

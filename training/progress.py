@@ -78,7 +78,7 @@ class Progress(StepCallback):
         self.write(f"step {trainer.global_step}: validation loss {result}")
 
     def write(self, text: str) -> None:
-        """Print a line about a measurement, whose duration does not count as training time."""
+        """Print a line about a measurement, whose duration is left out of the speed."""
         self.bar.write(text, sys.stderr)
         self.restart()
 
