@@ -21,6 +21,8 @@ def table(measured: dict[str, Any]) -> list[str]:
 
 # ---- bits/dim ------------------------------------------------------------------------------------
 
+UNIFORM = 8  # bits/dim of 256 equally likely levels
+
 
 def bits_per_dim_lines(bits_per_dim: dict[str, Any]) -> list[str]:
     """Lines of "bits_per_dim"."""
@@ -34,6 +36,10 @@ def bits_per_dim_lines(bits_per_dim: dict[str, Any]) -> list[str]:
                 f"bits/dim, {title:18} {one['mean']:.3f} +- {one['standard_error']:.3f}   "
                 f"{one['images']} unseen images{unpadded}"
             )
+            if one["mean"] > UNIFORM:
+                lines.append(
+                    f"    more than {UNIFORM}, that of uniform noise: see docs/evaluate.md"
+                )
     return lines + term_lines(bits_per_dim.get("bound", {}).get("terms", []))
 
 

@@ -9,6 +9,7 @@ from checkpoints.checkpoint import load_model
 from Dataset import DiffSet
 from diffusion import likelihood
 from evaluation import bits_per_dim
+from evaluation.tables import bits_per_dim_lines
 from runtime.randomness import Purpose
 from sampling.noise import Noise
 
@@ -127,3 +128,9 @@ def test_images_sorted_by_class_are_measured_as_if_they_were_mixed(tmp_path):
     assert torch.equal(data.subset(50), data.subset()[:50])
     labels = [y for _, _, y in bits_per_dim.batches(data, 40, 10, "cpu", "")]
     assert [len(set(y.tolist())) for y in labels] == [4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(("mean", "lines"), [(7.9, 1), (8.1, 2)])
+def test_values_above_those_of_uniform_noise_are_explained(mean, lines):
+    bound = {"mean": mean, "standard_error": 0.1, "images": 5}
+    assert len(bits_per_dim_lines({"bound": bound})) == lines
