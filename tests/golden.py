@@ -141,7 +141,7 @@ def case(run_dir: Path, data: str, *flags: str) -> dict[str, object]:
 
 def editing(run_dir: Path, folder: Path) -> dict[str, object]:
     """Hashes for SDEdit, inpainting, interpolation, two processes, raw weights and the forward
-    process; and the distances of a set of samples."""
+    process; and the distances of two sets of samples."""
     from PIL import Image
 
     random = np.random.default_rng(1)

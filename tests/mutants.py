@@ -106,8 +106,8 @@ MUTANTS = [
     Mutant(
         "min-SNR cuts from below",
         "diffusion/objective.py",
-        "snr.clamp(max=GAMMA)",
-        "snr.clamp(min=GAMMA)",
+        '"min-snr": snr.clamp(max=GAMMA)',
+        '"min-snr": snr.clamp(min=GAMMA)',
         "test_weights_are_those_of_their_papers",
     ),
     Mutant(
@@ -748,7 +748,7 @@ MUTANTS = [
         "test_images_that_are_not_square_turn_without_shear",
     ),
     Mutant(
-        "shapes are as wide as the image",
+        "shapes are stretched by the image",
         "image_data/shapes.py",
         "across = (np.arange(W, dtype=np.float32) + 0.5) / side",
         "across = (np.arange(W, dtype=np.float32) + 0.5) / W",
@@ -981,7 +981,9 @@ class Copy:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("words", nargs="*", help="of the names of mistakes; none for all")
+    parser.add_argument(
+        "words", nargs="*", help="only mistakes whose names contain one of these (all)"
+    )
     parser.add_argument("--check", action="store_true", help="apply no mistake")
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if not args.words or any(word in m.name for word in args.words)]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_classifier")
 
 
 def test_the_images_of_a_run_are_found_by_its_config(tiny_run, tiny_data, tmp_path, capsys):
-    """Also those in a folder or a file: the checkpoint contains only its name."""
+    """Also those in a file: the checkpoint contains only the file's name."""
     for given, known in (((), True), (("--dataset", tmp_path / "other.npz"), False)):
         with np.load(tiny_data) as archive:
             np.savez(
@@ -217,7 +217,7 @@ def test_bad_input_of_evaluate_gives_a_one_line_error_and_status_2(
     assert "is not a run directory" in refused(evaluate.main, "--ckpt", tmp_path, "--doctor")
 
 
-def test_a_sweep_is_not_compiled_if_only_some_samplers_are_guided(
+def test_compiling_a_sweep_with_and_without_guidance_is_refused(
     conditional_run, tiny_data, tmp_path, refused
 ):
     """By default ddpm has no guidance, and the other samplers have the model's. The network is

@@ -197,7 +197,8 @@ def test_the_dataset_is_deleted_while_it_trains(tiny_data, tmp_path, undisturbed
 def test_the_run_directory_is_deleted_while_it_trains(start, tmp_path, undisturbed):
     run_dir = tmp_path / "run"
     process = start(run_dir).until(lambda: last_step(run_dir) > 30)
-    run_dir.rename(tmp_path / "gone")
+    run_dir.rename(tmp_path / "gone")  # so that nothing is added while it is deleted
+    shutil.rmtree(tmp_path / "gone")
     assert process.ends() == 1
     assert "Traceback" not in process.err
     assert process.err.splitlines()[-1].startswith(f"train.py: cannot write to {run_dir}")
@@ -216,7 +217,7 @@ def test_two_processes_begin_at_once_in_one_folder(start, tmp_path, undisturbed)
     assert (losses(run_dir), weights_hash(run_dir)) == undisturbed
 
 
-@pytest.mark.parametrize("by", ["a later one", "nothing", "half of it", "an empty file"])
+@pytest.mark.parametrize("by", ["another run's", "nothing", "half of it", "an empty file"])
 def test_a_checkpoint_is_replaced_while_it_is_read(
     tiny_data, tiny_run, tmp_path, monkeypatch, refused, by
 ):
@@ -231,7 +232,7 @@ def test_a_checkpoint_is_replaced_while_it_is_read(
         if file == newest:
             new = tmp_path / "new"
             new.write_bytes({"half of it": data[: len(data) // 2]}.get(by, b""))
-            if by == "a later one":
+            if by == "another run's":
                 shutil.copy(newest_checkpoint(tiny_run), new)
             new.replace(file)
             if by == "nothing":

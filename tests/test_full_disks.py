@@ -45,7 +45,7 @@ def last_line(capsys, main, *words) -> str:
 
 @pytest.fixture
 def full_disk(small_disk):
-    """A function that fills a disk up to some KiB; returns it and a function that frees space."""
+    """A function that fills a disk except for some KiB; returns the disk and a way to free it."""
 
     def fill(kib: int):
         disk = small_disk("size=1m")

@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY
 from finished_run import image_of
 from PIL import Image
-from training_runs import contents, losses, validation_losses, weights_hash
+from training_runs import contents, losses, same, validation_losses, weights_hash
 
 import convert
 import evaluate
@@ -90,7 +90,7 @@ def test_samples_edits_and_the_gif(run, tmp_path, monkeypatch):
     assert images.shape == (5, H, W, 3)
     infer(run, "at_once", "--save-steps", "0,10,20", "--frames", "6")
     assert np.array_equal(sampled(tmp_path / "at_once"), images)
-    picture = np.full((40, 48, 3), 200, np.uint8)  # 48x32 after cropping
+    picture = np.full((40, 48, 3), 200, np.uint8)  # 32x48 after cropping
     picture[:4] = picture[-4:] = 0
     Image.fromarray(picture).save("a.png")
     mask = np.zeros((40, 48), np.uint8)
@@ -163,9 +163,11 @@ def test_onnx_accepts_images_that_are_not_square(run, tmp_path, capsys):
 def test_a_new_run_of_another_size_starts_from_the_weights_of_this_one(
     run, photos, tmp_path, refused
 ):
-    flags = ["--max-steps", 1, "--init-from", run]
+    flags = ["--max-steps", 1, "--lr", 0, "--init-from", run]
     # attention at the second level, as in the run: 8 for 16x24, 4 for 8x12
     assert fit(photos, tmp_path / "b", "--image-size", "16x24", "--attention", 8, *flags) == 0
+    theirs, ours = (contents(one)["ema"]["weights"] for one in (run, tmp_path / "b"))
+    assert same(ours, theirs)
     words = ["--dataset", photos, "--data-root", photos.parent / "data", "--run-dir", tmp_path]
     line = refused(train.main, *words, *TRAINED, "--image-size", "16x24", *flags)
     assert "give --width 6 --mults 1,1 --attention 8" in line

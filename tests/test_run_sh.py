@@ -80,11 +80,18 @@ def test_in_a_job_each_step_is_a_job_step(tmp_path, tiny_data):
     ]
 
 
-def test_it_stops_where_training_is_refused(tmp_path):
+def test_it_stops_where_training_fails(tmp_path):
+    done = run(tmp_path, "shapes", PYTHON=shutil.which("false"))
+    assert done.returncode == 1
+    assert "training on shapes" in done.stdout
+    assert "sampling" not in done.stdout
+
+
+def test_an_unknown_dataset_is_refused(tmp_path):
     done = run(tmp_path, "nist")
     assert done.returncode == 2
     assert "unknown dataset or command 'nist', did you mean mnist?" in done.stderr
-    assert "sampling" not in done.stdout
+    assert not done.stdout
     assert "run.sh: error: no folder photos/: give mnist, " in run(tmp_path, "photos/").stderr
 
 

@@ -40,9 +40,9 @@ def test_every_purpose_of_randomness_has_its_own_number():
     assert Purpose.SAMPLE == 5  # seeds depend on these numbers, so none may ever change
 
 
-def test_the_top_level_has_the_paper_in_three_nouns_and_six_verbs():
-    nouns_and_verbs = {name for name in LAYER if name not in FOLDERS}
-    assert {file.stem for file in ROOT.glob("*.py")} == nouns_and_verbs
+def test_the_top_level_has_three_modules_of_the_paper_and_six_scripts():
+    top_level = {name for name in LAYER if name not in FOLDERS}
+    assert {file.stem for file in ROOT.glob("*.py")} == top_level
     modules = {file.parent for file in ROOT.glob("*/*.py")}
     assert {folder.name for folder in modules} == {*FOLDERS, "tests", "benchmarks"}
     assert not {"data", "runs", "samples"} & {*FOLDERS}  # what a run writes

@@ -175,7 +175,7 @@ def test_a_pipeline_samples_the_same_images_and_comes_back_bitwise(settings, tmp
 
 
 def test_the_published_network_is_the_papers():
-    """Its configurations. Its weights are compared in test_unet.py."""
+    """Its configurations. Its output is compared in test_unet.py, with random weights."""
     settings = diffusers_unet.unet_settings(PUBLISHED, ())
     others = {"class_names": (), "unet2d": ""}
     assert {**settings, "attention": (16,)} == {**ModelSettings().network, **others}

@@ -38,7 +38,7 @@ CONFIGS = {
     "freq_shift 1": {"freq_shift": 1},
     "downsample_padding 0": {"downsample_padding": 0},
     "sines first": {"flip_sin_to_cos": False},
-    "8 groups, odd widths": {"norm_num_groups": 8, "block_out_channels": (24, 40)},
+    "8 groups, widths 24 and 40": {"norm_num_groups": 8, "block_out_channels": (24, 40)},
     "32 groups": {"norm_num_groups": 32, "block_out_channels": (32, 96)},
     "1 group, width 5": {"norm_num_groups": 1, "block_out_channels": (5, 7), **ONE_HEAD},
     "falling widths": {"block_out_channels": (16, 8)},

@@ -69,6 +69,7 @@ def test_a_label_determines_the_augmentation():
         label[:, 5:7].norm(dim=1) * augment.STRETCH,
         torch.atan2(label[:, 6], label[:, 5]) / 2,
     )
+    # a stretch by -s in one direction is one by s at right angles
     again = torch.stack(
         [
             label[:, 0],
@@ -81,7 +82,7 @@ def test_a_label_determines_the_augmentation():
             label[:, 8] * augment.SHIFT,
         ],
         dim=1,
-    )  # a stretch by -s along is one by s across
+    )
     back, _ = augment.augmented(torch.rand(500, 1, 8, 8, generator=seeded()), again)
     assert (back - x).abs().max() < 1e-3
     applied = (done != 0).float().mean(0)

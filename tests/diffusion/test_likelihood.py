@@ -265,7 +265,7 @@ def test_terms_equal_a_slow_loop(settings):
 
 
 def test_the_estimate_has_the_bounds_mean():
-    """Both are means over noise: of 3000 draws, within four standard errors."""
+    """Their means over 3000 draws of the noise agree within four standard errors."""
     model = network(variance="small")
     x_0 = (
         torch.randint(0, 256, (1, 1, 4, 4), generator=torch.Generator().manual_seed(5)) / 127.5 - 1

@@ -59,7 +59,7 @@ def test_neither_batches_nor_more_images_change_what_is_measured(fresh_run, tiny
         bits_per_dim.variational_bound(model, test_set, count, None, title="")["mean"] * count
         for count in (7, 8)
     )
-    last = test_set.subset()[7:8]  # the eighth has the same noise as among twenty
+    last = test_set.subset()[7:8]  # the eighth has the same noise alone as among eight
     noise = Noise(0, last.tolist(), (3, 8, 8), purpose=Purpose.LIKELIHOOD_NOISE)
     alone = likelihood.bound(model, test_set.images[last].float() / 127.5 - 1, noise).sum(0)
     assert many - few == pytest.approx(float(alone), rel=1e-3)

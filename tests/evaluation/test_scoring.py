@@ -124,7 +124,8 @@ def test_training_images_have_distance_0_and_are_copies(score, tiny_data, tmp_pa
     assert one["shares"] == pytest.approx(one["real_shares"])
     memorization = found["memorization"]["classifier"]
     assert (memorization["pixels"]["copies"], memorization["features"]["copies"]) == (1, 1)
-    np.savez(tmp_path / "train.npz", arr_0=images, arr_1=labels + 1)  # no classes of the dataset
+    # label 2 is no class of the dataset
+    np.savez(tmp_path / "train.npz", arr_0=images, arr_1=labels + 1)
     _, found = score(tmp_path / "train.npz", "--dataset", tiny_data)
     assert "as_asked" not in found["distances"]["classifier"]
 
@@ -182,7 +183,7 @@ def fitted(samples, dataset, root):
 
 
 def test_28x28_is_padded_as_the_dataset_is(tmp_path):
-    """Also if gray images are stored in three channels."""
+    """The gray images are stored in three channels."""
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
     np.savez(tmp_path / "digits.npz", train_images=images, train_labels=np.arange(40) % 2)
     padded = np.pad(images[:12], ((0, 0), (2, 2), (2, 2), (0, 0)))

@@ -254,10 +254,13 @@ def test_a_large_folder_is_mapped_by_train_py(tmp_path, monkeypatch, capsys):
         pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i:02}.png")
     monkeypatch.setattr(mapped_images, "MAX_BYTES_IN_MEMORY", 0)
+    read = []  # indices of images
+    monkeypatch.setattr(MappedImages, "request", lambda self, rows: read.extend(rows.tolist()))
     words = ["--dataset", tmp_path / "photos", "--data-root", tmp_path / "data", *TINY]
     words += ["--run-dir", tmp_path / "run", "--max-steps", 2]
     assert train.main([*map(str, words)]) == 0
     assert "36 images 3x8x8, 4 unseen" in capsys.readouterr().out
+    assert {*read} == {*range(40)}
     assert [file.suffix for file in (tmp_path / "data").iterdir()] == [".npz"]
 
 

@@ -98,7 +98,7 @@ def test_256_colours_are_the_nearest_of_xterms():
     ],
 )
 def test_as_many_images_as_fit(width, height, size):
-    """None of five images of 32x32 is enlarged; on 24 lines they are smaller, three in a row."""
+    """None of five images of 32x32 is enlarged; at 80x24 they are smaller, three in a row."""
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1)).astype(np.uint8)
     sheet = terminal.sheet(images, width, height)
     assert sheet.shape == (*size, 3)

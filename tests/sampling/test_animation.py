@@ -15,7 +15,7 @@ from sampling.trajectory import read_trajectory
 
 @pytest.fixture
 def trajectory(tmp_path) -> Path:
-    """4 frames of three coloured 5x7 images; with --scale 1 --columns 3 they are 29 x 31."""
+    """4 frames of three coloured 5x7 images; with --scale 1 --columns 3 a frame is 31x29."""
     frames = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 7, 3)).astype(np.uint8)
     np.savez(tmp_path / "t.npz", frames=frames, times=np.array([9, 6, 3, 0]))
     return tmp_path / "t.npz"
@@ -70,7 +70,7 @@ def test_a_webp_has_every_colour_and_its_durations(trajectory, tmp_path):
 @pytest.mark.parametrize("fps", ["10", "7.5"])
 def test_an_mp4_is_what_players_take_and_nearly_the_same_pixels(trajectory, tmp_path, fps):
     file = tmp_path / "x.mp4"
-    flags = f"--fps {fps} --hold 1.6 --scale 9 --columns 3".split()  # 197 x 71
+    flags = f"--fps {fps} --hold 1.6 --scale 9 --columns 3".split()  # 71x197
     assert make_gif.main([str(trajectory), "--out", str(file), *flags]) == 0
     expected = expected_frames(trajectory, 9)
     with av.open(str(file)) as video:

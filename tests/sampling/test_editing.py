@@ -113,7 +113,7 @@ def test_slerp_goes_from_one_to_the_other_and_keeps_the_norm():
 
 
 def test_guided_inversion_comes_back_too():
-    m = Guided(conditional(), torch.tensor([0, 2]), clip=False)
+    m = Guided(conditional(), torch.tensor([0, 2]), scale=2.0, clip=False)
     image = torch.rand(2, 1, 8, 8) * 2 - 1
     assert roundtrip(m, image, time_grid(m, 50, 1000, "log-snr"), iterations=10)[1] < 2e-3
 

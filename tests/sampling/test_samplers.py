@@ -60,7 +60,7 @@ def test_ddpm_takes_the_steps_of_denoise_sample(variance, times):
             x = m.denoise_sample(x, t, s, z=replay() if s else None)
 
 
-def test_ddpm_starts_at_T_and_skips_no_step():
+def test_ddpm_skips_none_of_the_given_times():
     m, seen = model(T=20), []
     m.forward = lambda x, t, *_: (seen.append(t.tolist()), x)[1]
     yielded = [

@@ -54,8 +54,8 @@ def test_killed_at_random_steps_again_and_again(start, tmp_path, undisturbed, ti
 
 @pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_with_tmpdir_elsewhere(start, tmp_path, tiny_data):
-    """A wide network makes the file take a while; it is killed as soon as the temporary is
-    there."""
+    """Saving a wide network takes a while; the run is killed as soon as the temporary file
+    exists."""
     wide = ["--width", "64", "--max-steps", "12", "--save-every", "1", "--val-every", "100"]
     assert fit_run(tiny_data, tmp_path / "whole", *wide) == 0
     run_dir, elsewhere, caught = tmp_path / "run", f"/dev/shm/{tmp_path.name}", 0

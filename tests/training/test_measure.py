@@ -165,9 +165,8 @@ def test_the_time_it_takes_is_not_the_trainings(tiny_data, tmp_path, monkeypatch
 def test_a_table_of_older_columns_is_kept(tiny_data, tmp_path):
     trained(tiny_data, tmp_path / "run", "--max-steps", "6")
     file = tmp_path / "run" / "metrics.csv"
-    rows = [
-        row[:-2] for row in csv.reader(file.open(newline=""))
-    ]  # as it was before there was anything to measure
+    # as earlier versions wrote it, without the measured columns
+    rows = [row[:-2] for row in csv.reader(file.open(newline=""))]
     csv.writer(file.open("w", newline="")).writerows(rows)
     after = trained(tiny_data, tmp_path / "run", *MEASURE)
     assert [row["step"] for row in after if row["train_loss"]] == [str(i) for i in range(1, 13)]
