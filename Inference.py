@@ -79,10 +79,13 @@ def build_parser() -> Parser:
         "--class",
         dest="label",
         metavar="CLASS",
-        help="classes to sample, by number or name, as in 3,7; all; or none (the classes in turn)",
+        help="classes to sample, by number or name, as in 3,7; all; or none (the classes in turn; "
+        "none for edits and --condition-image)",
     )
     flags.add_guidance(
-        group, help="strength of guidance, 1 for none (that of the model; 1 for edits and ddpm)"
+        group,
+        help="strength of guidance, 1 for none (that of the model; 1 for edits, --condition-image "
+        "and ddpm)",
     )
     flags.add_guide(group)
     add(

@@ -377,7 +377,7 @@ def conflicting_samples(args: argparse.Namespace) -> str:
     if args.ckpt:
         return "two --samples are compared with each other: leave out --ckpt"
     if args.references:
-        return "two --samples are compared with all of their images: leave out --references"
+        return "all images of two --samples are compared: leave out --references"
     if "classifier" in features and not args.dataset:
         return "--features classifier needs a --dataset on which to train the classifier"
     if args.dataset and features and "classifier" not in features:

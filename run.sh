@@ -107,7 +107,7 @@ print("run.sh: error:", message, file=sys.stderr)' "$here" "$@"
   esac
 }
 
-# absolute WORD..: set `words` to these words. Relative paths that are values of flags become
+# absolute WORD..: set `words` to these words. The relative paths that path_of knows become
 # absolute, because the scripts run in the project's folder.
 absolute() {
   local word flag=
@@ -118,18 +118,21 @@ absolute() {
       words+=("$flag=$(path_of "$flag" "${word#*=}")")
     else
       words+=("$(path_of "$flag" "$word")")
-      flag=$word
+      if [[ $word == --* ]]; then flag=$word; fi
     fi
   done
 }
 
-# path_of FLAG VALUE: print the value of a flag; if it is a relative path, make it absolute
+# path_of FLAG VALUE: print the value of a flag; make it absolute if it is a relative path and the
+# flag is listed here
 path_of() {
   local value=$2
   [[ $value == /* || $value == "~/"* || $PWD == "$here" ]] || case $1=$value in
     --data-root=*) value=$PWD/$value ;;
-    --resume=auto|--resume=none|--schedule=linear|--schedule=cosine|--schedule=sigmoid) ;;
-    --init-from=*|--resume=*|--schedule=*|--input-image=*|--mask=*|--condition-image=*)
+    --resume=auto|--resume=none|--schedule=linear|--schedule=cosine|--schedule=sigmoid|\
+    --guide-with=auto|--guide-with=labels) ;;
+    --init-from=*|--resume=*|--schedule=*|--input-image=*|--mask=*|--condition-image=*|\
+    --interpolate=*|--guide-with=*)
       [[ ! -e $value ]] || value=$PWD/$value ;;
   esac
   printf '%s\n' "$value"

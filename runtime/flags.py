@@ -53,7 +53,7 @@ def add_weights(group: Group) -> None:
         type=real(0.01, 0.25),
         metavar="X",
         help="average the weights over this share of the training; needs train.py --posthoc-ema "
-        "(that of --weights)",
+        "(as --weights says)",
     )
 
 

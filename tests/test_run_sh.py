@@ -323,8 +323,18 @@ def test_a_tilde_in_the_run_directory_is_the_home_folder(tmp_path, stand_in):
     assert f"--run-dir {tmp_path}/home/x" in done.stdout
 
 
-@pytest.mark.parametrize("flag", ["--input-image", "--mask"])
+@pytest.mark.parametrize("flag", ["--input-image", "--mask", "--interpolate"])
 def test_demo_finds_images_from_another_folder(tmp_path, stand_in, flag):
-    (tmp_path / "a.png").touch()
-    done = run(tmp_path, "demo", flag, "a.png", PYTHON=stand_in)
-    assert f"{flag} {tmp_path}/a.png" in done.stdout
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    names = ["a.png", "b.png"] if flag == "--interpolate" else ["a.png"]
+    done = run(tmp_path, "demo", flag, *names, PYTHON=stand_in)
+    assert " ".join([flag, *(f"{tmp_path}/{name}" for name in names)]) in done.stdout
+
+
+@pytest.mark.parametrize(("given", "found"), [("auto", "auto"), ("m.ckpt", "{work}/m.ckpt")])
+def test_demo_finds_a_guide_from_another_folder(tmp_path, stand_in, given, found):
+    for name in ("auto", "m.ckpt"):
+        (tmp_path / name).touch()
+    done = run(tmp_path, "demo", "--guide-with", given, PYTHON=stand_in)
+    assert f"--guide-with {found.format(work=tmp_path)}\n" in done.stdout

@@ -94,7 +94,7 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
     ("script", "most"),
     [
         ("train.py", 167),
-        ("Inference.py", 117),
+        ("Inference.py", 119),
         ("make_gif.py", 20),
         ("evaluate.py", 115),
         ("convert.py", 45),
