@@ -79,6 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For the built-in shapes: a minute of training on two CPU cores.
     "quick": LAPTOP
     | dict(
+        weighting="plain",
         batch_size=16,
         warmup=20,
         max_steps=500,
