@@ -125,7 +125,7 @@ def build_parser() -> Parser:
         "--bound",
         type=whole(0),
         metavar="N",
-        help="number of test images for the variational bound (1000, or all)",
+        help="number of test images for the variational bound (1000, or all if fewer)",
     )
     add(
         "--terms",

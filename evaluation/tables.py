@@ -32,14 +32,11 @@ def bits_per_dim_lines(bits_per_dim: dict[str, Any]) -> list[str]:
             unpadded = ""
             if "mean_28x28" in one:
                 unpadded = f"   {one['mean_28x28']:.3f} for 28x28"
+            hint = "   above 8: see docs/evaluate.md" if one["mean"] > UNIFORM else ""
             lines.append(
                 f"bits/dim, {title:18} {one['mean']:.3f} +- {one['standard_error']:.3f}   "
-                f"{one['images']} unseen images{unpadded}"
+                f"{one['images']} unseen images{unpadded}{hint}"
             )
-            if one["mean"] > UNIFORM:
-                lines.append(
-                    f"    more than {UNIFORM}, that of uniform noise: see docs/evaluate.md"
-                )
     return lines + term_lines(bits_per_dim.get("bound", {}).get("terms", []))
 
 

@@ -48,8 +48,8 @@ def resolve_layout(device: str, devices: int | None, nodes: int | None) -> tuple
         _, started, started_nodes = external
         if (devices or started) != started or (nodes or started_nodes) != started_nodes:
             raise ValueError(
-                f"{started} tasks per node were started on {started_nodes} nodes: --devices and "
-                "--num-nodes must be the same, or left out"
+                f"{started} tasks per node were started on {started_nodes} nodes: leave out "
+                "--devices and --num-nodes, or give these numbers"
             )
         devices, nodes = started, started_nodes
     devices, nodes = devices or 1, nodes or 1

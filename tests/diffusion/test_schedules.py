@@ -77,7 +77,7 @@ def test_zero_terminal_snr_equals_diffusers_and_x_T_is_pure_noise(schedule):
         (dict(T=2, betas=(1e-17, 0.5)), "must decrease"),
         (
             dict(zero_terminal_snr=True, parameterization="v", weighting="min-snr"),
-            "choose plain or edm",
+            r"choose plain, min-snr\+1 or edm",
         ),
         (dict(T=500, beta_small=0.5, beta_large=0.9, parameterization="v"), "must decrease"),
     ],
