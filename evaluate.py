@@ -152,7 +152,7 @@ def build_parser() -> Parser:
         "--num",
         type=whole(0),
         metavar="N",
-        help="number of samples in each set (50000, as Ho et al.; 1000 on a CPU; 0 for none)",
+        help="number of samples in each set (50000 on CUDA, as Ho et al., else 1000; 0 for none)",
     )
     add(
         "--seeds",

@@ -84,7 +84,7 @@ def check_sha256(file: Path) -> None:
 
 
 def refuse_compressed(file: Path) -> None:
-    """Raise ValueError unless `file` is an uncompressed zip archive, no larger when unpacked.
+    """Raise ValueError or BadZipFile unless `file` is an uncompressed zip archive.
 
     A compressed archive could unpack to any size. torch's older format is not a zip archive.
     """

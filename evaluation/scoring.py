@@ -111,7 +111,8 @@ def prepare(plan: ScoringPlan, device: torch.device) -> Scoring:
 def load_dataset(plan: ScoringPlan, name: str, samples: ImageSet) -> RealImages:
     """Return the real images, in the size of the samples.
 
-    Images in a folder are resized to that size, as for training; other datasets have a fixed size.
+    Images in a folder are resized to that size, as for training, and shapes are drawn in it. Other
+    datasets have a fixed size.
     Raises ValueError or OSError with a one-line message.
     """
     train_set = DiffSet(True, name, plan.data_root, size_of(*samples.images.shape[2:]))

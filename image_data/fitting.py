@@ -52,8 +52,8 @@ def read_fitted(
 
     size: by default 32, or the images' own size if they are not square.
 
-    Uncompressed images of more than `mapped_images.MAX_BYTES_IN_MEMORY` are memory-mapped. If they
-    must be fitted, this is done once, and the result is written to a file in `root`. Raises
+    Uncompressed images of more than `mapped_images.MAX_BYTES_IN_MEMORY` are memory-mapped. Images
+    that are larger than that after fitting are fitted once, and written to a file in `root`. Raises
     ValueError as `read_split` does.
     """
     split = read_split(file, train, classes)

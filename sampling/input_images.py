@@ -30,7 +30,7 @@ class EditInputs:
 
     start_image (C,H,W): from --input-image. mask (H,W): from --mask, true where the image is
     repainted. endpoints, (C,H,W) each: the two images from --interpolate. condition (K,H,W): from
-    --condition-image. notes: a line for each image that was not of the model's size.
+    --condition-image. notes: lines about these images, such as how they were resized.
     """
 
     start_image: Tensor | None = None

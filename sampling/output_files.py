@@ -54,8 +54,7 @@ def write_grids(folder: Path, images: GeneratedImages, t: int, columns: int) -> 
 
 
 def summary(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedImages) -> str:
-    """A line about the files that were written, after a line for each input image that was fitted
-    to the model's size."""
+    """A line about the files that were written, after the notes about the input images."""
     grids = ", ".join(f"t{t:04d}.png" for t in job.saved)
     line = f"{folder}: {grids}, trajectory.npz ({len(images.frames)} frames)"
     if isinstance(job, SamplingJob):

@@ -69,8 +69,8 @@ class Checkpointing(StepCallback):
     are kept, and also the newest one saved at a multiple of `every`.
 
     Afterwards `stopped_by` is the signal or None, and `saved` is the last checkpoint. `diverged` is
-    true, and nothing was saved, if the weights are not finite or no gradient has been finite for
-    several steps.
+    true, and the last step was not saved, if the weights are not finite or no gradient has been
+    finite for several steps.
     """
 
     def __init__(

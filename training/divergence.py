@@ -19,7 +19,7 @@ class Start:
     """Where training starts: at a checkpoint, or at the initial weights.
 
     attempt: how often this run has gone back to an earlier checkpoint. Each attempt uses different
-    noise. elapsed: seconds of training so far.
+    noise. elapsed: seconds of training so far, if no checkpoint holds them.
     """
 
     checkpoint: dict[str, Any] | None
@@ -44,8 +44,8 @@ def first_start(checkpoint: dict[str, Any] | None) -> Start:
 def restart(run: TrainingRun, machine: Machine, attempt: int, when: str, elapsed: float) -> Start:
     """Return the last good checkpoint as the start of another attempt, and print a message.
 
-    Only checkpoints saved at a multiple of `save_every` are used, so that a run that was stopped
-    and resumed in between goes back to the same one. when: step and time of the divergence, for the
+    Checkpoints at a multiple of `save_every` are used if there are any, so that a run that was
+    stopped and resumed in between goes back to the same one. when: step and time of the divergence, for the
     message. Raises Refused if there is nothing to go back to.
     """
     path, refusal = None, ""

@@ -111,7 +111,8 @@ def in_words(layers: list[str], before: ModelSettings, now: ModelSettings) -> st
 def with_condition(
     weights: dict[str, Tensor], before: ModelSettings, model: DiffusionModel
 ) -> dict[str, Tensor]:
-    """Widen the first convolution in `weights` by input channels for the condition of `model`.
+    """Give the first convolution in `weights` the input channels for the condition of `model`, in
+    place of those for an earlier condition.
 
     before: the settings that the weights were trained with. The new input weights are 0, so that
     the network ignores the condition at first. Returns `weights` unchanged if the condition is the
