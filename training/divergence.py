@@ -45,8 +45,8 @@ def restart(run: TrainingRun, machine: Machine, attempt: int, when: str, elapsed
     """Return the last good checkpoint as the start of another attempt, and print a message.
 
     Checkpoints at a multiple of `save_every` are used if there are any, so that a run that was
-    stopped and resumed in between goes back to the same one. when: step and time of the divergence, for the
-    message. Raises Refused if there is nothing to go back to.
+    stopped and resumed in between goes back to the same one. when: step and time of the divergence,
+    for the message. Raises Refused if there is nothing to go back to.
     """
     path, refusal = None, ""
     if machine.is_first:
