@@ -19,7 +19,8 @@ TEST_DEVICE = os.environ.get("DDPM_TEST_DEVICE", "cpu")
 if TEST_DEVICE == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# Lowest rooms first: a room imports only from rooms of earlier lines.
+# Rooms are the folders of modules and the modules at the top level. They come in layers, the lowest
+# first: a room imports only from rooms of earlier lines.
 ROOMS = (
     ("runtime",),
     ("image_data", "diffusion", "Unet"),

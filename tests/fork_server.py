@@ -59,7 +59,7 @@ class Child:
 
 
 class Server:
-    """The client side. The server exits with the process that started it."""
+    """The client's handle of the server, which exits with the process that started it."""
 
     def __init__(self):
         self.process = subprocess.Popen(

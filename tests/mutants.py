@@ -178,7 +178,7 @@ MUTANTS = [
         "diffusion/optimizers.py",
         "torch.where(found_inf > 0, momentum, gradient)",
         "gradient",
-        "test_a_gradient_that_is_not_finite_changes_nothing_and_a_scale_divides",
+        "test_gradients_are_divided_by_their_scale_and_change_nothing_if_not_finite",
     ),
     Mutant(
         "autoguidance leads to the worse model",
@@ -684,6 +684,7 @@ MUTANTS = [
         "(1 - 1 / step) ** exponent",
         "test_the_exponents_are_those_of_edm2",
     ),
+    # ---- more of all the sections above ---------------------------------------------------------
     Mutant(
         "a closed pipe ends a script",
         "runtime/output.py",

@@ -1,4 +1,4 @@
-"""Faults by name: each ends with the result of an undisturbed run, or with a one-line error.
+"""Faults: most end with the result of an undisturbed run, or with a one-line error.
 
 Other faults are tested elsewhere:
 

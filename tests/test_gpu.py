@@ -110,7 +110,7 @@ def test_a_part_is_skipped_if_the_one_that_it_needs_failed(monkeypatch, tmp_path
     assert json.loads(lines[-1]) == {"part": "samples", "skipped": "it needs the part train"}
 
 
-def test_a_part_that_does_not_fit_is_skipped(monkeypatch, tmp_path):
+def test_a_part_that_does_not_fit_into_the_minutes_left_is_skipped(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "find_device", lambda rehearse: "a GPU")
     assert gpu.main(["--minutes", "0", "--out", str(tmp_path)]) == 0
     lines = (tmp_path / "results.jsonl").read_text().splitlines()[1:]

@@ -224,7 +224,7 @@ def test_flags_in_the_wrong_place_give_a_one_line_error(tmp_path, words, message
     assert message in done.stderr
 
 
-def test_help_and_version_train_nothing(tmp_path):
+def test_help_and_version_are_printed(tmp_path):
     shown = run(tmp_path, "demo", "--help")
     assert shown.returncode == 0
     assert "bash run.sh demo" in shown.stdout

@@ -141,7 +141,7 @@ def test_help_and_typos_do_not_wait_for_torch(script):
     assert wrong.stderr.count("\n") == 1
 
 
-def test_the_readme_names_every_folder_and_module():
+def test_the_readme_names_every_folder_and_top_level_module():
     table = (ROOT / "README.md").read_text().split("## Files\n")[1].split("\n## ")[0]
     named = re.findall(r"`([\w/]+?)(?:/|\.py)`", table)
     assert {*named} == {*LAYER, "benchmarks", "docs", "images", "pretrained", "tests"}

@@ -77,7 +77,7 @@ def test_time_embedding_frequencies_fall_from_1_to_1_over_10000():
     assert torch.allclose(e[1, 0], torch.tensor(1000.0).sin(), atol=1e-5)
 
 
-def test_starts_as_zero_and_as_shortcuts():
+def test_at_first_the_output_is_zero_and_each_stage_its_shortcut():
     net = Unet(1, 32, (1, 2), (8,), 1, size=16)
     x = torch.randn(2, 1, 16, 16)
     assert not net(x, torch.tensor([0, 5])).any()

@@ -35,7 +35,7 @@ def test_a_full_disk_is_an_os_error():
 
 
 def fail_to_open(monkeypatch, number: int, name: str = "") -> None:
-    """Let opening a checkpoint with `name` in its name fail with this error number."""
+    """Raise this error when a checkpoint is opened whose file name contains `name`."""
     original = checkpoint_file.refuse_compressed
 
     def fails(file):

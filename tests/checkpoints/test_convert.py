@@ -94,7 +94,7 @@ def pipeline(folder: Path):
 
 
 def change(file: Path, **values) -> None:
-    """Change values in a JSON file; the value ... removes a name."""
+    """Change values in a JSON file; a name whose value is Ellipsis is removed."""
     contents = json.loads(file.read_text()) | values
     file.write_text(
         json.dumps({name: value for name, value in contents.items() if value is not ...})

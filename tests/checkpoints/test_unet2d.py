@@ -126,7 +126,7 @@ def pipeline(folder, config=None, scheduler=None) -> DDPMPipeline:
 
 
 def change(file, **values) -> None:
-    """Change values in a JSON file; the value ... removes a name."""
+    """Change values in a JSON file; a name whose value is Ellipsis is removed."""
     found = json.loads(file.read_text()) | values
     file.write_text(json.dumps({name: value for name, value in found.items() if value is not ...}))
 

@@ -89,7 +89,7 @@ ENTROPY = 0.5 * math.log2(2 * math.pi * math.e * S**2) + math.log2(
 
 @pytest.mark.parametrize(("T", "schedule"), [(5, "linear"), (100, "linear"), (100, "cosine")])
 def test_the_bound_of_a_gaussian_is_its_entropy(T, schedule):
-    """With the exact reverse step, for any number of steps, up to the sampling error."""
+    """Plus the KL of the prior: with the exact reverse step, for any number of steps."""
     x_0 = of_gaussian(500)
     model = Gaussian(T=T, schedule=schedule)
     terms = likelihood.bound(model, x_0, noise(x_0.shape))

@@ -47,7 +47,7 @@ def test_weights_are_those_of_their_papers():
         weight("min-snr", "eps", snr), torch.tensor([1.0, 1.0, 1.0, 5 / 80])
     )  # min(snr, 5) / snr
     assert torch.allclose(weight("min-snr", "v", snr), snr.clamp(max=5) / (snr + 1))
-    # that of plain v, up to the limit
+    # min-SNR+1 weights v as plain does, up to an SNR of 5
     expected = torch.tensor([1.0, 1.0, 1.0, 6 / 81])
     assert torch.allclose(weight("min-snr+1", "v", snr), expected)
     assert torch.allclose(weight("p2", "eps", snr), 1 / (1 + snr))
@@ -93,7 +93,7 @@ def test_lognormal_times_have_the_mean_and_spread_of_edm():
 
 
 @pytest.mark.parametrize("kind", ["stratified", "lognormal"])
-def test_only_training_draws_its_own_times(kind):
+def test_t_sampling_changes_the_times_of_training_only(kind):
     m, plain, x = model(t_sampling=kind), model(), torch.zeros(64, 1, 8, 8)
     batch = (x, torch.zeros(64, dtype=torch.long))
     assert torch.equal(m.validation_step(batch, 0)["t"], plain.validation_step(batch, 0)["t"])

@@ -63,7 +63,7 @@ def test_the_rest_is_updated_by_adam():
     assert torch.equal(rest, twin)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_and_a_scale_divides():
+def test_gradients_are_divided_by_their_scale_and_change_nothing_if_not_finite():
     kernel, twin = (torch.nn.Parameter(torch.randn(4, 4, generator=seeded())) for _ in range(2))
     optimizer, plain = muon_of(kernel), muon_of(twin)
     for gradient, scale, bad in ((1.0, 2.0, 0.0), (math.nan, 1.0, 1.0), (3.0, 2.0, 0.0)):

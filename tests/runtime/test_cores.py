@@ -87,7 +87,7 @@ def test_there_is_a_second_team_while_cores_are_missing(monkeypatch):
 
 
 @pytest.mark.parametrize("name", cores.SET_BY_USER)
-def test_settings_of_the_user_are_not_changed(monkeypatch, name):
+def test_no_watcher_is_started_if_the_user_has_set_how_threads_wait(monkeypatch, name):
     monkeypatch.setattr(cores, "_watcher", None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setenv(name, "1")

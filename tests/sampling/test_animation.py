@@ -68,7 +68,7 @@ def test_a_webp_has_every_colour_and_its_durations(trajectory, tmp_path):
 
 
 @pytest.mark.parametrize("fps", ["10", "7.5"])
-def test_an_mp4_is_what_players_take_and_nearly_the_same_pixels(trajectory, tmp_path, fps):
+def test_an_mp4_suits_players_and_nearly_keeps_the_first_pixel(trajectory, tmp_path, fps):
     file = tmp_path / "x.mp4"
     flags = f"--fps {fps} --hold 1.6 --scale 9 --columns 3".split()  # 71x197
     assert make_gif.main([str(trajectory), "--out", str(file), *flags]) == 0

@@ -1,4 +1,4 @@
-"""Each workaround for Lightning does what it is for, and Lightning still needs it.
+"""Lightning still needs each workaround, and all but exit_without_teardown are tried here.
 
 If a test fails after an update of Lightning, its workaround may no longer be needed.
 """
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Logged(Logger):
-    """Remember the steps at which something was logged."""
+    """Remember the steps at which the loss was logged."""
 
     name = "logged"
     version = ""

@@ -145,7 +145,7 @@ def test_what_a_stop_left_out_is_measured_when_the_run_goes_on(tiny_data, tmp_pa
     assert trained(tiny_data, tmp_path / "parts", *MEASURE) == whole
 
 
-def test_the_time_it_takes_is_not_the_trainings(tiny_data, tmp_path, monkeypatch):
+def test_measuring_does_not_count_towards_max_time(tiny_data, tmp_path, monkeypatch):
     """Every measurement takes 1000 seconds, by a clock that is put forward."""
     ahead, monotonic, measure = [0], time.monotonic, bits_per_dim.variational_bound
 
