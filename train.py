@@ -80,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": LAPTOP
     | dict(
         weighting="plain",
+        guidance=1.0,
         batch_size=16,
         warmup=20,
         max_steps=500,
