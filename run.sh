@@ -2,7 +2,7 @@
 # One command for everything: set up the environment and the data, train, sample at t = 0, 50, 500
 # and 1000, and make a denoising GIF and a report page.
 #
-#   bash run.sh                         built-in coloured shapes, in a minute and a half
+#   bash run.sh                         built-in coloured shapes, about two minutes
 #   bash run.sh fashionmnist            or mnist, cifar10, a folder of images, an .npz file
 #   bash run.sh cifar10 --max-time 8h   flags after the dataset go to train.py
 #                                       (see: python train.py --help)

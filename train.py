@@ -76,10 +76,9 @@ LAPTOP: dict[str, Any] = dict(
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "laptop": LAPTOP,
-    # For the built-in shapes: a minute of training on two CPU cores.
+    # For a first look with the built-in shapes.
     "quick": LAPTOP
     | dict(
-        weighting="plain",
         guidance=1.0,
         batch_size=16,
         warmup=20,
