@@ -1,8 +1,10 @@
 """The other projects, each with its own network, training step and sampler.
 
-peer = Diffusers("laptop", channels=1, device="cpu")
-peer.step(x_0)                        # x_0 (B,C,32,32) in [-1,1]
-images = peer.sample(64, steps=40)    # (64,C,32,32) in [-1,1]
+    peer = Diffusers("laptop", channels=1, device="cpu")
+    peer.step(x_0)                        # x_0 (B,C,32,32) in [-1,1]
+    images = peer.sample(64, steps=40)    # (64,C,32,32) in [-1,1]
+
+Letters in the shapes: B images of a batch, C channels.
 """
 
 import argparse

@@ -1,8 +1,10 @@
 """Trainings without a Trainer: those of this project's recipes, and those of the other projects.
 
-training = RecipeTraining(["--optimizer", "adam"], "fashionmnist", "data", seed=0, total=600)
-training.steps(600)
-images = training.sample(1000, seed=0)  # uint8 (N,C,H,W)
+    training = RecipeTraining(["--optimizer", "adam"], "fashionmnist", "data", seed=0, total=600)
+    training.steps(600)
+    images = training.sample(1000, seed=0)  # uint8 (N,C,H,W)
+
+Letters in the shapes: N images, C channels, H and W height and width.
 """
 
 import itertools

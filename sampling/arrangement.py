@@ -1,6 +1,8 @@
 """The number of images of a request, their labels, and their order in grids.
 
-layout = arrange_images(request, model)
+    layout = arrange_images(request, model)
+
+`layout` is an `ImageLayout`.
 """
 
 import math

@@ -111,6 +111,27 @@ MUTANTS = [
         "test_weights_are_those_of_their_papers",
     ),
     Mutant(
+        "min-SNR+1 vanishes near t = T",
+        "diffusion/objective.py",
+        "snr.clamp(max=GAMMA) + 1,",
+        "snr.clamp(max=GAMMA),",
+        "test_weights_are_those_of_their_papers",
+    ),
+    Mutant(
+        "shapes have the preset of other images",
+        "run.sh",
+        "set -- --preset quick",
+        "set --",
+        "test_shapes_have_the_quick_preset_by_default",
+    ),
+    Mutant(
+        "high bits/dim are not explained",
+        "evaluation/tables.py",
+        "> UNIFORM else",
+        "> 100 * UNIFORM else",
+        "test_values_above_those_of_uniform_noise_are_explained",
+    ),
+    Mutant(
         "the weight of the loss is left out",
         "DiffusionModel.py",
         "eps, t) * self.weight(t)",
