@@ -223,7 +223,7 @@ def test_compiling_a_sweep_with_and_without_guidance_is_refused(
     """By default ddpm has no guidance, and the other samplers have the model's. The network is
     compiled for one batch size, and guidance doubles it."""
     run_dir = tmp_path / "run"
-    shutil.copytree(conditional_run, run_dir)
+    shutil.copytree(conditional_run, run_dir, ignore=shutil.ignore_patterns("evaluation"))
     file = newest_checkpoint(run_dir)
     checkpoint = torch.load(file, weights_only=True)
     checkpoint["hyper_parameters"]["guidance"] = 2.0
