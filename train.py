@@ -411,8 +411,8 @@ def add_run_flags(group: flags.Group) -> None:
         "--init-from",
         type=model_path,
         metavar="WHAT",
-        help="start a new run from the weights of this model, a path or the name of a pretrained "
-        "one (none)",
+        help="start with weights, network and objective of this model, a path or pretrained name "
+        "(none)",
     )
     add(
         "--val-every",
@@ -509,6 +509,7 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     args = parser.parse_args(argv)  # before importing torch, so that typos fail at once
 
     from runtime.launcher import launch
+    from training.initial_weights import trained_settings
     from training.settings import Invocation, TrainingSettings
     from training.start import estimate, prepare_data, train
 
@@ -517,6 +518,8 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     values = PRESETS[preset]
     if args.condition:
         values = {name: value for name, value in values.items() if name not in WITHOUT_CONDITION}
+    if args.init_from:
+        values = values | machine.prepare(lambda: trained_settings(args.init_from))
     parser.set_defaults(**values)
     args = parser.parse_args(argv)
     settings = TrainingSettings.from_flags(vars(args), preset)

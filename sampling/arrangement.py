@@ -30,11 +30,12 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageLayout:
     """The number of images, their labels and their order in a grid. Raises ValueError."""
     label, num, classes = request.label, request.num, model.unet.classes
     always_labelled = model.settings.label_dropout == 0
-    no_label = label is None or request.without_class
-    if no_label and classes and always_labelled:  # it needs a label
-        label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
+    if request.without_class and classes and always_labelled:
+        raise ValueError("this model was trained only with labels: give another --class than none")
     if label is None and classes and not is_edit(request, model):
         return of_all_classes(classes, num or DEFAULT_NUM)
+    if label is None and classes and always_labelled:  # an edit with each class
+        label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
     labels = [] if label is None or request.without_class else find_labels(label, model)
     if len(labels) > 1 and request.interpolate:
         raise ValueError("--interpolate takes one class or none: give one --class")

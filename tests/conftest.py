@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config, items):
     """Leave out the slow tests; or, if they are run, begin with the files that contain some.
 
     Then only short tests are left at the end, which keep all workers busy. The SLURM tests come
-    first, so that one worker gets them all: two clusters cannot run at once.
+    first, so that one worker gets them all: two workers would have to wait for each other.
     """
     if TEST_DEVICE != "cuda":
         needs_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, and DDPM_TEST_DEVICE=cuda")

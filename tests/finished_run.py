@@ -59,7 +59,8 @@ def measured() -> dict:
 
 
 def make_finished_run(data, folder):
-    """Train, sample and measure in `folder`: class names, folder and command contain HTML."""
+    """Train and sample in `folder`, and write invented metrics. Class names, folder and command
+    contain HTML."""
     folder = folder / """<b>"a&b'<b>"""
     folder.mkdir()
     with np.load(data) as archive:

@@ -42,7 +42,7 @@ def conditional(**settings) -> DiffusionModel:
     return perturbed(model(classes=3, parameterization="v", **settings))
 
 
-# Every choice beyond the paper at once.
+# Schedule, prediction, variance, loss, augmentation and labels, all different from the paper's.
 EVERYTHING = dict(
     schedule="cosine",
     zero_terminal_snr=True,

@@ -315,14 +315,14 @@ MUTANTS = [
         "sampling/guidance.py",
         "unconditional + self.scale * (conditional - unconditional)",
         "unconditional - self.scale * (conditional - unconditional)",
-        "test_guidance_extrapolates_between_the_predictions_without_and_with_label",
+        "test_guidance_extrapolates_from_the_unlabelled_to_the_labelled_prediction",
     ),
     Mutant(
         "guidance is stronger by 1",
         "sampling/guidance.py",
         "unconditional + self.scale * (conditional - unconditional)",
         "unconditional + (self.scale + 1) * (conditional - unconditional)",
-        "test_guidance_extrapolates_between_the_predictions_without_and_with_label",
+        "test_guidance_extrapolates_from_the_unlabelled_to_the_labelled_prediction",
     ),
     Mutant(
         "guidance takes no notice of its interval",
@@ -909,7 +909,7 @@ MUTANTS = [
         "checkpoints/networks.py",
         "    check_output(config)\n",
         "",
-        "test_what_diffusers_cannot_build_or_compute_gives_a_one_line_error",
+        "test_a_configuration_that_cannot_be_used_gives_a_one_line_error",
         "sample_size",
     ),
     # ---- image-conditional models ---------------------------------------------------------------

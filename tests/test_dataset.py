@@ -196,7 +196,7 @@ def test_processes_share_each_batch(tiny_data, world_size):
 
 
 def test_processes_take_validation_batches_in_turn(tiny_data):
-    """20 images are three batches of 8: two for the first process, one and an empty one for the
+    """20 images are batches of 8, 8 and 4: two for the first process, one and an empty one for the
     second."""
     data = DiffSet(False, str(tiny_data), image_size=8)
     whole = list(Batches(data, 8, shuffle=False))

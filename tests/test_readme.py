@@ -89,7 +89,8 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", [c for c in PYTHON if not c.endswith("--help")])
 def test_each_command_parses(command, tmp_path, monkeypatch):
     skip_without_its_packages(command)
-    (tmp_path / "pipeline").mkdir()  # --ckpt takes an existing folder, or a model's name
+    # After --ckpt, a single word must be an existing path or the name of a model.
+    (tmp_path / "pipeline").mkdir()
     monkeypatch.chdir(tmp_path)
     parsed(*script_of(command))
 
@@ -179,7 +180,6 @@ def test_each_command_succeeds(command, folder, tiny_data, quick_classifier, mon
             "--data-root",
             str(tiny_data.parent),
         ]
-        always += ["--preset", "paper"] if "--init-from" in flags else []  # as runs/mnist was made
         own = {"photos/", "scans/", "photos.npz", "pairs/"} & {*flags}
         always += [] if own else ["--dataset", str(tiny_data)]
     elif script == "evaluate.py":

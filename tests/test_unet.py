@@ -109,7 +109,7 @@ def test_narrow_layers_take_fewer_groups(width, groups):
         {"depth": 1},
     ],
 )
-def test_every_option_reaches_the_output_and_trains(options):
+def test_time_and_every_weight_reach_the_output(options):
     net = perturbed(
         Unet(
             **{
@@ -196,7 +196,7 @@ def test_sizes_that_do_not_divide_are_refused(options):
         Unet(**options)
 
 
-def test_time_reaches_the_narrowest_block():
+def test_time_reaches_a_narrow_block():
     """With one channel in each group, the normalization would remove the embedding, which is added
     to all pixels of a channel."""
     block = perturbed(ResidualBlock(8, 8, 32, 0.0, False))

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +28,28 @@ MAY_BE_NEW = {
 NAMED = 3  # layers that are named in the line about them
 FIRST = "conv_in.weight"
 # Settings kept for a `UNet2D`, which no flags can describe; "unet2d" is its configuration.
-KEPT = ("width", "mults", "attention", "blocks", "patch", "film", "unet2d")
+NETWORK = ("width", "mults", "attention", "blocks", "patch", "film")
+KEPT = (*NETWORK, "unet2d")
+# What the weights were trained for: the default of a run that begins with them.
+OBJECTIVE = (
+    *("T", "schedule", "beta_small", "beta_large", "zero_terminal_snr"),
+    *("parameterization", "variance", "weighting"),
+)
 
 
 def new_model(settings: ModelSettings) -> DiffusionModel:
     """Return a model with random initial weights, determined by its seed."""
     torch.manual_seed(settings.seed)
     return build_model(asdict(settings))
+
+
+def trained_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of a model's network and objective, by their names in `ModelSettings`.
+
+    Raises OSError or ValueError with a one-line message if the file cannot be read.
+    """
+    settings = load_model(path).model.settings
+    return {name: getattr(settings, name) for name in (*NETWORK, *OBJECTIVE)}
 
 
 def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str]:
@@ -89,6 +105,8 @@ def describe_changes(
         old, other = getattr(before, name), getattr(now, name)
         if old != other:
             line += f"; the weights were trained with {name} {old or 'none'}, not {other or 'none'}"
+    if before.betas != now.betas and before.betas:
+        line += "; the weights were trained with a table of betas: give it with --schedule FILE"
     return line
 
 

@@ -352,7 +352,8 @@ def test_a_fine_tuned_network_is_evaluated(written, tiny_data, tmp_path):
     run(evaluate.main, "--ckpt", tmp_path / "run", "--flow", 2, *words)
 
 
-def test_augmentation_is_refused_as_it_has_no_input_for_it(written, tiny_data, tmp_path, refused):
+def test_augmentation_is_refused(written, tiny_data, tmp_path, refused):
+    """The network has no input for it."""
     words = ("--dataset", tiny_data, "--run-dir", tmp_path / "run", *TINY, "--augment", 0.1)
     assert "give --augment 0" in refused(train.main, *words, "--init-from", written)
     assert not (tmp_path / "run").exists()
@@ -381,9 +382,7 @@ def test_without_diffusers_the_package_is_named(written, refused, monkeypatch):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_diffusers_cannot_build_or_compute_gives_a_one_line_error(
-    values, said, written, refused
-):
+def test_a_configuration_that_cannot_be_used_gives_a_one_line_error(values, said, written, refused):
     change(written / "unet" / "config.json", **values)
     assert said in refused(Inference.main, "--ckpt", written)
 

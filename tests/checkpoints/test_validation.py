@@ -87,7 +87,8 @@ def test_a_compressed_checkpoint_is_refused(tiny_run, tmp_path):
 
 
 def test_a_few_lists_that_stand_for_many_are_refused_at_once():
-    """Lists in lists that share their elements: to walk through all takes 10**60 steps."""
+    """Lists in lists that share their elements: walking through all would take 10**61
+    steps."""
     many: list = [0] * 10
     for _ in range(60):
         many = [many] * 10

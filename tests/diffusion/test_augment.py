@@ -18,7 +18,7 @@ def only(**done) -> torch.Tensor:
     return row.repeat(4, 1)
 
 
-def test_nothing_done_is_the_image_and_the_label_0():
+def test_without_augmentation_the_image_is_unchanged_and_the_label_is_0():
     x, label = augment.augmented(IMAGES, augment.draw(4, 0.0, seeded()))
     assert torch.equal(x, IMAGES)
     assert torch.equal(label, torch.zeros(4, 9))

@@ -155,7 +155,7 @@ def test_the_doctor_by_command(tiny_run, tiny_data, capsys):
 
 
 def test_the_doctor_downloads_nothing(tmp_path):
-    """Also not for a file of a known name that does not exist."""
+    """Not even for a file of a known name that does not exist."""
     samples = np.zeros((4, 32, 32, 1), np.uint8)
     for dataset in ("mnist", str(tmp_path / "mnist.npz")):
         with pytest.raises(ValueError, match=r"no mnist\.npz in"):

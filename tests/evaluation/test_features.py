@@ -12,7 +12,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as inceptionv3
 from evaluation import features
 
 
-def test_batches_change_no_features_and_gray_is_taken_for_colour(shapes):
+def test_batches_change_no_features_and_gray_is_repeated_in_three_channels(shapes):
     extractor = features.load_feature_extractor(
         "efficientnet-lite0", shapes.train_set, shapes.test_set, shapes.root
     )

@@ -118,7 +118,7 @@ def photos(folder, count):
 
 
 def test_decoding_does_not_keep_the_images_in_memory(tmp_path):
-    decode_folder(photos(tmp_path / "few", 20), tmp_path / "data", 64)  # what is loaded once
+    decode_folder(photos(tmp_path / "few", 20), tmp_path / "data", 64)  # one-time allocations
     folder = photos(tmp_path / "many", 200)
     tracemalloc.start()
     try:

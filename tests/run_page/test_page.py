@@ -234,7 +234,7 @@ def test_a_run_that_cannot_be_read_is_not_said_to_be_unwritable(refused, finishe
     assert f"cannot read {finished_run} (Permission denied)" in refused(report.main, finished_run)
 
 
-def test_no_run_is_refused_in_one_line(refused, finished_run, tmp_path):
+def test_what_is_not_a_run_is_refused_in_one_line(refused, finished_run, tmp_path):
     assert "is not a run directory" in refused(report.main, tmp_path)
     assert "is not a run directory" in refused(report.main, tmp_path / "none")
     assert "is not a run directory" in refused(report.main, finished_run / "config.json")

@@ -72,7 +72,7 @@ def test_errors(parse, text, message):
     assert message in str(error.value)
 
 
-def test_a_value_may_look_like_anything_but_a_flag():
+def test_a_value_may_begin_with_a_dash():
     parser = Parser("x")
     parser.add_argument("--name")
     parser.add_argument("rest", nargs="*")
@@ -95,6 +95,6 @@ def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["0s", "0.0m", "0h", "00:00:00"])
-def test_no_time_at_all_is_refused(text):
+def test_a_duration_of_zero_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a time of more than 0"):
         duration(text)

@@ -104,7 +104,7 @@ def test_a_child_process_leaves_the_exit_status_to_its_parent(monkeypatch):
     assert own_exit_status(75) == 0
 
 
-def test_another_error_than_a_lost_process_is_raised(machine):
+def test_an_error_other_than_a_lost_process_is_raised(machine):
     with pytest.raises(RuntimeError, match="shapes differ"):
         machine.processes.abort_on_lost_process(RuntimeError("shapes differ"))
 

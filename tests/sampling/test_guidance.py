@@ -12,7 +12,7 @@ from checkpoints.safetensors_format import write_model
 from sampling.guidance import Guided, choose_guidance
 
 
-def test_guidance_extrapolates_between_the_predictions_without_and_with_label():
+def test_guidance_extrapolates_from_the_unlabelled_to_the_labelled_prediction():
     m, x, t, y = (
         conditional(),
         torch.randn(4, 1, 8, 8),

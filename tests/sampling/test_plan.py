@@ -58,7 +58,7 @@ def test_guidance_needs_images_without_a_label_in_training():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("interval", [None, (200, 800)])
 @pytest.mark.parametrize("keep", [(), (0, 50, 500)])
-def test_evaluations_are_used_up_and_not_exceeded(sampler, interval, keep):
+def test_a_plan_takes_as_many_steps_as_the_evaluations_allow(sampler, interval, keep):
     """The plan is the one with the most steps that takes at most 30 evaluations."""
     m, settings = conditional(), {"guidance": 2.0, "guidance_interval": interval, "keep": keep}
     plan = plan_sampling(m, sampler, evaluations=30, **settings)

@@ -19,7 +19,7 @@ from sampling.prepare import (
 )
 
 
-def test_images_of_any_class_are_in_a_square_grid():
+def test_images_of_a_model_without_classes_are_in_a_square_grid():
     layout = arrange_images(ImageRequest(), model())
     assert layout.total == 16
     assert layout.labels is None
@@ -45,10 +45,14 @@ def test_one_class_is_the_label_of_every_image():
     assert layout.columns == 0
 
 
-def test_a_model_that_always_has_a_label_gets_all_of_them():
-    layout = arrange_images(ImageRequest(), conditional(label_dropout=0.0))
+def test_a_model_trained_only_with_labels_always_gets_one():
+    m = conditional(label_dropout=0.0)
+    assert arrange_images(ImageRequest(num=5), m).labels == (0, 1, 2, 0, 1)
+    layout = arrange_images(ImageRequest(input_image=Path("a.png")), m)
     assert layout.total == 18  # at least 16, and equally many of each class
     assert layout.labels == (0, 1, 2) * 6
+    with pytest.raises(ValueError, match="trained only with labels: give another --class"):
+        arrange_images(ImageRequest(label="none"), m)
 
 
 def test_images_of_a_model_with_classes_are_of_each_in_turn():

@@ -1,5 +1,7 @@
 """A new run that begins with the weights of another model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import TINY
@@ -8,7 +10,7 @@ from training_runs import contents, fit, same
 import train
 from checkpoints.checkpoint import load_model
 from diffusion.settings import ModelSettings
-from training.initial_weights import model_from, new_model
+from training.initial_weights import describe_changes, model_from, new_model
 
 
 def test_what_fits_is_kept_and_what_does_not_is_new(conditional_run):
@@ -57,6 +59,30 @@ def test_what_the_weights_were_trained_for_is_named(conditional_run):
     _, line = model_from(other, conditional_run)
     assert f": kept all {len(theirs.unet.state_dict())} weight tensors; the weights were" in line
     assert line.endswith("; the weights were trained with parameterization eps, not x0")
+
+
+def test_network_and_objective_are_those_of_the_weights(tiny_data, tmp_path, capsys):
+    """Those of the preset do not apply, and a flag that is given overrides those of the weights."""
+    v = ["--parameterization", "v", "--weighting", "min-snr", "--T", 30]
+    fit(tiny_data, tmp_path / "v", "--max-steps", 1, *v)
+    words = ["--dataset", tiny_data, "--image-size", 8, "--device", "cpu", "--max-steps", 1]
+    words += ["--preset", "laptop", "--init-from", tmp_path / "v", "--batch-size", 8]
+    for name, flags in (("as-given", []), ("x0", ["--parameterization", "x0"])):
+        run_dir = tmp_path / name
+        assert train.main([*map(str, words), "--run-dir", str(run_dir), *flags]) == 0
+        settings = load_model(run_dir).model.settings
+        assert (settings.width, settings.mults, settings.attention) == (8, (1, 2), (4,))
+        assert (settings.T, settings.schedule, settings.weighting) == (30, "linear", "min-snr")
+        assert settings.parameterization == ("x0" if flags else "v")
+        assert settings.optimizer == "muon"
+        assert ("trained with parameterization v, not x0" in capsys.readouterr().out) == bool(flags)
+
+
+def test_a_table_of_betas_must_be_given_again(conditional_run):
+    theirs = load_model(conditional_run).model.settings
+    line = describe_changes(replace(theirs, betas=(0.1,) * theirs.T), theirs, [], [])
+    assert line == "; the weights were trained with a table of betas: give it with --schedule FILE"
+    assert describe_changes(theirs, theirs, [], []) == ""
 
 
 def test_weights_of_the_run_itself_are_refused(refused, tiny_data, tiny_run):

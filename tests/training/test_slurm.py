@@ -5,12 +5,15 @@ It needs a script that starts one, ../shared/slurm_local.sh, and root; without t
 skipped and say so.
 """
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,12 +42,15 @@ def slurm():
         "SLURM_PORT_BASE": "17817",
         "PYTHON": sys.executable,
     }
-    up = subprocess.run(["bash", LOCAL, "up"], env=environment, capture_output=True, text=True)
-    try:
-        assert up.returncode == 0, up.stderr
-        yield environment | {"SLURM_CONF": f"{folder}/slurm.conf"}
-    finally:
-        subprocess.run(["bash", LOCAL, "purge"], env=environment, capture_output=True, check=False)
+    with Path(tempfile.gettempdir(), "slurm_of_tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two clusters cannot run at once
+        up = subprocess.run(["bash", LOCAL, "up"], env=environment, capture_output=True, text=True)
+        try:
+            assert up.returncode == 0, up.stderr
+            yield environment | {"SLURM_CONF": f"{folder}/slurm.conf"}
+        finally:
+            down = ["bash", LOCAL, "purge"]
+            subprocess.run(down, env=environment, capture_output=True, check=False)
 
 
 @pytest.fixture
