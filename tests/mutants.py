@@ -833,6 +833,20 @@ MUTANTS = [
         "test_another_network_is_refused_with_the_flags_to_give",
     ),
     Mutant(
+        "fine-tuning takes the objective of the preset",
+        "training/initial_weights.py",
+        "for name in (*NETWORK, *OBJECTIVE)}",
+        "for name in NETWORK}",
+        "test_network_and_objective_are_those_of_the_weights",
+    ),
+    Mutant(
+        "a model trained only with labels is sampled without one",
+        "sampling/arrangement.py",
+        "if request.without_class and classes and always_labelled:",
+        "if False:",
+        "test_a_model_trained_only_with_labels_always_gets_one",
+    ),
+    Mutant(
         "a run begins with its own weights",
         "training/setup.py",
         "settings.init_from.resolve().is_relative_to(run_dir.resolve())",
@@ -900,8 +914,8 @@ MUTANTS = [
     Mutant(
         "fine-tuning drops the network of diffusers",
         "training/initial_weights.py",
-        '"film", "unet2d")',
-        '"film")',
+        '(*NETWORK, "unet2d")',
+        "NETWORK",
         "test_a_run_that_begins_with_it_keeps_its_network",
     ),
     Mutant(
