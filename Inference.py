@@ -20,8 +20,8 @@
 
 For every saved step t, writes t0500.png (a grid of x_t) into --out. Also writes trajectory.npz for
 make_gif.py and report.py (`frames`, x_t, uint8 (F,N,H,W,C); `times` (F,)). With --ckpt, also writes
-x0_t0500.png (the x_0 predicted from x_t), `predicted` in trajectory.npz (that of every frame),
-and samples.npz (`arr_0` uint8 (N,H,W,C); with classes also `arr_1`, the labels (N,)).
+x0_t0500.png (the x_0 predicted from x_t), `predicted` in trajectory.npz (this prediction for every
+frame), and samples.npz (`arr_0` uint8 (N,H,W,C); with classes also `arr_1`, the labels (N,)).
 """
 
 import argparse

@@ -129,7 +129,8 @@ def plain(args: argparse.Namespace) -> None:
 
 
 def convolution_inputs(net: Unet, args: argparse.Namespace) -> list[tuple[Any, torch.Size]]:
-    """Every convolution of a network with its input shape, in the order of the forward pass."""
+    """The convolutions of a network with their input shapes, in the order of the forward pass. On
+    a CPU those of `Upsample` are left out, because they run as transposed convolutions."""
     inputs: list[tuple[Any, torch.Size]] = []
     for layer in net.modules():
         if isinstance(layer, torch.nn.Conv2d):

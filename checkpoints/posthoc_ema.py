@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 0.01, 0.25  # limits of the lengths that can be chosen
 def gamma(length: float) -> float:
     """The exponent of the averaging profile of this length.
 
-    length: relative standard deviation of the averaging profile. Eq. 3 of appendix C:
+    length: relative standard deviation of the averaging profile. Eq. 123, appendix C:
     length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). Raises ValueError unless the length is
     between 0.01 and 0.25.
     """

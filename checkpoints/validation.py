@@ -47,7 +47,8 @@ def check_weight(
 def check_training_state(checkpoint: dict[str, Any], model: DiffusionModel) -> None:
     """Check all state that a run of `model` restores: weights, averages, optimizer, counters.
 
-    The optimizer and its schedule must be at the checkpoint's "global_step".
+    The learning rate's schedule must be at the checkpoint's "global_step". The optimizer's counts
+    of steps may be lower, because it does not count skipped ones.
     """
     network = model.unet.state_dict()
     check_weights(checkpoint["state_dict"], model.state_dict())

@@ -3,9 +3,9 @@
     x, label = augmented(x, draw(128, 0.12, generator))       # (B,C,H,W), (B,9)
 
 In sampling the label is 0, "not augmented", so the samples look like the original data. Images are
-mirrored, scaled, rotated, stretched and shifted, each with the given probability and by the amounts
-in Karras et al. 2022, "Elucidating the design space of diffusion-based generative models",
-appendix F.2.
+mirrored, scaled, rotated, stretched and shifted, each with the given probability (mirrored: half of
+it) and by the amounts in Karras et al. 2022, "Elucidating the design space of diffusion-based
+generative models", appendix F.2.
 
 Letters in the shape columns: B batch, C channels, H and W height and width.
 """

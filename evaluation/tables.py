@@ -41,7 +41,7 @@ def bits_per_dim_lines(bits_per_dim: dict[str, Any]) -> list[str]:
 
 
 def term_lines(terms: list[float]) -> list[str]:
-    """Lines of the terms L_0 .. L_T of the bound, summed over ten ranges of t."""
+    """Lines of the bound: L_0, then L_1 .. L_{T-1} summed over ten ranges of t, then L_T."""
     if not terms:
         return []
     T = len(terms) - 1

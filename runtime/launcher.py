@@ -3,7 +3,7 @@
     machine = launch("train.py", device="auto", precision="auto", devices=2)
     model = machine.prepare(load)   # on the first process, then on the others; exits on bad input
     ...
-    except OUT_OF_MEMORY:        # inside `memory_errors()`, that of the host, too
+    except OUT_OF_MEMORY:        # of the device and, for work in `memory_errors()`, of the host
         return machine.fail("out of memory: choose a smaller --batch-size")
 
 Bad input is one line on standard error, from one process, and the exit status is 2.

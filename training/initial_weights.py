@@ -27,10 +27,11 @@ MAY_BE_NEW = {
 }
 NAMED = 3  # layers that are named in the line about them
 FIRST = "conv_in.weight"
-# Settings kept for a `UNet2D`, which no flags can describe; "unet2d" is its configuration.
+# Settings of the network: the defaults of a run that begins with its weights.
 NETWORK = ("width", "mults", "attention", "blocks", "patch", "film")
+# Settings kept for a `UNet2D`, which no flags can describe; "unet2d" is its configuration.
 KEPT = (*NETWORK, "unet2d")
-# What the weights were trained for: the default of a run that begins with them.
+# What the weights were trained for, whose settings are defaults as well.
 OBJECTIVE = (
     *("T", "schedule", "beta_small", "beta_large", "zero_terminal_snr"),
     *("parameterization", "variance", "weighting"),

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from runtime.atomic_file import complete_file
 
-# The columns that --eval-every adds.
+# The columns that --eval-every fills. Every metrics.csv has them.
 MEASURED = ("bits_per_dim", "classifier_distance")
 
 
