@@ -76,7 +76,7 @@ setup() {
   "$PYTHON" -m pip install --quiet --disable-pip-version-check \
     -r "$here/$1" ${2:+-r "$here/$2"} ${locked[@]+"${locked[@]}"}
   printf '%s' "$requirements" >"$mark"
-  exec 9>&-  # the lock is not for the programs that are started later
+  exec 9>&-  # programs that are started later must not inherit the lock
 }
 
 # resolve DATASET [COMMAND..]: print a known name in lower case, an absolute path, or a missing

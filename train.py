@@ -411,8 +411,8 @@ def add_run_flags(group: flags.Group) -> None:
         "--init-from",
         type=model_path,
         metavar="WHAT",
-        help="start with weights, network and objective of this model, a path or pretrained name "
-        "(none)",
+        help="start with weights, network and objective of a model, given by path or pretrained "
+        "name (none)",
     )
     add(
         "--val-every",
@@ -519,7 +519,8 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     if args.condition:
         values = {name: value for name, value in values.items() if name not in WITHOUT_CONDITION}
     if args.init_from:
-        values = values | machine.prepare(lambda: trained_settings(args.init_from))
+        found = machine.prepare(lambda: trained_settings(args.init_from, args.schedule))
+        values = values | found
     parser.set_defaults(**values)
     args = parser.parse_args(argv)
     settings = TrainingSettings.from_flags(vars(args), preset)

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     An error is one line, with exit status 2. A misspelled flag or name gets a suggestion.
     `description` is the beginning of --help: prose and indented examples. If the first word is not
-    a flag, the error message suggests `main_flag` in front of it.
+    a flag and resembles none, the error message suggests `main_flag` in front of it.
     """
 
     def __init__(self, description: str | None, epilog: str | None = None, main_flag: str = ""):

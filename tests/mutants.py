@@ -836,7 +836,7 @@ MUTANTS = [
         "fine-tuning takes the objective of the preset",
         "training/initial_weights.py",
         "for name in (*NETWORK, *OBJECTIVE)}",
-        "for name in NETWORK}",
+        "for name in (*NETWORK, 'T')}",
         "test_network_and_objective_are_those_of_the_weights",
     ),
     Mutant(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from checkpoints.checkpoint import load_model
 from checkpoints.networks import build_model, refitted
+from diffusion.schedules import SCHEDULES
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
 from runtime.image_size import Size, smaller_side
@@ -44,13 +45,17 @@ def new_model(settings: ModelSettings) -> DiffusionModel:
     return build_model(asdict(settings))
 
 
-def trained_settings(path: Path) -> dict[str, Any]:
+def trained_settings(path: Path, schedule: str) -> dict[str, Any]:
     """Return the settings of a model's network and objective, by their names in `ModelSettings`.
 
-    Raises OSError or ValueError with a one-line message if the file cannot be read.
+    schedule: that of the new run. If it is a file of betas, T is left out, because the file
+    determines it. Raises OSError or ValueError with a one-line message if the model cannot be read.
     """
     settings = load_model(path).model.settings
-    return {name: getattr(settings, name) for name in (*NETWORK, *OBJECTIVE)}
+    found = {name: getattr(settings, name) for name in (*NETWORK, *OBJECTIVE)}
+    if schedule not in SCHEDULES:
+        del found["T"]
+    return found
 
 
 def model_from(settings: ModelSettings, path: Path) -> tuple[DiffusionModel, str]:

@@ -8,6 +8,7 @@ import torch
 from models import EVERYTHING, SMALL, model, perturbed, seeded
 
 from diffusion.denoiser import Prediction
+from diffusion.schedules import SCHEDULES
 from DiffusionModel import DiffusionModel
 from sampling.guidance import Guided
 from sampling.noise import Noise
@@ -279,7 +280,7 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance():
         assert torch.allclose(x, y, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm"])
 def test_few_steps_reach_the_covariance_of_a_gaussian_with_every_schedule(sampler, schedule):
     """Also if the schedule ends in nearly pure noise, which makes the first step difficult."""
@@ -316,7 +317,7 @@ def test_two_times_close_together_disturb_no_solver(sampler):
 
 
 @pytest.mark.parametrize(
-    "schedule", [{"schedule": "cosine"}, {"schedule": "sigmoid"}, {"zero_terminal_snr": True}]
+    "schedule", [*({"schedule": name} for name in SCHEDULES), {"zero_terminal_snr": True}]
 )
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_finds_a_known_image_with_every_schedule(sampler, schedule):

@@ -78,6 +78,16 @@ def test_network_and_objective_are_those_of_the_weights(tiny_data, tmp_path, cap
         assert ("trained with parameterization v, not x0" in capsys.readouterr().out) == bool(flags)
 
 
+def test_a_file_of_betas_determines_the_number_of_steps(tiny_data, tmp_path):
+    fit(tiny_data, tmp_path / "before", "--max-steps", 1, "--T", 30)
+    (tmp_path / "betas.txt").write_text("0.1\n" * 12)
+    words = ["--dataset", tiny_data, "--run-dir", tmp_path / "run", "--image-size", 8]
+    words += ["--preset", "laptop", "--device", "cpu", "--max-steps", 1, "--batch-size", 8]
+    words += ["--init-from", tmp_path / "before", "--schedule", tmp_path / "betas.txt"]
+    assert train.main([*map(str, words)]) == 0
+    assert load_model(tmp_path / "run").model.T == 12
+
+
 def test_a_table_of_betas_must_be_given_again(conditional_run):
     theirs = load_model(conditional_run).model.settings
     line = describe_changes(replace(theirs, betas=(0.1,) * theirs.T), theirs, [], [])
