@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, malicious or of another run are not resumed."""
+"""Checkpoints that are damaged, malicious or trained with other settings are not resumed."""
 
 import shutil
 

@@ -29,7 +29,7 @@ def test_the_exponents_are_those_of_edm2():
     ("length", "error"),
     [(0.05, 1e-9), (0.10, 1e-9), (0.03, 0.15), (0.07, 0.02), (0.15, 0.05), (0.2, 0.1)],
 )
-def test_a_combination_of_snapshots_is_the_average_asked_for(length, error):
+def test_a_combination_of_snapshots_approximates_the_average_asked_for(length, error):
     steps, exponents = (
         range(250, 2001, 250),
         [posthoc_ema.gamma(kept) for kept in posthoc_ema.LENGTHS],

@@ -328,7 +328,7 @@ def test_its_resumed_run_is_the_uninterrupted_one(written, tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_images_classes_and_outputs_get_new_layers(written, tiny_data, tmp_path, capsys):
+def test_other_classes_and_outputs_get_new_layers(written, tiny_data, tmp_path, capsys):
     run_dir = tmp_path / "run"
     options = ("--class-conditional", "--variance", "learned", "--dropout", 0.2, "--optimizer")
     muon = ("muon", "--gradient-checkpointing", "--init-from", written, "--max-steps", 2)

@@ -89,7 +89,8 @@ ENTROPY = 0.5 * math.log2(2 * math.pi * math.e * S**2) + math.log2(
 
 @pytest.mark.parametrize(("T", "schedule"), [(5, "linear"), (100, "linear"), (100, "cosine")])
 def test_the_bound_of_a_gaussian_is_its_entropy(T, schedule):
-    """Plus the KL of the prior: with the exact reverse step, for any number of steps."""
+    """With the exact reverse step, for any number of steps, the bound is the entropy plus the KL
+    divergence of x_T from the prior."""
     x_0 = of_gaussian(500)
     model = Gaussian(T=T, schedule=schedule)
     terms = likelihood.bound(model, x_0, noise(x_0.shape))
@@ -133,7 +134,7 @@ def test_the_bound_of_two_levels_is_one_bit():
 
 
 def test_the_flow_of_a_gaussian_has_its_density():
-    """Image by image: the density of N(0, S^2), which the closed form knows."""
+    """Each image has the bits/dim of its density under N(0, S^2), known in closed form."""
     x_0 = of_gaussian(16)
     uniform = torch.rand(x_0.shape, generator=torch.Generator().manual_seed(2))
     bits = flow(Known(gaussian), x_0, uniform, noise(x_0.shape, 3))
@@ -151,8 +152,8 @@ def test_the_flow_of_a_gaussian_has_its_density():
 
 
 def test_hutchinsons_estimate_averages_out():
-    """A mean that mixes neighbouring values: the divergence of one probe is wrong, that of many is
-    right."""
+    """If neighbouring values are correlated, the divergence estimated with one probe is wrong, and
+    that estimated with many is right."""
     mixing = (
         torch.eye(16, dtype=torch.float32)
         + 0.3 * torch.roll(torch.eye(16), 1, 0)
@@ -308,9 +309,10 @@ def test_a_flow_that_cannot_be_followed_is_refused(beyond):
         flow(model, x_0, torch.full_like(x_0, 0.5), noise(x_0.shape))
 
 
-def test_two_spellings_that_convert_to_double_on_the_device_do_not_occur():
-    """Some devices have no double precision, such as Apple's, so tensors must be moved to the CPU
-    before they are converted. Other spellings of this mistake are not searched for."""
+def test_two_spellings_that_put_doubles_on_the_device_do_not_occur():
+    """Some devices, such as Apple's, have no double precision, so tensors must be moved to the CPU
+    before they are converted to double, and converted back before they are moved to the device.
+    Other spellings of this mistake are not searched for."""
     for file in (
         "diffusion/likelihood.py",
         "evaluation/bits_per_dim.py",

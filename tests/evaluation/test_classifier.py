@@ -80,7 +80,7 @@ def test_shifted_images_are_moved_by_whole_pixels_and_repeat_their_edge():
         for j in range(5)
     }
     shifts = {shift_of[tuple(image.flatten().tolist())] for image in found}
-    assert len(shifts) > 15  # of 25: each image has its own
+    assert len(shifts) > 15  # of 25 possible ones: drawn for each image separately
 
 
 @pytest.mark.slow

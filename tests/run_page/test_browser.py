@@ -28,7 +28,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser, page):
-    """A function that opens the page; at the end, no window may have errors or other requests."""
+    """A function that opens the page. At the end, no window may have reported an error, or have
+    requested anything but the page."""
     windows, wrong, asked = [], [], []
 
     def open_page(width=1000, file=page, **how):

@@ -19,7 +19,9 @@ import Inference
 import make_gif
 import report
 import train
+from checkpoints import export
 from diffusion import objective, schedules, settings
+from evaluation import features
 from runtime import arguments, flags
 from runtime.arguments import PrintVersions
 from sampling import samplers, time_grid
@@ -112,13 +114,19 @@ def test_help_fits(monkeypatch, columns, script, most):
     assert "usage" not in "".join(lines)
 
 
-def test_the_command_line_knows_every_name_of_the_modules():
+def test_choices_that_the_command_lines_repeat_are_those_of_the_modules():
     """Choices are declared twice, because the modules that have them import torch."""
+    of_evaluation = {action.dest: action for script, action in OPTIONS if script == "evaluate.py"}
+    for name in features.NAMES:
+        assert name in of_evaluation["features"].help
+    assert tuple(convert.ENDINGS) == export.FORMATS
     known = {action.dest: action.choices for script, action in OPTIONS if script == "train.py"}
     assert flags.SAMPLERS == samplers.SAMPLERS
     assert flags.GRIDS == time_grid.GRIDS
     assert known["parameterization"] == settings.PARAMETERIZATIONS
     assert known["variance"] == settings.VARIANCES
+    assert known["optimizer"] == settings.OPTIMIZERS
+    assert known["lr_schedule"] == settings.LR_SCHEDULES
     assert known["weighting"] == objective.WEIGHTINGS
     assert known["t_sampling"] == objective.T_SAMPLINGS
     said = {action.dest: action.help for script, action in OPTIONS if script == "train.py"}

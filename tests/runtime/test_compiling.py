@@ -97,7 +97,7 @@ def evaluated(run, data, root, *flags):
 def test_training_steps_are_compiled_and_validation_and_previews_are_not(
     tiny_data, tmp_path, compiled_calls
 ):
-    """Seven steps with a validation and a preview; three calls to warm up."""
+    """Seven steps with two validations and two previews; three calls to warm up."""
     options = ["--max-steps", 7, "--compile", "reduce-overhead"]
     assert fit(tiny_data, tmp_path / "run", *options) == 0
     assert compiled_calls == [("reduce-overhead", 8)] * (3 + 7)
