@@ -160,7 +160,7 @@ def sampled(tiny_run, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def fresh_run(tiny_run) -> Path:
-    """`tiny_run` without results of evaluate.py."""
+    """`tiny_run` without metrics.json. What earlier tests left in evaluation/ stays."""
     (tiny_run / "metrics.json").unlink(missing_ok=True)
     return tiny_run
 

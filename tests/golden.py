@@ -270,6 +270,9 @@ def main() -> int:
         file.write_text(json.dumps(found, indent=1) + "\n")
         return 0
     recorded = json.loads(file.read_text())
+    if missing := found.keys() - recorded.keys():
+        print(f"{file} has no case {min(missing)!r}: give another CASE", file=sys.stderr)
+        return 2
     lines = differences({name: recorded[name] for name in found}, found)
     print("\n".join(lines) or f"all of {len(found)} cases are the same, to the last bit")
     return 1 if lines else 0

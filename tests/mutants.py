@@ -484,14 +484,14 @@ MUTANTS = [
         "training/ema.py",
         "model.unet.load_state_dict(live)",
         "pass",
-        "test_ema_applied_gives_the_weights_back_also_after_an_error",
+        "test_ema_applied_gives_the_weights_back_after_an_error",
     ),
     Mutant(
         "samples are of the live weights",
         "checkpoints/checkpoint.py",
         '{f"unet.{name}": value for name, value in checkpoint["ema"]["weights"].items()}',
         'checkpoint["state_dict"]',
-        "test_ema_is_apart_from_the_weights_and_complete",
+        "test_the_average_is_separate_from_the_weights_and_complete",
     ),
     Mutant(
         "mixed precision is never on",

@@ -41,7 +41,7 @@ def upscaler(tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """40 pairs: gray pictures of bright and dark halves, and the same in two colours."""
+    """40 pairs: pictures of two halves, each of a random gray level, and the same in colour."""
     folder = tmp_path_factory.mktemp("conditional") / "pairs"
     for part in ("input", "target"):
         (folder / part).mkdir(parents=True)
@@ -123,7 +123,7 @@ def test_previews_have_the_labels_and_conditions_of_their_originals(monkeypatch,
     assert torch.equal(torch.cat([given for _, given in batches]), conditions)
 
 
-def test_the_presets_turn_labels_on_only_without_a_condition(tiny_data, tmp_path):
+def test_the_laptop_preset_turns_labels_on_only_without_a_condition(tiny_data, tmp_path):
     words = ["--preset", "laptop", "--max-steps", 1, "--patch", 1, "--max-time", "1m"]
     assert fit(tiny_data, tmp_path / "labels", *words) == 0
     assert fit(tiny_data, tmp_path / "condition", *words, "--condition", "edges") == 0

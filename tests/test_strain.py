@@ -1,7 +1,7 @@
 """Programs killed with -9 at random moments: nothing is lost, and nothing is half-written.
 
     python -m pytest tests/test_strain.py --all                              # 12 kills
-    python -m pytest tests/test_strain.py --all -s --kills 200 --seed 1      # prints its seed
+    python -m pytest tests/test_strain.py --all -s --kills 200 --seed 1      # 200, with this seed
 
 Training, sampling, measuring, converting and the GIF are killed again and again. After each kill
 every file that has its final name must load, and the newest checkpoint must not be older than

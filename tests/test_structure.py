@@ -40,7 +40,7 @@ def test_every_purpose_of_randomness_has_its_own_number():
     assert Purpose.SAMPLE == 5  # seeds depend on these numbers, so none may ever change
 
 
-def test_the_top_level_has_three_modules_of_the_paper_and_six_scripts():
+def test_rooms_has_every_top_level_module_and_every_folder_of_modules():
     top_level = {name for name in LAYER if name not in FOLDERS}
     assert {file.stem for file in ROOT.glob("*.py")} == top_level
     modules = {file.parent for file in ROOT.glob("*/*.py")}

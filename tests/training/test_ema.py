@@ -10,7 +10,7 @@ from DiffusionModel import DiffusionModel
 from training.ema import Ema
 
 
-def test_ema_is_apart_from_the_weights_and_complete(tiny_run):
+def test_the_average_is_separate_from_the_weights_and_complete(tiny_run):
     checkpoint = contents(tiny_run)
     live = {name.removeprefix("unet."): value for name, value in checkpoint["state_dict"].items()}
     assert checkpoint["ema"]["weights"].keys() == live.keys()
@@ -43,7 +43,7 @@ def test_ema_follows_its_formula_and_forgets_the_initialization():
     assert all((p == 1).all() for p in model.parameters())
 
 
-def test_ema_applied_gives_the_weights_back_also_after_an_error():
+def test_ema_applied_gives_the_weights_back_after_an_error():
     model = DiffusionModel(width=4, mults=(1,), attention=(), blocks=1, size=4, depth=1)
     ema = Ema()
     ema.on_fit_start(None, model)

@@ -148,7 +148,8 @@ def test_a_run_that_is_stopped_logs_nothing_more(tmp_path, applied):
 
 
 def test_the_trainer_tears_down_after_an_exception(tmp_path):
-    """The teardown would wait. `on_exception` is called before it and can end the process."""
+    """If another process is gone, the teardown would wait for a collective that cannot complete.
+    `on_exception` is called before the teardown and can end this process."""
     events = []
 
     class Fails(Model):

@@ -18,7 +18,7 @@ def events(run_dir: Path):
     return found
 
 
-def test_tensorboard_shows_the_pictures_and_a_resumed_run_nothing_twice(
+def test_tensorboard_shows_the_pictures_and_after_a_resume_nothing_twice(
     tiny_data, tmp_path, capsys
 ):
     """As if killed after the validation of step 12 and before a checkpoint: it resumes from 10."""

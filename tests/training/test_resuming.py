@@ -51,7 +51,7 @@ def test_a_falling_rate_depends_on_the_step_and_max_steps_alone(tiny_data, tmp_p
     assert same(*(contents(tmp_path / name)["state_dict"] for name in ("whole", "parts")))
 
 
-def test_metrics_do_not_depend_on_where_a_run_was_stopped(tiny_data, tmp_path):
+def test_training_losses_do_not_depend_on_where_a_run_was_stopped(tiny_data, tmp_path):
     fit(tiny_data, tmp_path / "whole", "--max-steps", 17, "--log-every", 4)
     for at in (6, 11, 17):
         fit(tiny_data, tmp_path / "parts", "--max-steps", at, "--log-every", 4)
