@@ -56,8 +56,8 @@ class DiffSet(torch.utils.data.Dataset):
         folder of images (`class/image.png` or `image.png`), or an .npz file. Without test images,
         every tenth image, but at most 10,000, is held out for testing.
     image_size: (height, width), or one number for a square; by default 32, but the images' own size
-        for an .npz file of images that are not square. 28x28 is padded with black to 32x32; other
-        sizes are resized and cropped to the centre.
+        for an .npz file of images that are not square. 28x28 is padded with black to 32x32, except
+        in a folder of images; all other sizes are resized and cropped to the centre.
     value_range: the pixel values of black and white, for a folder of images of more than 8 bits;
         by default found in all images.
 
@@ -69,7 +69,7 @@ class DiffSet(torch.utils.data.Dataset):
     classes: tuple[str, ...]  # their names
     name: str
     size: Size
-    original_size: tuple[int, int]  # height and width before they were fitted to `size`
+    original_size: tuple[int, int]  # in the .npz file; `size` for a folder and for shapes
     depth: int  # channels, 1 or 3
     paired: int = 0  # channels of a pair's input, which follow those of its target in `images`
     flip: bool  # whether mirroring an image gives a plausible image of the dataset

@@ -236,9 +236,9 @@ class DiffusionModel(pl.LightningModule, ForwardProcess):
         return {"t": t, "error": self.squared_error(output, x_0, eps, t)}
 
     def configure_optimizers(self, max_steps: int | None = None) -> Any:
-        """By default Adam with a linear warm-up, appendix B of Ho et al. 2020. Returns Lightning's
-        dictionary of the optimizer and its learning-rate schedule, which advances every step.
-        max_steps: the length of the training, by default the Trainer's."""
+        """By default Adam (appendix B of Ho et al. 2020) with a linear warm-up, as in their code.
+        Returns Lightning's dictionary of the optimizer and its learning-rate schedule, which
+        advances every step. max_steps: the length of the training, by default the Trainer's."""
         optimizer = build_optimizer(self.settings, self.unet)
         factor = partial(learning_rate_factor, self.settings, max_steps or self.trainer.max_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -52,7 +52,7 @@ def build_parser() -> Parser:
         "--num",
         type=whole(1),
         metavar="N",
-        help="number of images (16; if --class selects several classes, 8 of each)",
+        help="number of images, of each class if --class selects several (16; 8 of each)",
     )
     flags.add_seed(group, help="image i depends on (seed, i) alone (0)")
     group = parser.add_argument_group("how")

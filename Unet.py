@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
     of the last convolution are initialized to zero.
 
     With `film` the embedding scales and shifts the second normalization instead of being added
-    (Nichol & Dhariwal 2021, "Improved DDPM", section 3: "scale-shift norm").
+    (Nichol & Dhariwal 2021, "Improved DDPM", appendix A; `use_scale_shift_norm` in their code).
     """
 
     def __init__(self, in_channels: int, channels: int, embedding: int, dropout: float, film: bool):

@@ -20,7 +20,7 @@ SUFFIXES = (".gif", ".mp4", ".webp")
 
 def positive(text: str) -> float:
     """Read a number above 0."""
-    if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) <= 0:
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) or float(text) <= 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, not {text!r}")
     return float(text)
 

@@ -173,7 +173,7 @@ def add_network_flags(group: flags.Group) -> None:
         type=whole(4),
         default=128,
         metavar="N",
-        help="number of channels in the first level (128)",
+        help="base number of channels, which --mults multiplies (128)",
     )
     add(
         "--mults",

@@ -37,7 +37,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def is_pipeline(folder: Path) -> bool:
-    """Whether this is a diffusers folder, complete or not."""
+    """Whether this is a diffusers folder. It may be incomplete."""
     marks = (INDEX, UNET_CONFIG, "scheduler_config.json", *WEIGHTS)
     return any((folder / mark).is_file() for mark in marks)
 
@@ -49,7 +49,7 @@ def read_pipeline(folder: Path) -> StoredModel:
     """Read a folder with unet/ and scheduler/, or one with all files at its root.
 
     google/ddpm-cifar10-32 is published in the second form. Raises OSError or ValueError with a
-    one-line message.
+    one-line message, or one of `checkpoint.MALFORMED` for unexpected contents.
     """
     files = pipeline_files(folder)
     unet_file, scheduler_file, weights_file = files

@@ -96,7 +96,7 @@ def unet_settings(config: Settings, class_names: tuple[str, ...]) -> Settings:
         raise ValueError(
             f"num_class_embeds must be a whole number from 1 to 100000, not {shorten(labels)}"
         )
-    if labels and len(class_names) != labels - 1:
+    if labels and (labels == 1 or len(class_names) != labels - 1):
         class_names = tuple(map(str, range(labels)))
     settings = network_settings(config, class_names)
     if not is_same_network(config, settings):

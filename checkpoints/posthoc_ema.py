@@ -9,12 +9,12 @@ contribute in proportion to step ** exponent. Snapshots of both are saved. An av
 length is approximated by a linear combination of the snapshots, found by least squares.
 
 Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models" (EDM2),
-section 3.1 and appendix C.
+section 3 and appendix C.
 """
 
 import numpy as np
 
-# The relative standard deviations of the two averages kept during training, section 3.1.
+# The relative standard deviations of the two averages kept during training, section 3.2.
 LENGTHS = (0.05, 0.10)
 SHORTEST, LONGEST = 0.01, 0.25  # limits of the lengths that can be chosen
 

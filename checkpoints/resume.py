@@ -33,7 +33,8 @@ def find_resume_checkpoint(
 
     resume: one of
     - "auto": the newest valid checkpoint in the run directory, among those at multiples of `every`
-      steps if there are any; later ones are renamed to `.skipped`;
+      steps if there are any; later ones are renamed to `.skipped`. If all are from before step
+      `every`, they are renamed as well, and the run starts from scratch;
     - "none": start from scratch, and rename the directory of an earlier run;
     - a checkpoint or another run directory.
 

@@ -1,6 +1,7 @@
 """Check the contents of a checkpoint, which is never trusted.
 
-Every check raises ValueError with a one-line message about the first error.
+Every check raises ValueError with a one-line message about the first error, or one of the errors
+`checkpoint.MALFORMED` if the structure is not that of a checkpoint.
 """
 
 import reprlib

@@ -63,7 +63,7 @@ def weight(kind: str, parameterization: str, snr: Tensor) -> Tensor:
     "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = snr + 1 / sigma_data^2 (Karras et al.
     2022, table 1).
 
-    Raises KeyError for any other kind or parameterization.
+    Raises KeyError for any other kind and, unless the kind is "plain", any other parameterization.
     """
     if kind == "plain":
         return torch.ones_like(snr)

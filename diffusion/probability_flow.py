@@ -34,8 +34,8 @@ def at_ratio(model: Any, ratio: float) -> tuple[float, float, float]:
 
 
 def denoise_at(model: Any, ratio: float, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """x0_hat (B,C,H,W), not clipped, from x (B,C,H,W) in which sigma / signal is `ratio`. The ratio
-    is any number above 0 and may lie between the times that the network was trained at."""
+    """x0_hat (B,C,H,W), not clipped, from x (B,C,H,W) in which sigma / signal is `ratio`. It is
+    any number above 0, also one between the ratios of the times that the network was trained at."""
     signal, sigma, t = at_ratio(model, ratio)
     output = model(x, torch.full((len(x),), t, device=x.device), y)
     return model.predictions(output, x, signal, sigma).x0_hat
@@ -76,11 +76,11 @@ def flow(
 
     With u = log(sigma / signal) and z = x / signal, the ODE is dz/du = z - x0_hat(z), and
     d log p(z)/du = -div(z - x0_hat(z)). RK45 integrates it with this relative and absolute
-    `tolerance`, from sigma / signal = `smallest`, where z is taken to be the image, to t = T, where
-    z is taken to be noise. The divergence is estimated by Hutchinson's method with `probes` vectors
-    of -1 and 1 for each image, from the signs of `noise()` (B,C,H,W). All images of a batch share
-    the solver's steps, so another batch size changes the result within the tolerance. Raises
-    ValueError if the network's output is not finite.
+    `tolerance`, from sigma / signal = `smallest`, where z is taken to be the image, to t = T (T - 1
+    if alpha_bar(T) = 0), where z is taken to be noise. The divergence is estimated by Hutchinson's
+    method with `probes` vectors of -1 and 1 for each image, from the signs of `noise()` (B,C,H,W).
+    All images of a batch share the solver's steps, so another batch size changes the result within
+    the tolerance. Raises ValueError if the network's output is not finite.
     """
     B, D = x_0.flatten(1).shape
     z_0 = x_0 + (uniform - 0.5) / LEVELS

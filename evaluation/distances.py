@@ -52,7 +52,8 @@ def kernel(samples: Tensor, real: Tensor) -> float:
     and (M,F).
 
     The estimate can be negative. It is the mean over `SUBSETS` random subsets of `SUBSET_SIZE`
-    images, with a fixed seed: Bińkowski et al. 2018, "Demystifying MMD GANs".
+    images, or fewer if a set is smaller, with a fixed seed: Bińkowski et al. 2018, "Demystifying
+    MMD GANs".
     """
     size = min(SUBSET_SIZE, len(samples), len(real))
     return kid_features_to_metric(

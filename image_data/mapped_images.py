@@ -32,8 +32,8 @@ CHUNK = 1000  # images that are read at once when all are needed
 def map_member(file: Path, member: zipfile.ZipInfo) -> np.ndarray | None:
     """Map a uint8 array of an .npz file, read-only.
 
-    Returns None if it is compressed, encrypted, in Fortran order or not uint8. Raises ValueError or
-    OSError if the archive is damaged.
+    Returns None if it is compressed, encrypted, in Fortran order or not uint8. Raises ValueError,
+    OSError or struct.error if the archive is damaged.
     """
     with open(file, "rb") as opened:
         opened.seek(member.header_offset)

@@ -52,7 +52,7 @@ def read_npz(
     map_above: uncompressed uint8 arrays of more bytes are memory-mapped, not read.
 
     Raises FileNotFoundError if the file does not exist, and NpzError if it is damaged, is not an
-    .npz file, contains pickled objects or lacks a required array.
+    .npz file, lacks a required array, or an array to be read contains pickled objects.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -66,7 +66,8 @@ def read_file(file: Path) -> SampleFiles:
 
 
 def read_folder(folder: Path, skip: Callable[[Path], bool]) -> np.ndarray:
-    """Read a folder of images as uint8 (N,H,W,C); C is 1 if all are gray. Raises ValueError."""
+    """Read a folder of images as uint8 (N,H,W,C); C is 1 if no image has a colour mode. Raises
+    ValueError."""
     if (folder / "samples.npz").is_file():
         raise ValueError(f"{folder} holds samples.npz: give {folder / 'samples.npz'}")
     paths = [path for path in image_paths(folder) if not skip(path)]

@@ -10,9 +10,10 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 
 def detect_external_launcher() -> tuple[ClusterEnvironment, int, int] | None:
-    """Return the environment, processes per node and nodes if srun or torchrun is used, else None.
+    """Return the environment, processes per node and nodes if torchrun, or srun with several tasks,
+    started this process, else None.
 
-    Raises ValueError, in one line, if the tasks are not spread evenly over the nodes.
+    Raises ValueError, in one line, if the tasks cannot be spread evenly over the nodes.
     """
     if TorchElasticEnvironment.detect():  # first, because srun may have started torchrun
         processes_per_node = int(os.environ["LOCAL_WORLD_SIZE"])

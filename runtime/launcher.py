@@ -6,7 +6,8 @@
     except OUT_OF_MEMORY:        # of the device and, for work in `memory_errors()`, of the host
         return machine.fail("out of memory: choose a smaller --batch-size")
 
-Bad input is one line on standard error, from one process, and the exit status is 2.
+Bad input is one line on standard error, and the exit status is 2. One process prints it, but each
+does if `launch` refuses in processes that srun or torchrun started.
 """
 
 import contextlib

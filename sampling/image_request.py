@@ -6,7 +6,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """The images to generate, as requested by the flags of Inference.py; None for a missing flag.
+    """The images to generate, as requested by the flags of Inference.py; None for a missing flag
+    without a fixed default.
 
     T, schedule: the forward process, used without a checkpoint.
     """

@@ -11,8 +11,8 @@ from runtime.randomness import Purpose, generator
 class Noise:
     """Standard normal noise. Image i has its own generator, seeded by (seed, purpose, i).
 
-    Each call of `Noise(seed, range(8, 16), (C, H, W))` returns new noise (8,C,H,W). It is drawn on
-    the CPU, so that a seed gives the same noise on every device.
+    Each call of the object `Noise(seed, range(8, 16), (C, H, W))` returns new noise (8,C,H,W). It
+    is drawn on the CPU, so that a seed gives the same noise on every device.
     """
 
     def __init__(

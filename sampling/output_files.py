@@ -65,7 +65,8 @@ def summary(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedImages
         plan = job.plan
         if plan.guidance != 1:
             by = plan.guide.name if plan.guide else "the model without the class"
-            line += f"; guidance {plan.guidance:g} away from {by}, "
-            line += f"{plan.evaluations} network evaluations per image"
+            line += f"; guidance {plan.guidance:g} away from {by}"
+            if job.edit.mask is None:  # RePaint takes more evaluations
+                line += f", {plan.evaluations} network evaluations per image"
         return "\n".join([*job.edit.notes, line])
     return line

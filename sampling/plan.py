@@ -38,7 +38,8 @@ AUTOGUIDANCE_END = 0.2
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """The settings of sampling. Create it with `plan_sampling`, which checks them.
+    """The settings of sampling. Create it with `plan_sampling`, which checks that they fit the
+    model.
 
     times: the steps t, from the first down to 0.
     variance: the variance of ddpm, "" for all other samplers.
@@ -68,7 +69,7 @@ class SamplingPlan:
 
     @property
     def evaluations(self) -> int:
-        """The largest number of network evaluations for an image."""
+        """The largest number of network evaluations for an image; RePaint takes more."""
         low, high = self.guidance_interval
         guided = self.guidance != 1
         evaluations = [2 if guided and low <= t <= high else 1 for t in self.times[:-1]]
@@ -127,7 +128,7 @@ def plan_sampling(
 
 
 def within(plans: Iterable[SamplingPlan], evaluations: int) -> SamplingPlan:
-    """The first plan with at most so many evaluations. Raises ValueError if there is none."""
+    """The first plan with at most this many evaluations. Raises ValueError if there is none."""
     fewest = math.inf
     for plan in plans:
         if plan.evaluations <= evaluations:

@@ -67,7 +67,8 @@ def prepare(request: ImageRequest, device: str | torch.device) -> SamplingJob | 
 def prepare_to_write(
     request: ImageRequest, device: str | torch.device, writes: bool
 ) -> SamplingJob | NoisingJob:
-    """`prepare`, and check the output folder if this process writes to it. Raises ValueError."""
+    """`prepare`, and check the output folder if this process writes to it. Raises ValueError
+    or OSError."""
     try:
         job = prepare(request, device)
         if writes:

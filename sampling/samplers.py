@@ -128,8 +128,8 @@ def heun(model: Denoiser, x: Tensor, times: Iterable[int]) -> Iterator[Step]:
     x and sigma, the ODE is dx/dsigma = (x - x0_hat) / sigma.
 
     A step that reduces sigma / signal to a quarter or less is an Euler step, with one evaluation.
-    That is the last step, and the first one if x_T is nearly pure noise: over such a long step, the
-    average of the two slopes would lead far off.
+    That is the last step, the first one if x_T is nearly pure noise, and others if there are few
+    steps: over such a long step, the average of the two slopes would lead far off.
     """
     for t, s in pairwise(times := list(times)):
         signal_t, sigma_t, _ = levels(model, t)

@@ -514,6 +514,23 @@ def picture(path, seed=0, size=8):
     return array
 
 
+def test_the_summary_has_the_number_of_evaluations_but_not_for_repaint(
+    conditional_run, tmp_path, capsys
+):
+    picture(tmp_path / "image.png")
+    words = ["--ckpt", conditional_run, "--class", 1, "--guidance", 2, "--steps", 5, "--num", 1]
+    infer(*words, "--out", tmp_path / "out")
+    assert "guidance 2 away from" in (said := capsys.readouterr().out)
+    assert " network evaluations per image" in said
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 3:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    words += ["--input-image", tmp_path / "image.png", "--mask", tmp_path / "mask.png"]
+    infer(*words, "--out", tmp_path / "repainted")
+    assert "guidance 2 away from" in (said := capsys.readouterr().out)
+    assert "evaluations" not in said
+
+
 def test_pixels_are_kept_where_the_mask_is_black(tiny_run, tmp_path):
     image, mask = picture(tmp_path / "image.png"), np.zeros((8, 8), np.uint8)
     mask[2:5, 3:] = 255

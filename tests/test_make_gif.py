@@ -1,5 +1,7 @@
 """make_gif.py: from a trajectory to a GIF."""
 
+import argparse
+
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -80,3 +82,14 @@ def test_a_bad_trajectory_is_refused(refused, tmp_path, kind):
 )
 def test_bad_gif_options_are_refused(refused, sampled, argv, said):
     assert said in refused(make_gif.main, sampled / "trajectory.npz", *argv)
+
+
+@pytest.mark.parametrize("text", ["3", "0.5", ".5", "3."])
+def test_numbers_above_0_are_read(text):
+    assert make_gif.positive(text) == float(text)
+
+
+@pytest.mark.parametrize("text", ["", ".", "-1", "nan", "inf", "0.0"])
+def test_other_numbers_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number above 0"):
+        make_gif.positive(text)

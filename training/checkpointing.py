@@ -58,7 +58,8 @@ class StopRequests:
 
 
 class Checkpointing(StepCallback):
-    """Save every `every` steps, at the end, and when a signal or `max_time` stops the run.
+    """Save every `every` steps (not after a skipped step), at the end, and when a signal or
+    `max_time` stops the run.
 
     A signal only sets `stop.signal`. Checkpoints are saved only at the end of a step, always at the
     same point of Lightning's loop. With several processes, a request to stop reaches all of them

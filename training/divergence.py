@@ -42,11 +42,12 @@ def first_start(checkpoint: dict[str, Any] | None) -> Start:
 
 
 def restart(run: TrainingRun, machine: Machine, attempt: int, when: str, elapsed: float) -> Start:
-    """Return the last good checkpoint as the start of another attempt, and print a message.
+    """Return the last good checkpoint as the start of another attempt, or the initial weights if
+    no checkpoint is from step `save_every` or later, and print a message.
 
     Checkpoints at a multiple of `save_every` are used if there are any, so that a run that was
     stopped and resumed in between goes back to the same one. when: step and time of the divergence,
-    for the message. Raises Refused if there is nothing to go back to.
+    for the message. Raises Refused if there are such checkpoints and none is valid.
     """
     path, refusal = None, ""
     if machine.is_first:

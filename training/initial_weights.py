@@ -16,7 +16,7 @@ from DiffusionModel import DiffusionModel
 from runtime.image_size import Size, smaller_side
 
 # Layers whose shapes depend on the images, the classes, --condition, --patch, --variance or
-# --augment, and how messages call them: layers of a `Unet`, then of a `UNet2D`.
+# --augment, and what messages call them: layers of a `Unet`, then of a `UNet2D`.
 MAY_BE_NEW = {
     "conv_in.": "the first convolution",
     "conv_out.": "the last convolution",

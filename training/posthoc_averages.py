@@ -17,10 +17,10 @@ from training.step_callback import StepCallback
 class PowerEmas(StepCallback):
     """Keep the two averages of `checkpoints.posthoc_ema` beside the live weights.
 
-    Every checkpoint stores both under the key "power". At every `every`-th step a snapshot of both
-    is written to `folder/step_*.ckpt`: {"step", "weights": one dictionary for each length}. Once
-    the run is longer than `most * every` steps, only the snapshots at every 2nd, 4th, .. multiple
-    of `every` are kept.
+    Every checkpoint stores both under the key "power". With a checkpoint at a multiple of `every`
+    steps, a snapshot of both is written to `folder/step_*.ckpt`: {"step", "weights": one dictionary
+    for each length}. Once the run is longer than `most * every` steps, only the snapshots at every
+    2nd, 4th, .. multiple of `every` are kept.
     """
 
     def __init__(self, folder: Path, every: int, most: int = 64):

@@ -148,6 +148,12 @@ def labelled(tmp_path):
 # ---- networks ------------------------------------------------------------------------------------
 
 
+def test_a_network_of_one_class_has_this_class(tmp_path):
+    pipeline(tmp_path, {"num_class_embeds": 1})
+    model = load_model(tmp_path).model
+    assert (model.unet.classes, model.settings.class_names) == (1, ("0",))
+
+
 @pytest.mark.parametrize("name", quick(CONFIGS, "defaults", "classes", "Skip blocks"))
 @torch.no_grad()
 def test_a_network_of_diffusers_computes_the_same_here(name, tmp_path):
