@@ -53,6 +53,7 @@ LAPTOP: dict[str, Any] = dict(
     attention=(8,),
     blocks=1,
     patch=2,
+    film=True,
     schedule="cosine",
     parameterization="x0",
     weighting="min-snr+1",
@@ -79,14 +80,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For a first look with the built-in shapes.
     "quick": LAPTOP
     | dict(
-        guidance=1.0,
         batch_size=16,
         warmup=20,
-        max_steps=500,
+        max_steps=600,
         max_time=120.0,
-        val_every=250,
+        val_every=300,
         val_images=200,
-        save_every=250,
+        save_every=300,
         compile="off",
     ),
     # For CIFAR-10 on one H200, where an earlier version took 125 s.

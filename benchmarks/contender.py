@@ -49,6 +49,7 @@ T, NEVER = 1000, 10**9
 FLAGS = [
     # the same network and optimizer as the others
     *("--dataset", "shapes", "--dropout", "0", "--no-class-conditional", "--optimizer", "adam"),
+    "--no-film",
     *("--max-steps", str(NEVER), "--val-every", str(NEVER), "--save-every", str(NEVER)),
     *("--max-time", "1000h"),
 ]

@@ -44,7 +44,7 @@ RECIPES = {
     "before-muon": [
         *("--optimizer", "adam", "--lr-schedule", "constant", "--warmup", "200"),
         *("--no-class-conditional", "--guidance", "1"),
-        *("--parameterization", "v", "--weighting", "plain"),
+        *("--parameterization", "v", "--weighting", "plain", "--no-film"),
     ],
     "cooldown-0.3": ["--cooldown", "0.3"],
     "muon-0.04": ["--muon-lr", "0.04"],
@@ -63,7 +63,7 @@ RECIPES = {
     "eps": ["--parameterization", "eps", "--weighting", "plain"],
     "eps-p2": ["--parameterization", "eps", "--weighting", "p2"],
     "learned": ["--variance", "learned"],
-    "film": ["--film"],
+    "no-film": ["--no-film"],
     "lr-4e-3": ["--lr", "4e-3"],
     "batch-16": ["--batch-size", "16"],
 }
