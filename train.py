@@ -46,6 +46,8 @@ OPTIONAL = ("wandb", "trackio")  # packages that are not in requirements.txt
 CONDITIONS = ("downscale:N", "gray", "mask", "edges", "pairs")
 # Settings that --condition leaves out of a preset.
 WITHOUT_CONDITION = ("class_conditional", "guidance")
+# The guidance of `laptop` for CIFAR-10 with labels. For the other datasets, 2 is better.
+CIFAR10_GUIDANCE = 4.0
 
 LAPTOP: dict[str, Any] = dict(
     width=32,
@@ -72,23 +74,24 @@ LAPTOP: dict[str, Any] = dict(
     save_every=750,
 )
 
+# For a first look with the built-in shapes: the changes to `LAPTOP`.
+QUICK: dict[str, Any] = dict(
+    batch_size=16,
+    warmup=20,
+    max_steps=600,
+    max_time=120.0,
+    val_every=300,
+    val_images=200,
+    save_every=300,
+    compile="off",
+)
+
 # The defaults are those of the paper (Ho et al. 2020, appendix B, CIFAR-10). A preset replaces some
 # of them.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "laptop": LAPTOP,
-    # For a first look with the built-in shapes.
-    "quick": LAPTOP
-    | dict(
-        batch_size=16,
-        warmup=20,
-        max_steps=600,
-        max_time=120.0,
-        val_every=300,
-        val_images=200,
-        save_every=300,
-        compile="off",
-    ),
+    "quick": LAPTOP | QUICK,
     # For CIFAR-10 on one H200, where an earlier version took 125 s.
     "speedrun": dict(
         width=64,
@@ -114,7 +117,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def build_parser() -> Parser:
     presets = (
-        f"--preset {name} is {preset_flags(preset)}" for name, preset in PRESETS.items() if preset
+        f"--preset laptop is {preset_flags(LAPTOP)}; but --guidance {CIFAR10_GUIDANCE} for cifar10",
+        f"--preset quick is --preset laptop with {preset_flags(QUICK)}",
+        f"--preset speedrun is {preset_flags(PRESETS['speedrun'])}",
     )
     introduction = (
         "The defaults are those of Ho et al. 2020. A preset changes some of them, and a flag that "
@@ -507,6 +512,7 @@ def preset_flags(preset: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)  # before importing torch, so that typos fail at once
+    argv = sys.argv[1:] if argv is None else argv
 
     from runtime.launcher import launch
     from training.initial_weights import trained_settings
@@ -515,14 +521,10 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
 
     machine = launch(parser.prog, args.device, args.precision, args.devices, args.num_nodes)
     preset = choose_preset(args.preset, machine.device.type)
-    values = PRESETS[preset]
-    if args.condition:
-        values = {name: value for name, value in values.items() if name not in WITHOUT_CONDITION}
+    of_weights = {}
     if args.init_from:
-        found = machine.prepare(lambda: trained_settings(args.init_from, args.schedule))
-        values = values | found
-    parser.set_defaults(**values)
-    args = parser.parse_args(argv)
+        of_weights = machine.prepare(lambda: trained_settings(args.init_from, args.schedule))
+    args = parse_with_preset(argv, preset, of_weights)
     settings = TrainingSettings.from_flags(vars(args), preset)
     invocation = Invocation(sys.argv, vars(args))
     with contextlib.ExitStack() as stack:
@@ -537,6 +539,25 @@ def main(argv: list[str] | None = None, stop: Stop | None = None) -> int:
             status = train(settings, invocation, machine, stop, stack)
         machine.processes.leave()
         return status
+
+
+def parse_with_preset(
+    argv: list[str], preset: str, of_weights: dict[str, Any] | None = None
+) -> argparse.Namespace:
+    """Parse flags whose defaults are the settings of a preset and then of `of_weights`, those that
+    --init-from takes from the weights."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    values = PRESETS[preset]
+    if args.condition:
+        values = {name: value for name, value in values.items() if name not in WITHOUT_CONDITION}
+    parser.set_defaults(**(values | (of_weights or {})))
+    args = parser.parse_args(argv)
+    of_cifar10 = args.dataset.lower() == "cifar10" and args.class_conditional
+    if preset == "laptop" and of_cifar10 and not args.condition:
+        parser.set_defaults(guidance=CIFAR10_GUIDANCE)
+        args = parser.parse_args(argv)
+    return args
 
 
 def choose_preset(name: str, device: str) -> str:

@@ -41,10 +41,9 @@ class Options:
         machine = launch("gpu.py", self.device, precision)
         words = [*flags.split(), "--dataset", "shapes", "--device", self.device]
         words += TINY if self.rehearse else []
-        parser = train.build_parser()
-        preset = parser.parse_args(words).preset
-        parser.set_defaults(**train.PRESETS[preset])
-        settings = TrainingSettings.from_flags(vars(parser.parse_args(words)), preset)
+        preset = train.build_parser().parse_args(words).preset
+        flags_of_run = vars(train.parse_with_preset(words, preset))
+        settings = TrainingSettings.from_flags(flags_of_run, preset)
         return set_up(settings, machine), machine
 
 

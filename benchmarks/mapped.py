@@ -45,11 +45,8 @@ class Training:
 
     def __init__(self, way: str, words: list[str], machine: Machine):
         mapped_images.MAX_BYTES_IN_MEMORY = LIMITS[way]
-        parser = train.build_parser()
-        parser.set_defaults(**train.PRESETS["laptop"])
-        settings = TrainingSettings.from_flags(
-            vars(parser.parse_args([*words, "--device", "cpu"])), "laptop"
-        )
+        flags = train.parse_with_preset([*words, "--device", "cpu"], "laptop")
+        settings = TrainingSettings.from_flags(vars(flags), "laptop")
         run = set_up(settings, machine)
         self.batches = endless(run.batches)
         self.step = Step(run, machine)

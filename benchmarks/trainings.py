@@ -45,10 +45,9 @@ class Training(Protocol):
 
 def set_up_recipe(flags: list[str], dataset: str, root: str, seed: int) -> TrainingRun:
     """Set up a run of train.py with the laptop preset and these flags."""
-    parser = train.build_parser()
-    parser.set_defaults(**train.PRESETS["laptop"])
     words = ["--dataset", dataset, "--data-root", root, "--seed", str(seed), *flags]
-    settings = TrainingSettings.from_flags(vars(parser.parse_args(words)), "laptop")
+    parsed = train.parse_with_preset(words, "laptop")
+    settings = TrainingSettings.from_flags(vars(parsed), "laptop")
     return set_up(settings, launch("recipes.py", device="cpu"))
 
 

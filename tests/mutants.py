@@ -833,6 +833,13 @@ MUTANTS = [
         "test_another_network_is_refused_with_the_flags_to_give",
     ),
     Mutant(
+        "cifar10 has the guidance of the other datasets",
+        "train.py",
+        "parser.set_defaults(guidance=CIFAR10_GUIDANCE)",
+        "pass",
+        "test_the_laptop_preset_has_stronger_guidance_for_cifar10",
+    ),
+    Mutant(
         "fine-tuning takes the objective of the preset",
         "training/initial_weights.py",
         "for name in (*NETWORK, *OBJECTIVE)}",

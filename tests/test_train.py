@@ -105,6 +105,24 @@ def test_dry_run_prints_what_to_expect_and_leaves_nothing(tiny_data, tmp_path, c
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "preset", "guidance"),
+    [
+        ("--dataset cifar10", "laptop", 4),
+        ("--dataset CIFAR10", "laptop", 4),
+        ("--dataset cifar10 --guidance 3", "laptop", 3),
+        ("--dataset cifar10 --no-class-conditional", "laptop", 2),
+        ("--dataset cifar10 --condition gray", "laptop", 1),
+        ("--dataset cifar10 --condition gray --class-conditional", "laptop", 1),
+        ("--dataset mnist", "laptop", 2),
+        ("--dataset shapes", "quick", 2),
+        ("--dataset cifar10", "speedrun", 1),
+    ],
+)
+def test_the_laptop_preset_has_stronger_guidance_for_cifar10(words, preset, guidance):
+    assert train.parse_with_preset(words.split(), preset).guidance == guidance
+
+
 def test_the_paper_preset_has_the_papers_values():
 
     args = train.build_parser().parse_args(["--preset", "paper"])
