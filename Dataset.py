@@ -59,7 +59,7 @@ class DiffSet(torch.utils.data.Dataset):
         for an .npz file of images that are not square. 28x28 is padded with black to 32x32, except
         in a folder of images; all other sizes are resized and cropped to the centre.
     value_range: the pixel values of black and white, for a folder of images of more than 8 bits;
-        by default found in all images.
+        by default determined from the values of all images.
 
     Raises ValueError or OSError with a one-line message.
     """

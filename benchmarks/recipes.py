@@ -13,8 +13,8 @@ schedule depends on it. Then the trial samples 1000 images with UniPC and the re
 measures their Frechet distance to all training images in the features of the dataset's classifier.
 It prints a line for each trial, and a table with mean and range over the seeds.
 
-The recipes diffusers and lucidrains are other projects (see trainings.py). `bash run.sh bench`
-installs their packages.
+The recipes diffusers and lucidrains are other projects, which sample with DDIM and no guidance (see
+trainings.py). `bash run.sh bench` installs their packages.
 """
 
 import argparse

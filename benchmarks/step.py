@@ -84,7 +84,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, default=400, help="timed steps, after N/4 warm-up steps (400)"
+        "--steps",
+        type=int,
+        default=400,
+        metavar="N",
+        help="timed steps, after N/4 warm-up steps (400)",
     )
     parser.add_argument("--flags", default="--preset laptop", help="for train.py (--preset laptop)")
     args = parser.parse_args()

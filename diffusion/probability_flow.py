@@ -34,8 +34,8 @@ def at_ratio(model: Any, ratio: float) -> tuple[float, float, float]:
 
 
 def denoise_at(model: Any, ratio: float, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """x0_hat (B,C,H,W), not clipped, from x (B,C,H,W) in which sigma / signal is `ratio`. It is
-    any number above 0, also one between the ratios of the times that the network was trained at."""
+    """x0_hat (B,C,H,W), not clipped, from x (B,C,H,W) in which sigma / signal is `ratio`. The ratio
+    may be any number above 0, including one between those of the times used in training."""
     signal, sigma, t = at_ratio(model, ratio)
     output = model(x, torch.full((len(x),), t, device=x.device), y)
     return model.predictions(output, x, signal, sigma).x0_hat

@@ -96,7 +96,7 @@ def decode_folder(
     The file's name contains a hash of the names, sizes and times of all images, so the folder is
     decoded again after a change. The class of an image is the name of its subfolder.
 
-    values: the range of images of more than 8 bits, by default found in all images. Raises
+    values: the range of images of more than 8 bits, by default determined from all images. Raises
     ValueError if the folder has no image, an image cannot be read or the range cannot be found, and
     OSError if the file cannot be written. The messages have one line.
     """

@@ -6,8 +6,9 @@
     except OUT_OF_MEMORY:        # of the device and, for work in `memory_errors()`, of the host
         return machine.fail("out of memory: choose a smaller --batch-size")
 
-Bad input is one line on standard error, and the exit status is 2. One process prints it, but each
-does if `launch` refuses in processes that srun or torchrun started.
+Bad input is reported in one line on standard error, and the exit status is 2. Only the first
+process prints the line; but if srun or torchrun started the processes and `launch` itself raises
+the error, every process prints it.
 """
 
 import contextlib

@@ -127,8 +127,8 @@ def choose_guidance(
     `DEFAULT_SCALE`. But with ddpm, the paper's sampler, None is no guidance unless `guide_with` is
     given. guide_with: "labels", "auto" for the early average in the checkpoint, or the path of
     another model. None is "labels" if the images have labels and the model was also trained
-    without, or if there is no early average; otherwise "auto". labelled: whether the images have
-    labels, if the model has classes. Raises ValueError or OSError, in one line.
+    without labels, or if there is no early average; otherwise "auto". labelled: whether the images
+    have labels, if the model has classes. Raises ValueError or OSError, in one line.
     """
     settings = loaded.model.settings
     by_label = labelled and settings.classes > 0 and settings.label_dropout > 0

@@ -26,7 +26,8 @@ REMEDY = "give another file"
 
 @dataclass(frozen=True)
 class EditInputs:
-    """The images from which sampling starts, instead of noise alone, or the condition.
+    """The images from which sampling starts instead of noise alone; for an image-conditional model,
+    its condition.
 
     start_image (C,H,W): from --input-image. mask (H,W): from --mask, true where the image is
     repainted. endpoints, (C,H,W) each: the two images from --interpolate. condition (K,H,W): from

@@ -129,7 +129,7 @@ def test_the_laptop_preset_turns_labels_on_only_without_a_condition(tiny_data, t
     assert fit(tiny_data, tmp_path / "condition", *words, "--condition", "edges") == 0
     settings = [load_model(tmp_path / name).model.settings for name in ("labels", "condition")]
     assert [one.classes for one in settings] == [2, 0]
-    assert [one.guidance for one in settings] == [2, 1]
+    assert [one.guidance for one in settings] == [1.5, 1]
 
 
 def test_a_conditional_run_can_begin_with_unconditional_weights(tiny_run, tiny_data, tmp_path):

@@ -30,7 +30,7 @@ def test_snapshots_are_at_multiples_of_save_every_wherever_a_run_was_stopped(tin
 
 
 def test_a_longer_interval_keeps_the_snapshots_of_a_shorter_one(tmp_path):
-    """They are thinned out only when the run is longer than `most` of the new intervals."""
+    """They are thinned out only when the run is longer than `most` times the new interval."""
 
     def names():
         return [int(p.name[5:13]) for p in sorted(tmp_path.glob("*.ckpt"))]
