@@ -58,7 +58,7 @@ def build_parser() -> Parser:
         "--columns",
         type=whole(1),
         metavar="N",
-        help="images per row (those of the grids that Inference.py wrote)",
+        help="images per row (as many as in the grids that Inference.py wrote)",
     )
     return parser
 

@@ -46,7 +46,8 @@ OPTIONAL = ("wandb", "trackio")  # packages that are not in requirements.txt
 CONDITIONS = ("downscale:N", "gray", "mask", "edges", "pairs")
 # Settings that --condition leaves out of a preset.
 WITHOUT_CONDITION = ("class_conditional", "guidance")
-# The guidance of `laptop` for CIFAR-10 with labels, which needs more than digits and garments.
+# The guidance of `laptop` for CIFAR-10 with labels: it needs more guidance than digits and garments
+# do.
 CIFAR10_GUIDANCE = 4.0
 
 LAPTOP: dict[str, Any] = dict(

@@ -83,7 +83,7 @@ def lock_run_dir(run_dir: Path) -> Any:
 
 
 def remove_old_checkpoints(run_dir: Path, keep: int, every: int) -> None:
-    """Remove all checkpoints except the newest `keep`, and checksums without a checkpoint.
+    """Remove checksums without a checkpoint, and all checkpoints except the newest `keep`.
 
     The newest checkpoint at a multiple of `every` steps is also kept. A run that diverges restarts
     from it, so the result does not depend on where the run was interrupted.

@@ -32,7 +32,7 @@ FIRST = "conv_in.weight"
 NETWORK = ("width", "mults", "attention", "blocks", "patch", "film")
 # Settings kept for a `UNet2D`, which no flags can describe; "unet2d" is its configuration.
 KEPT = (*NETWORK, "unet2d")
-# What the weights were trained for, whose settings are defaults as well.
+# Settings of the objective that the weights were trained for: also defaults of such a run.
 OBJECTIVE = (
     *("T", "schedule", "beta_small", "beta_large", "zero_terminal_snr"),
     *("parameterization", "variance", "weighting"),

@@ -33,7 +33,8 @@ def test_frechet_distance_equals_torchmetrics_and_the_formula_for_normal_distrib
 
 
 def test_kernel_is_the_unbiased_discrepancy_of_the_cubic_kernel():
-    """Every subset has all images. Pair by pair: Eq. 4 of Bińkowski et al. 2018."""
+    """With only 12 images, each of the random subsets contains all of them. The expected value is
+    Eq. 4 of Bińkowski et al. 2018, summed pair by pair."""
     x, y = normal(12, 4).double(), normal(12, 4, 0.5, seed=1).double()
 
     def k(a, b):

@@ -16,6 +16,11 @@ from evaluation.plan import ScoringPlan
 
 pytestmark = pytest.mark.usefixtures("quick_classifier")
 
+# The Frechet distance of a set to itself is not exactly 0: there are fewer images than features,
+# and the square roots of the covariances' rounded zero eigenvalues add up. For other sets it is
+# over 0.01.
+ROUNDING = 1e-3
+
 
 @pytest.fixture
 def score(capsys, tiny_data):
@@ -118,7 +123,7 @@ def test_training_images_have_distance_0_and_are_copies(score, tiny_data, tmp_pa
     np.savez(tmp_path / "train.npz", arr_0=images, arr_1=labels)
     _, found = score(tmp_path / "train.npz", "--dataset", tiny_data)
     one = found["distances"]["classifier"]
-    assert one["to_train"]["frechet"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert one["to_train"]["frechet"]["mean"] == pytest.approx(0, abs=ROUNDING)
     assert (one["to_train"]["precision"]["mean"], one["to_train"]["recall"]["mean"]) == (1, 1)
     assert one["as_asked"]["mean"] == 1
     assert one["shares"] == pytest.approx(one["real_shares"])
@@ -135,7 +140,7 @@ def test_a_set_against_itself_and_against_another(score, pixels, tiny_data, tmp_
     np.savez(tmp_path / "b.npz", (pixels // 2))
     _, same = score(folder, folder, "--dataset", tiny_data)
     one = same["distances"]["classifier"]["to_reference"]
-    assert one["frechet"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert one["frechet"]["mean"] == pytest.approx(0, abs=ROUNDING)
     assert (one["precision"]["mean"], one["recall"]["mean"]) == (1, 1)
     neighbours = same["neighbours"]["classifier"]
     for kind in ("pixels", "features"):
