@@ -555,7 +555,7 @@ def parse_with_preset(
         values = {name: value for name, value in values.items() if name not in WITHOUT_CONDITION}
     parser.set_defaults(**(values | (of_weights or {})))
     args = parser.parse_args(argv)
-    of_cifar10 = args.dataset.lower() == "cifar10" and args.class_conditional
+    of_cifar10 = Path(args.dataset).stem.lower() == "cifar10" and args.class_conditional
     if preset == "laptop" and of_cifar10 and not args.condition:
         parser.set_defaults(guidance=CIFAR10_GUIDANCE)
         args = parser.parse_args(argv)

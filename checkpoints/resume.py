@@ -80,19 +80,25 @@ def check_same_settings(checkpoint: dict[str, Any], settings: dict[str, Any]) ->
             "its network is a UNet2DModel of diffusers, which flags cannot make: give the same "
             "--init-from again, or this checkpoint as --init-from of another --run-dir"
         )
-    for name, value in settings.items():
-        if earlier.get(name) != value:
-            before, now = shorten(name, earlier.get(name)), shorten(name, value)
-            raise ValueError(
-                f"it was trained with {flag_of(name)} {before}, not {now}: "
-                "give the same settings, another --run-dir, or --resume none; "
-                "--init-from begins a new run with its weights"
-            )
+    differing = [name for name, value in settings.items() if earlier.get(name) != value]
+    if differing:
+        shown = [name for name in differing if flag_of(name).startswith("--")] or differing
+        before = " ".join(as_flag(name, earlier.get(name)) for name in shown)
+        now = " ".join(as_flag(name, settings[name]) for name in shown)
+        raise ValueError(
+            f"it was trained with {before}, not {now}: give the same settings (and the same "
+            "--init-from, if there was one), another --run-dir, or --resume none; "
+            "--init-from begins a new run with its weights"
+        )
 
 
-def shorten(name: str, value: Any) -> str:
-    """The value of a setting for a message."""
-    return format_size(value) if name == "size" else reprlib.repr(value)
+def as_flag(name: str, value: Any) -> str:
+    """A setting and its value for a message, as a flag if there is one."""
+    flag = flag_of(name)
+    if isinstance(value, bool) and flag.startswith("--"):
+        return flag if value else f"--no-{flag.removeprefix('--')}"
+    text = format_size(value) if name == "size" else reprlib.repr(value).strip("'")
+    return f"{flag} {text}"
 
 
 def later_checkpoints(run_dir: Path, checkpoint: dict[str, Any]) -> list[Path]:

@@ -38,7 +38,7 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageLayout:
         label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
     labels = [] if label is None or request.without_class else find_labels(label, model)
     if len(labels) > 1 and request.interpolate:
-        raise ValueError("--interpolate takes one class or none: give one --class")
+        raise ValueError("--interpolate takes only one class: give one --class")
     if len(labels) > 1:
         return one_row_each(labels, num or DEFAULT_NUM_OF_EACH_CLASS)
     total = num or DEFAULT_NUM

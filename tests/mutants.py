@@ -842,8 +842,8 @@ MUTANTS = [
     Mutant(
         "fine-tuning takes the objective of the preset",
         "training/initial_weights.py",
-        "for name in (*NETWORK, *OBJECTIVE)}",
-        "for name in (*NETWORK, 'T')}",
+        "for name in (*network, *OBJECTIVE)}",
+        "for name in (*network, 'T')}",
         "test_network_and_objective_are_those_of_the_weights",
     ),
     Mutant(

@@ -80,7 +80,9 @@ def test_a_run_resumes_and_has_its_size_everywhere(run, photos, tmp_path, refuse
     words = ["--dataset", photos, "--data-root", photos.parent / "data", "--run-dir", run]
     another = [*words, *TRAINED, "--image-size", "8x16"]
     assert train.main([*map(str, another), "--prepare-data"]) == 0
-    assert "it was trained with --image-size 8x12, not 8x16" in refused(train.main, *another)
+    assert "it was trained with --image-size 8x12, not --image-size 8x16" in refused(
+        train.main, *another
+    )
 
 
 def test_samples_edits_and_the_gif(run, tmp_path, monkeypatch):

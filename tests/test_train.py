@@ -110,6 +110,7 @@ def test_dry_run_prints_what_to_expect_and_leaves_nothing(tiny_data, tmp_path, c
     [
         ("--dataset cifar10", "laptop", 4),
         ("--dataset CIFAR10", "laptop", 4),
+        ("--dataset data/cifar10.npz", "laptop", 4),
         ("--dataset cifar10 --guidance 3", "laptop", 3),
         ("--dataset cifar10 --no-class-conditional", "laptop", 1.5),
         ("--dataset cifar10 --condition gray", "laptop", 1),
@@ -227,11 +228,11 @@ def test_settings_that_differ_from_the_run_are_refused(refused, tiny_run, tiny_d
     line = refused(
         train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--width", "16"
     )
-    assert "was trained with --width 8, not 16" in line
+    assert "was trained with --width 8, not --width 16" in line
     line = refused(
         train.main, "--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--batch-size", "4"
     )
-    assert "was trained with --batch-size 8, not 4" in line
+    assert "was trained with --batch-size 8, not --batch-size 4" in line
 
 
 def test_the_loss_gets_images_in_range_and_the_global_step(tiny_data, tmp_path, monkeypatch):

@@ -52,7 +52,8 @@ def trained_settings(path: Path, schedule: str) -> dict[str, Any]:
     determines it. Raises OSError or ValueError with a one-line message if the model cannot be read.
     """
     settings = load_model(path).model.settings
-    found = {name: getattr(settings, name) for name in (*NETWORK, *OBJECTIVE)}
+    network = () if settings.unet2d else NETWORK  # `model_from` keeps the network of a `UNet2D`
+    found = {name: getattr(settings, name) for name in (*network, *OBJECTIVE)}
     if schedule not in SCHEDULES:
         del found["T"]
     return found
@@ -107,13 +108,23 @@ def describe_changes(
             "; its network, a UNet2DModel of diffusers, is kept, so --width, --mults, --attention, "
             "--blocks, --patch and --film change nothing"
         )
-    for name in ("parameterization", "schedule", "T", "condition"):
-        old, other = getattr(before, name), getattr(now, name)
-        if old != other:
-            line += f"; the weights were trained with {name} {old or 'none'}, not {other or 'none'}"
-    if before.betas != now.betas and before.betas:
-        line += "; the weights were trained with a table of betas: give it with --schedule FILE"
+    trained, wanted = described(before), described(now)
+    for name, value in trained.items():
+        if value != wanted[name]:
+            line += f"; the weights were trained with {name} {value}, not {wanted[name]}"
+    if before.betas and not now.betas:
+        line += "; give the table with --schedule FILE"
     return line
+
+
+def described(settings: ModelSettings) -> dict[str, str]:
+    """What the line about the weights compares."""
+    return {
+        "parameterization": settings.parameterization,
+        "schedule": "a table of betas" if settings.betas else settings.schedule,
+        "T": str(settings.T),
+        "condition": settings.condition or "none",
+    }
 
 
 def in_words(layers: list[str], before: ModelSettings, now: ModelSettings) -> str:

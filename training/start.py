@@ -68,7 +68,11 @@ def train(
         return 0
     report_busy_cores(machine)
     if run.about_weights:
-        say("resumed: --init-from is not used again" if resume else run.about_weights)
+        say(
+            "resumed: the weights of --init-from are not used again"
+            if resume
+            else run.about_weights
+        )
     curves = run.run_dir / "metrics.csv"
     if "tensorboard" in settings.logger:
         curves = f"tensorboard --logdir {run.run_dir.parent}"

@@ -76,6 +76,9 @@ def test_network_and_objective_are_those_of_the_weights(tiny_data, tmp_path, cap
         assert settings.parameterization == ("x0" if flags else "v")
         assert settings.optimizer == "muon"
         assert ("trained with parameterization v, not x0" in capsys.readouterr().out) == bool(flags)
+        again = [*words[:-4], "--init-from", tmp_path / "v", "--batch-size", 8, "--max-steps", 2]
+        assert train.main([*map(str, again), "--run-dir", str(run_dir), *flags]) == 0
+        assert "the weights of --init-from are not used again" in capsys.readouterr().out
 
 
 def test_a_file_of_betas_determines_the_number_of_steps(tiny_data, tmp_path):
@@ -91,7 +94,8 @@ def test_a_file_of_betas_determines_the_number_of_steps(tiny_data, tmp_path):
 def test_a_table_of_betas_must_be_given_again(conditional_run):
     theirs = load_model(conditional_run).model.settings
     line = describe_changes(replace(theirs, betas=(0.1,) * theirs.T), theirs, [], [])
-    assert line == "; the weights were trained with a table of betas: give it with --schedule FILE"
+    trained = "; the weights were trained with schedule a table of betas, not linear"
+    assert line == f"{trained}; give the table with --schedule FILE"
     assert describe_changes(theirs, theirs, [], []) == ""
 
 
@@ -112,7 +116,7 @@ def test_a_run_begins_with_them_and_its_resumption_does_not(
     fit(tiny_data, tmp_path / "run", "--max-steps", 3, *options)
     out = capsys.readouterr().out
     assert "begins with" not in out
-    assert "resumed: --init-from is not used again" in out
+    assert "resumed: the weights of --init-from are not used again" in out
 
 
 def test_a_missing_file_gives_a_one_line_error(refused, tiny_data, tmp_path):

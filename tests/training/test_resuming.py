@@ -140,3 +140,11 @@ def test_a_validation_lost_to_a_kill_is_done_after_the_resume(
     assert same(whole["state_dict"], parts["state_dict"])
     assert fit(tiny_data, tmp_path / "parts", "--max-steps", 12) == 0
     assert "is already trained" in capsys.readouterr().out
+
+
+def test_all_settings_that_differ_are_named_as_flags(refused, tiny_data, tiny_run):
+    words = ["--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--max-steps", "99"]
+    line = refused(train.main, *words, "--film", "--weighting", "min-snr")
+    before, now = line[line.index("was trained with ") :].split(": give")[0].split(", not ")
+    assert sorted(before.split()[3:]) == ["--no-film", "--weighting", "plain"]
+    assert sorted(now.split()) == ["--film", "--weighting", "min-snr"]
