@@ -80,11 +80,11 @@ QUICK: dict[str, Any] = dict(
     guidance=2.0,
     batch_size=16,
     warmup=20,
-    max_steps=600,
+    max_steps=800,
     max_time=120.0,
-    val_every=300,
+    val_every=400,
     val_images=200,
-    save_every=300,
+    save_every=400,
     compile="off",
 )
 
