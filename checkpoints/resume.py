@@ -97,8 +97,11 @@ def as_flag(name: str, value: Any) -> str:
     flag = flag_of(name)
     if isinstance(value, bool) and flag.startswith("--"):
         return flag if value else f"--no-{flag.removeprefix('--')}"
-    text = format_size(value) if name == "size" else reprlib.repr(value).strip("'")
-    return f"{flag} {text}"
+    if name == "size":
+        return f"{flag} {format_size(value)}"
+    if isinstance(value, (list, tuple)):
+        return f"{flag} {','.join(map(reprlib.repr, value[:8]))}"
+    return f"{flag} " + reprlib.repr(value).strip("'")
 
 
 def later_checkpoints(run_dir: Path, checkpoint: dict[str, Any]) -> list[Path]:

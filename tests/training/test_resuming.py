@@ -144,7 +144,7 @@ def test_a_validation_lost_to_a_kill_is_done_after_the_resume(
 
 def test_all_settings_that_differ_are_named_as_flags(refused, tiny_data, tiny_run):
     words = ["--dataset", tiny_data, "--run-dir", tiny_run, *TINY, "--max-steps", "99"]
-    line = refused(train.main, *words, "--film", "--weighting", "min-snr")
+    line = refused(train.main, *words, "--film", "--weighting", "min-snr", "--mults", "1,1")
     before, now = line[line.index("was trained with ") :].split(": give")[0].split(", not ")
-    assert sorted(before.split()[3:]) == ["--no-film", "--weighting", "plain"]
-    assert sorted(now.split()) == ["--film", "--weighting", "min-snr"]
+    assert sorted(before.split()[3:]) == ["--mults", "--no-film", "--weighting", "1,2", "plain"]
+    assert sorted(now.split()) == ["--film", "--mults", "--weighting", "1,1", "min-snr"]
