@@ -15,6 +15,8 @@ from runtime.randomness import Purpose
 KINDS = ("circle", "triangle", "square", "pentagon", "star")
 CIRCLE, STAR = KINDS.index("circle"), KINDS.index("star")
 CORNERS = (3, 3, 4, 5, 5)  # of each kind; the circle's number is not used
+UPRIGHT = np.array([0, -90, -45, -90, -90]) * np.pi / 180  # the angle of a corner of each kind
+TILT = 0.3  # radians between the most tilted to the left and to the right
 CHUNK = 1000  # images drawn at once, to limit the memory
 
 
@@ -22,16 +24,18 @@ def draw(count: int, size: Size, seed: int) -> tuple[Tensor, Tensor]:
     """Draw `count` images of one shape each: uint8 (N,3,H,W), and their kinds (N,).
 
     Image i is a function of (seed, i). All kinds are drawn in the same way: the distance of the
-    edge from the centre is a function of the angle.
+    edge from the centre is a function of the angle. The shapes stand upright and near the middle,
+    because a network learns them in a minute then; rotated by any angle, they took several.
     """
     generators = (np.random.default_rng((seed, Purpose.SHAPE, i)) for i in range(count))
     u = np.stack([random.random(10) for random in generators]).astype(np.float32)  # (N,10)
     kind = (u[:, 0] * len(KINDS)).astype(np.int64)  # (N,)
     H, W = height_and_width(size)
     extent = np.array([W, H], np.float32) / min(H, W)  # (2,)  1 is the image's smaller side
-    radius = 0.18 + 0.14 * u[:, 1]  # (N,)  in units of that side, like the centre
-    centre = radius[:, None] + (extent - 2 * radius[:, None]) * u[:, 2:4]  # (N,2)
-    rotation = 2 * np.pi * (u[:, 1] * 7919 % 1)  # (N,)
+    radius = 0.25 + 0.12 * u[:, 1]  # (N,)  in units of that side, like the centre
+    room = extent - 2 * radius[:, None]  # (N,2)  in which the whole shape is in the image
+    centre = extent / 2 + 0.6 * room * (u[:, 2:4] - 0.5)  # (N,2)
+    rotation = UPRIGHT[kind] + TILT * (u[:, 1] * 7919 % 1 - 0.5)  # (N,)
     colour = 0.35 + 0.65 * u[:, 4:7]  # (N,3)
     brightest = (u[:, 4] * 7919 % 3).astype(int)  # (N,)  the channel that has its full value
     colour[np.arange(count), brightest] = 1.0
@@ -64,7 +68,8 @@ def coverage(
     # the angle from the nearest corner
     phi = np.abs((angle + np.pi / corners) % (2 * np.pi / corners) - np.pi / corners)
     polygon = np.cos(np.pi / corners) / np.cos(np.pi / corners - phi)
-    star = 0.4 * np.sin(np.pi / 5) / (0.4 * np.sin(np.pi / 5 - phi) + np.sin(phi))
+    # between the corners at 1.1 and those at 0.55
+    star = 1.1 * 0.5 * np.sin(np.pi / 5) / (0.5 * np.sin(np.pi / 5 - phi) + np.sin(phi))
     edge = np.where(kind == CIRCLE, 0.85, np.where(kind == STAR, star, polygon))
     edge = radius[:, None, None] * edge
     return ((edge - np.hypot(x, y)) * side + 0.5).clip(0, 1)

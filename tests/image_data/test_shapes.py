@@ -29,3 +29,15 @@ def test_shapes_are_not_stretched_by_the_image():
     assert across[:, 48:].any()
     high = shapes.draw(40, (64, 32), seed=0)[0]
     assert (high.amax(dim=1) > 150)[:, 48:].any()
+
+
+def test_shapes_stand_upright():
+    images, labels = shapes.draw(200, 32, seed=0)
+    shape = images.amax(dim=1) > 120  # (200,32,32)
+    widths = shape.sum(dim=2)  # (200,32) of each row
+    for rows in widths[labels == shapes.KINDS.index("triangle")]:
+        rows = rows[rows > 0]
+        assert rows[:3].sum() < rows[-5:-2].sum()
+    for square in shape[labels == shapes.KINDS.index("square")]:
+        down, across = square.any(1).sum(), square.any(0).sum()
+        assert square.sum() > 0.7 * down * across  # a diamond would fill half of it
