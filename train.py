@@ -40,81 +40,13 @@ from runtime.arguments import (
 from runtime.output import protect_output
 from runtime.pretrained import model_path
 from runtime.signals import Stop
+from training.presets import CIFAR10_GUIDANCE, LAPTOP, PRESETS, QUICK, choose_preset
 
 LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
 OPTIONAL = ("wandb", "trackio")  # packages that are not in requirements.txt
 CONDITIONS = ("downscale:N", "gray", "mask", "edges", "pairs")
 # Settings that --condition leaves out of a preset.
 WITHOUT_CONDITION = ("class_conditional", "guidance")
-# The guidance of `laptop` for CIFAR-10 with labels: it needs more guidance than digits and garments
-# do.
-CIFAR10_GUIDANCE = 4.0
-
-LAPTOP: dict[str, Any] = dict(
-    width=32,
-    mults=(1, 2, 2),
-    attention=(8,),
-    blocks=1,
-    patch=2,
-    film=True,
-    schedule="cosine",
-    parameterization="x0",
-    weighting="min-snr+1",
-    variance="small",
-    optimizer="muon",
-    lr=2e-3,
-    warmup=100,
-    lr_schedule="linear",
-    class_conditional=True,
-    guidance=1.5,
-    batch_size=32,
-    max_steps=3000,
-    max_time=600.0,
-    val_every=750,
-    val_images=500,
-    save_every=750,
-)
-
-# For a first look with the built-in shapes: the changes to `LAPTOP`.
-QUICK: dict[str, Any] = dict(
-    guidance=2.0,
-    batch_size=16,
-    warmup=20,
-    max_steps=800,
-    max_time=120.0,
-    val_every=400,
-    val_images=200,
-    save_every=400,
-    compile="off",
-)
-
-# The defaults are those of the paper (Ho et al. 2020, appendix B, CIFAR-10). A preset replaces some
-# of them.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "laptop": LAPTOP,
-    "quick": LAPTOP | QUICK,
-    # For CIFAR-10 on one H200, where an earlier version took 125 s.
-    "speedrun": dict(
-        width=64,
-        dropout=0.0,
-        schedule="cosine",
-        parameterization="v",
-        variance="small",
-        t_sampling="stratified",
-        class_conditional=True,
-        batch_size=512,
-        optimizer="muon",
-        lr=1e-3,
-        warmup=300,
-        lr_schedule="linear",
-        ema_decay=0.998,
-        max_steps=1700,
-        val_every=850,
-        val_images=2000,
-        save_every=850,
-    ),
-}
 
 
 def build_parser() -> Parser:
@@ -560,13 +492,6 @@ def parse_with_preset(
         parser.set_defaults(guidance=CIFAR10_GUIDANCE)
         args = parser.parse_args(argv)
     return args
-
-
-def choose_preset(name: str, device: str) -> str:
-    """Return the preset that "auto" stands for on this kind of device."""
-    if name != "auto":
-        return name
-    return "paper" if device == "cuda" else "laptop"
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from runtime.devices import Precision, pick_precision
 from sampling.plan import plan_sampling
 from sampling.sample_sets import sample_batch
 from training.ema import Ema
+from training.presets import PRESETS
 from training.progress import Progress
 from Unet import Unet
 
@@ -58,7 +59,7 @@ FLAGS = [
 def unet(network: str) -> dict[str, Any]:
     """The arguments of this project's network in the preset."""
     names = ("width", "mults", "attention", "blocks", "patch")
-    return {name: value for name, value in train.PRESETS[network].items() if name in names}
+    return {name: value for name, value in PRESETS[network].items() if name in names}
 
 
 def sampler_of(

@@ -16,6 +16,7 @@ import train
 from checkpoints.checkpoint import load_model
 from diffusion.settings import ModelSettings
 from DiffusionModel import DiffusionModel
+from training.presets import PRESETS
 
 
 def test_the_speedrun_trains(tiny_data, tmp_path):
@@ -150,7 +151,7 @@ def test_the_paper_preset_has_the_papers_values():
         1,
         False,
     )
-    assert train.PRESETS["paper"] == {}
+    assert PRESETS["paper"] == {}
     paper = ModelSettings()
     for name in ("width", "mults", "attention", "blocks"):
         assert getattr(args, name) == getattr(paper, name)

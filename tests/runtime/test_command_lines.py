@@ -25,6 +25,7 @@ from evaluation import features
 from runtime import arguments, flags
 from runtime.arguments import PrintVersions
 from sampling import samplers, time_grid
+from training.presets import PRESETS
 
 SCRIPTS = {
     "train.py": train,
@@ -90,9 +91,7 @@ def test_the_flags_of_a_preset_that_help_shows_are_the_preset():
     words["quick"] = words["laptop"] + words["quick"][3:]
     found = {name: vars(parser.parse_args(flags)) for name, flags in words.items()}
     assert found == {
-        name: vars(parser.parse_args([])) | preset
-        for name, preset in train.PRESETS.items()
-        if preset
+        name: vars(parser.parse_args([])) | preset for name, preset in PRESETS.items() if preset
     }
 
 
