@@ -123,6 +123,10 @@ class DiffSet(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Tensor:
         return to_float(self.images[index])  # (C,H,W)
 
+    def relabel(self, labels: Tensor, classes: tuple[str, ...]) -> None:
+        """Replace the labels (N,) and the names of the classes."""
+        self.labels, self.classes = labels, classes
+
     def digest(self) -> str:
         """A hash of the images. A resumed run must have the same images."""
         digest = hashlib.sha256()

@@ -207,6 +207,13 @@ def add_diffusion_flags(group: flags.Group) -> None:
         help="condition the network on the label; not in the paper (no)",
     )
     add(
+        "--clusters",
+        type=whole(0),
+        default=0,
+        metavar="K",
+        help="condition the network on K clusters of similar images, instead of labels (0)",
+    )
+    add(
         "--guidance",
         type=real(0, 1000),
         default=1.0,
@@ -278,7 +285,7 @@ def add_training_flags(group: flags.Group) -> None:
         type=real(0, 1e9),
         default=1.0,
         metavar="X",
-        help="maximum norm of the gradient, 0 for no limit (1)",
+        help="maximum norm of the gradient, 0: no limit (1)",
     )
     add(
         "--ema-decay",
@@ -318,7 +325,7 @@ def add_training_flags(group: flags.Group) -> None:
         type=whole(1),
         default=1,
         metavar="N",
-        help="split each batch into N parts to save memory (1)",
+        help="split a batch into N parts to save memory (1)",
     )
     add(
         "--gradient-checkpointing",
@@ -488,7 +495,7 @@ def parse_with_preset(
     parser.set_defaults(**(values | (of_weights or {})))
     args = parser.parse_args(argv)
     of_cifar10 = Path(args.dataset).stem.lower() == "cifar10" and args.class_conditional
-    if preset == "laptop" and of_cifar10 and not args.condition:
+    if preset == "laptop" and of_cifar10 and not args.condition and not args.clusters:
         parser.set_defaults(guidance=CIFAR10_GUIDANCE)
         args = parser.parse_args(argv)
     return args

@@ -32,7 +32,7 @@ NETWORK = (
 # Settings that checkpoints of earlier versions lack. Those were trained with the defaults.
 ADDED = (
     *("optimizer", "muon_lr", "lr_schedule", "cooldown", "guidance", "unet2d"),
-    *("condition", "condition_depth"),
+    *("condition", "condition_depth", "clusters", "cluster_shares"),
 )
 LEAST_SIGNAL = 1e-30  # below this alpha_bar, x_t in float32 does not depend on x_0
 
@@ -86,6 +86,11 @@ class ModelSettings:
     # The dataset and its classes, so that a checkpoint is complete.
     dataset: str = ""
     class_names: tuple[str, ...] = ()
+
+    # The number of clusters that replace the classes of the dataset, 0 for none, and the share of
+    # the training images in each. Samples get clusters with the same frequencies.
+    clusters: int = 0
+    cluster_shares: tuple[float, ...] = ()
 
     # The condition of an image-conditional model: see `conditions`; "" for none.
     condition: str = ""
@@ -179,6 +184,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "patch": (int, 1, 16),
     "film": (bool, 0, 1),
     "classes": (int, 0, 100_000),
+    "clusters": (int, 0, 10_000),
     "outputs": (int, 1, 2),
     "augmentations": (int, 0, 64),
     "augment": (float, 0, 1),
@@ -217,6 +223,9 @@ def check_settings(settings: dict[str, Any], title: Callable[[str], str] = str) 
     class_names, classes = settings.get("class_names", ()), settings.get("classes", 0)
     if classes and len(class_names) != classes:
         raise ValueError(f"class_names has {len(class_names)} names, not {classes}")
+    clusters, shares = settings.get("clusters", 0), settings.get("cluster_shares", ())
+    if len(shares) not in (0, clusters) or (shares and classes != clusters):
+        raise ValueError(f"cluster_shares has {len(shares)} numbers, not {clusters}")
     if {"condition", "condition_depth", "depth"} <= settings.keys():
         kind, channels = settings["condition"], settings["condition_depth"]
         needed = condition_channels(kind, settings["depth"], paired=channels)
@@ -259,6 +268,9 @@ def check_setting(name: str, value: Any) -> tuple[bool, str]:
         good = is_tuple_of(float, value) and len(value) <= NUMBERS["T"][2]
         good = good and all(0 < beta <= 1 for beta in value)
         return good, "numbers above 0, and at most 1"
+    if name == "cluster_shares":
+        good = is_tuple_of(float, value) and all(0 <= share <= 1 for share in value)
+        return good, "numbers from 0 to 1"
     if name == "dataset":
         return type(value) is str, "a name"
     if name == "unet2d":

@@ -39,6 +39,11 @@ def batches(
         yield indices.tolist(), x_0, data.labels[indices].to(device)
 
 
+def known_labels(model: DiffusionModel, y: Tensor) -> Tensor | None:
+    """The labels (B,) of the dataset, if the model was trained with them; None otherwise."""
+    return y if model.unet.classes and not model.settings.clusters else None
+
+
 def summarize(bits: Tensor, data: DiffSet) -> dict[str, float]:
     """Mean of bits/dim (N,) and its standard error.
 
@@ -77,7 +82,7 @@ def variational_bound(
             return {}
         shape = tuple(x_0.shape[1:])
         noise = Noise(seed, indices, shape, model.device, Purpose.LIKELIHOOD_NOISE)
-        labels = y if model.unet.classes else None
+        labels = known_labels(model, y)
         if terms is None:
             bounds.append(likelihood.bound(model, x_0, noise, labels))  # (T+1,B)
         else:
@@ -103,7 +108,7 @@ def flow_likelihood(
         shape = tuple(x_0.shape[1:])
         uniform = uniform_noise(seed, indices, shape, model.device)
         noise = Noise(seed, indices, shape, model.device, Purpose.LIKELIHOOD_NOISE)
-        labels = y if model.unet.classes else None
+        labels = known_labels(model, y)
         bits.append(flow(model, x_0, uniform, noise, labels))
     return summarize(torch.cat(bits).cpu().double(), data)
 

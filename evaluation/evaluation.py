@@ -198,8 +198,9 @@ def measure_samples(prepared: Prepared) -> Iterator[dict[str, Any]]:
     sampling_plan = prepared.sampling_plans[0]
     sets = prepared.read_sets(sampling_plan)
     images, cost = [samples for samples, _ in sets], sets[0][1]
-    classes = model.unet.classes
-    labels = torch.arange(plan.num) % classes if classes else None
+    labels = None  # clusters are not the classes of the dataset
+    if model.unet.classes and not model.settings.clusters:
+        labels = torch.arange(plan.num) % model.unet.classes
     sampling = sample_sets.plan_settings(sampling_plan) | {
         "seeds": plan.seeds,
         "device": model.device.type,

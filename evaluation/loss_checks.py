@@ -24,6 +24,7 @@ SIMILAR = (
     "dataset",
     "image_size",
     "class_conditional",
+    "clusters",
     "T",
     "schedule",
     "beta_small",

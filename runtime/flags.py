@@ -29,7 +29,7 @@ def flag_of(setting: str) -> str:
     """The flag of a setting of the model, for messages. The data or --init-from determine
     some settings; no flag holds their value, so their own name is returned."""
     from_data = ("data", "dataset", "depth", "condition_depth", "classes", "class_names")
-    if setting in (*from_data, "unet2d"):
+    if setting in (*from_data, "cluster_shares", "unet2d"):
         return setting
     flags = {"size": "--image-size", "betas": "--schedule"}
     return flags.get(setting, "--" + setting.replace("_", "-"))

@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
     SUBSET = 9  # the random subset of a dataset that represents it
     PURE_NOISE = 10  # images of pure noise, the reference for a large distance
     CONDITION = 11  # masks in previews, samples and evaluations of image-conditional models
+    CLUSTER = 12  # the first centres of clusters
 
 
 def seed_of(*key: int) -> int:

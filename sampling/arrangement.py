@@ -11,6 +11,7 @@ from DiffusionModel import DiffusionModel
 from runtime.suggestions import nearest
 from sampling.generate import ImageLayout
 from sampling.image_request import ImageRequest
+from sampling.plan import labels_in_turn
 
 DEFAULT_NUM = 16
 DEFAULT_NUM_OF_EACH_CLASS = 8
@@ -33,7 +34,7 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageLayout:
     if request.without_class and classes and always_labelled:
         raise ValueError("this model was trained only with labels: give another --class than none")
     if label is None and classes and not is_edit(request, model):
-        return of_all_classes(classes, num or DEFAULT_NUM)
+        return of_all_classes(model, num or DEFAULT_NUM)
     if label is None and classes and always_labelled:  # an edit with each class
         label, num = "all", num or math.ceil(DEFAULT_NUM / classes)
     labels = [] if label is None or request.without_class else find_labels(label, model)
@@ -50,11 +51,11 @@ def arrange_images(request: ImageRequest, model: DiffusionModel) -> ImageLayout:
     )
 
 
-def of_all_classes(classes: int, total: int) -> ImageLayout:
-    """`total` images. Image i has label i mod K."""
+def of_all_classes(model: DiffusionModel, total: int) -> ImageLayout:
+    """`total` images of all classes, see `labels_in_turn`."""
     return ImageLayout(
         total=total,
-        labels=tuple(i % classes for i in range(total)),
+        labels=tuple(labels_in_turn(model, range(total)) or ()),
         columns=0,
         order=tuple(range(min(SHOWN, total))),
     )

@@ -11,8 +11,10 @@ width.
 """
 
 import math
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ DEFAULT_SAMPLER = "unipc"
 DEFAULT_EVALUATIONS = 20
 # Autoguidance applies from t = T down to this fraction of T.
 AUTOGUIDANCE_END = 0.2
+GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 @dataclass(frozen=True)
@@ -178,9 +181,18 @@ def check_guidance(
 
 
 def labels_in_turn(model: DiffusionModel, indices: range) -> list[int] | None:
-    """The labels i mod K of images i for a model with K classes, or None without classes."""
-    classes = model.unet.classes
-    return [i % classes for i in indices] if classes else None
+    """The labels i mod K of images i for a model with K classes, or None without classes.
+
+    Clusters get the frequencies that they have among the training images, also in any range of
+    images, because multiples of the golden ratio, modulo 1, are spread evenly.
+    """
+    classes, shares = model.unet.classes, model.settings.cluster_shares
+    if not classes:
+        return None
+    if not shares:
+        return [i % classes for i in indices]
+    limits = list(accumulate(shares))
+    return [min(bisect(limits, i * GOLDEN_RATIO % 1), classes - 1) for i in indices]
 
 
 def guided_model(

@@ -81,6 +81,12 @@ class TrainingSettings:
                 "--eval-every does not measure image-conditional models: leave it out, and run "
                 "evaluate.py after training"
             )
+        if self.model.clusters == 1:
+            raise ValueError("--clusters 1 has only one cluster: give at least 2")
+        if self.model.clusters and self.model.condition:
+            raise ValueError("--clusters cannot be combined with --condition: leave out one")
+        if self.model.clusters and self.model.label_dropout == 0:
+            raise ValueError("--clusters needs --label-dropout above 0")
         if self.accumulate == 1:
             return
         if self.batch_size % (self.accumulate * world_size):

@@ -12,12 +12,15 @@ from diffusion.conditions import check_condition, condition_channels
 from diffusion.settings import ModelSettings, check_settings, read_schedule
 from DiffusionModel import DiffusionModel
 from evaluation.features import FeatureExtractor, load_feature_extractor, reference_features
+from image_data.clusters import find_centres, nearest_centres
 from runtime.flags import flag_of
 from runtime.image_size import Size, height_and_width
 from runtime.launcher import Machine
 from training.initial_weights import model_from, new_model
 from training.settings import FixedSettings, TrainingSettings
 from Unet import check_sizes
+
+CLUSTERED = 20_000  # training images that the centres of clusters are computed from
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,13 @@ def set_up(settings: TrainingSettings, machine: Machine, evaluate: bool = False)
     settings.check(machine.processes.world_size)
     data = load_data(settings, True, settings.image_size)
     unseen = load_data(settings, False, data.size)
-    model_settings = complete_model_settings(settings, data)
     flip = data.flip if settings.flip is None else settings.flip
     reference = None
     if evaluate and settings.eval_every and machine.is_first and len(data.classes) > 1:
         reference = load_reference(settings, data, unseen, machine.device)
+    if settings.model.clusters:
+        label_by_cluster(data, unseen, settings.model.clusters)
+    model_settings = complete_model_settings(settings, data)
     serve = partial(
         Batches,
         batch_size=settings.batch_size,
@@ -116,7 +121,9 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
     dropout = settings.dropout
     if dropout is None:
         dropout = 0.1 if data.name == "cifar10" and settings.preset == "paper" else 0.0
-    conditional = settings.class_conditional and len(data.classes) > 1
+    clusters = settings.model.clusters
+    conditional = clusters > 0 or (settings.class_conditional and len(data.classes) > 1)
+    sizes = torch.bincount(data.labels, minlength=clusters) if clusters else torch.zeros(0)
     condition = settings.model.condition
     check_settings({"condition": condition}, flag_of)
     check_condition(condition, data.depth, *height_and_width(data.size))
@@ -129,11 +136,26 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
         dataset=data.name,
         class_names=data.classes,
         classes=len(data.classes) if conditional else 0,
+        cluster_shares=tuple((sizes / len(data)).tolist()),
     )
     model = read_schedule(model)
     check_settings(asdict(model), flag_of)
     check_image_size(model.size, model)
     return model
+
+
+def label_by_cluster(data: DiffSet, unseen: DiffSet, count: int) -> None:
+    """Replace the labels of both splits by clusters of the training images. Raises ValueError."""
+    check_settings({"clusters": count}, flag_of)
+    if count > len(data):
+        raise ValueError(
+            f"--clusters {count} is more than the {len(data)} images of {data.name}: "
+            f"choose at most {len(data)}"
+        )
+    centres = find_centres(data.images[data.subset(CLUSTERED)], count)
+    names = tuple(f"cluster {i}" for i in range(count))
+    for split in (data, unseen):
+        split.relabel(nearest_centres(split.images, centres), names)
 
 
 def initial_model(settings: TrainingSettings, model: ModelSettings) -> tuple[DiffusionModel, str]:
