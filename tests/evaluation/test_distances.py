@@ -137,7 +137,7 @@ def test_inception_score_of_certain_and_of_uniform_predictions():
 @pytest.mark.parametrize(
     ("worse", "levels"),
     [
-        (noisy, (0, 12, 36, 108)),
+        (noisy, (0, 24, 72, 216)),
         pytest.param(blurred, (0, 0.6, 1.2, 2), marks=pytest.mark.slow),
     ],
 )
