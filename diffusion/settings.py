@@ -125,6 +125,11 @@ class ModelSettings:
             "augmentations": augment.LABEL_LENGTH if self.augment else 0,
         }
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the classes are the labels of the dataset, not clusters."""
+        return self.classes > 0 and not self.clusters
+
     def beta(self) -> np.ndarray:
         """beta(1) .. beta(T), float64 (T,). Raises ValueError if they are not T numbers, or if x_t
         would contain too little of x_0 to predict it."""
@@ -224,8 +229,11 @@ def check_settings(settings: dict[str, Any], title: Callable[[str], str] = str) 
     if classes and len(class_names) != classes:
         raise ValueError(f"class_names has {len(class_names)} names, not {classes}")
     clusters, shares = settings.get("clusters", 0), settings.get("cluster_shares", ())
-    if len(shares) not in (0, clusters) or (shares and classes != clusters):
-        raise ValueError(f"cluster_shares has {len(shares)} numbers, not {clusters}")
+    if shares and not len(shares) == clusters == classes:
+        raise ValueError(
+            f"cluster_shares has {len(shares)} numbers for {clusters} clusters and "
+            f"{classes} classes"
+        )
     if {"condition", "condition_depth", "depth"} <= settings.keys():
         kind, channels = settings["condition"], settings["condition_depth"]
         needed = condition_channels(kind, settings["depth"], paired=channels)

@@ -41,7 +41,7 @@ def batches(
 
 def known_labels(model: DiffusionModel, y: Tensor) -> Tensor | None:
     """The labels (B,) of the dataset, if the model was trained with them; None otherwise."""
-    return y if model.unet.classes and not model.settings.clusters else None
+    return y if model.settings.uses_labels else None
 
 
 def summarize(bits: Tensor, data: DiffSet) -> dict[str, float]:

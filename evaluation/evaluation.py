@@ -198,9 +198,8 @@ def measure_samples(prepared: Prepared) -> Iterator[dict[str, Any]]:
     sampling_plan = prepared.sampling_plans[0]
     sets = prepared.read_sets(sampling_plan)
     images, cost = [samples for samples, _ in sets], sets[0][1]
-    labels = None  # clusters are not the classes of the dataset
-    if model.unet.classes and not model.settings.clusters:
-        labels = torch.arange(plan.num) % model.unet.classes
+    uses_labels = model.settings.uses_labels
+    labels = torch.arange(plan.num) % model.unet.classes if uses_labels else None
     sampling = sample_sets.plan_settings(sampling_plan) | {
         "seeds": plan.seeds,
         "device": model.device.type,

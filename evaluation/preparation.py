@@ -253,8 +253,7 @@ def load_real_images(prepared: Prepared) -> tuple[DiffSet, DiffSet]:
 def check_labels(model: DiffusionModel, train_set: DiffSet, test_set: DiffSet) -> None:
     """Raise ValueError if a label is not among the classes of the model."""
     highest = max(int(test_set.labels.max()), int(train_set.labels.max()))
-    has_labels = model.unet.classes > 0 and not model.settings.clusters
-    if has_labels and highest >= model.unet.classes:
+    if model.settings.uses_labels and highest >= model.unet.classes:
         raise ValueError(
             f"{test_set.name} has the label {highest}, and the model has "
             f"{model.unet.classes} classes: give the --dataset that it was trained on"

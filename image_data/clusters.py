@@ -38,7 +38,8 @@ def find_centres(images: Tensor, count: int) -> Tensor:
         squared = torch.cdist(x, centres).amin(1) ** 2  # (N,)
         if not squared.any():
             raise ValueError(
-                f"--clusters {count} needs as many different images, and there are {len(centres)}"
+                f"{count} clusters need as many different images, and there are only "
+                f"{len(centres)}: choose fewer clusters"
             )
         chosen = torch.multinomial(squared, 1, generator=random)
         centres = torch.cat([centres, x[chosen]])

@@ -16,7 +16,7 @@ KINDS = ("circle", "triangle", "square", "pentagon", "star")
 CIRCLE, STAR = KINDS.index("circle"), KINDS.index("star")
 CORNERS = (3, 3, 4, 5, 5)  # of each kind; the circle's number is not used
 UPRIGHT = np.array([0, -90, -45, -90, -90]) * np.pi / 180  # the angle of a corner of each kind
-TILT = 0.3  # radians between the most tilted to the left and to the right
+TILT = 0.3  # radians, from the largest tilt to the left to the largest one to the right
 CHUNK = 1000  # images drawn at once, to limit the memory
 
 
@@ -24,8 +24,8 @@ def draw(count: int, size: Size, seed: int) -> tuple[Tensor, Tensor]:
     """Draw `count` images of one shape each: uint8 (N,3,H,W), and their kinds (N,).
 
     Image i is a function of (seed, i). All kinds are drawn in the same way: the distance of the
-    edge from the centre is a function of the angle. The shapes stand upright and near the middle,
-    because a network learns them in a minute then; rotated by any angle, they took several.
+    edge from the centre is a function of the angle. The shapes stand upright and near the middle:
+    a short training does not learn shapes that are rotated by any angle.
     """
     generators = (np.random.default_rng((seed, Purpose.SHAPE, i)) for i in range(count))
     u = np.stack([random.random(10) for random in generators]).astype(np.float32)  # (N,10)
@@ -68,7 +68,7 @@ def coverage(
     # the angle from the nearest corner
     phi = np.abs((angle + np.pi / corners) % (2 * np.pi / corners) - np.pi / corners)
     polygon = np.cos(np.pi / corners) / np.cos(np.pi / corners - phi)
-    # between the corners at 1.1 and those at 0.55
+    # in units of the radius, the outer corners are at 1.1 and the inner ones at half of that
     star = 1.1 * 0.5 * np.sin(np.pi / 5) / (0.5 * np.sin(np.pi / 5 - phi) + np.sin(phi))
     edge = np.where(kind == CIRCLE, 0.85, np.where(kind == STAR, star, polygon))
     edge = radius[:, None, None] * edge

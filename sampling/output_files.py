@@ -21,7 +21,8 @@ def write_images(folder: Path, job: SamplingJob | NoisingJob, images: GeneratedI
     if isinstance(job, SamplingJob):
         columns = job.layout.columns
         labels = job.layout.labels
-        arrays = {"arr_1": labels} if labels else {}
+        # Clusters are left out: they would be taken for classes of the dataset.
+        arrays = {"arr_1": labels} if labels and job.model.settings.uses_labels else {}
         write_npz(folder / "samples.npz", arr_0=images.images, **arrays)
     write_trajectory(folder / "trajectory.npz", images, columns)
     written = set()

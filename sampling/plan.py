@@ -183,8 +183,8 @@ def check_guidance(
 def labels_in_turn(model: DiffusionModel, indices: range) -> list[int] | None:
     """The labels i mod K of images i for a model with K classes, or None without classes.
 
-    Clusters get the frequencies that they have among the training images, also in any range of
-    images, because multiples of the golden ratio, modulo 1, are spread evenly.
+    Clusters are as frequent as among the training images: the multiples of the golden ratio, modulo
+    1, are spread evenly, also in any range of images.
     """
     classes, shares = model.unet.classes, model.settings.cluster_shares
     if not classes:

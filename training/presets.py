@@ -38,7 +38,7 @@ LAPTOP: dict[str, Any] = dict(
 CIFAR10_GUIDANCE = 4.0
 
 # For a first look with the built-in shapes: the changes to `LAPTOP`. On the same machine, `bash
-# run.sh` takes 85 s from the start of training to the page, and all five kinds are recognizable.
+# run.sh` takes 85 s after the set-up, and all five kinds are recognizable.
 QUICK: dict[str, Any] = dict(
     guidance=2.0,
     batch_size=16,

@@ -123,7 +123,9 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
         dropout = 0.1 if data.name == "cifar10" and settings.preset == "paper" else 0.0
     clusters = settings.model.clusters
     conditional = clusters > 0 or (settings.class_conditional and len(data.classes) > 1)
-    sizes = torch.bincount(data.labels, minlength=clusters) if clusters else torch.zeros(0)
+    shares: tuple[float, ...] = ()
+    if clusters:
+        shares = tuple((torch.bincount(data.labels, minlength=clusters) / len(data)).tolist())
     condition = settings.model.condition
     check_settings({"condition": condition}, flag_of)
     check_condition(condition, data.depth, *height_and_width(data.size))
@@ -136,7 +138,7 @@ def complete_model_settings(settings: TrainingSettings, data: DiffSet) -> ModelS
         dataset=data.name,
         class_names=data.classes,
         classes=len(data.classes) if conditional else 0,
-        cluster_shares=tuple((sizes / len(data)).tolist()),
+        cluster_shares=shares,
     )
     model = read_schedule(model)
     check_settings(asdict(model), flag_of)

@@ -1,6 +1,7 @@
 """Runs of train.py --clusters: training, resuming, sampling, evaluation."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,14 @@ from training_runs import fit, losses, weights_hash
 
 import evaluate
 import Inference
+import train
 from checkpoints.checkpoint import load_model
+from Dataset import DiffSet
+from diffusion.settings import check_settings
+from evaluation.bits_per_dim import known_labels
+from evaluation.preparation import check_labels
 from sampling.plan import labels_in_turn
+from training import setup
 
 WORDS = ["--clusters", "3", "--val-every", "3", "--save-every", "3"]
 
@@ -32,6 +39,16 @@ def test_clusters_are_the_classes_of_the_model(clustered):
     assert sorted(settings.cluster_shares, reverse=True) == list(settings.cluster_shares)
 
 
+def test_unseen_images_have_the_clusters_of_the_training_images(tiny_data):
+    data, unseen = (DiffSet(train, str(tiny_data)) for train in (True, False))
+    dark = unseen.labels == 0
+    setup.label_by_cluster(data, unseen, 2)
+    assert unseen.classes == data.classes == ("cluster 0", "cluster 1")
+    (found,) = unseen.labels[dark].unique()
+    (other,) = unseen.labels[~dark].unique()
+    assert found != other
+
+
 def test_a_resumed_run_has_the_same_clusters(clustered, tiny_data, tmp_path):
     assert fit(tiny_data, tmp_path, *WORDS, "--max-steps", 6) == 0
     assert weights_hash(tmp_path) == weights_hash(clustered)
@@ -47,10 +64,16 @@ def test_samples_have_the_frequencies_of_the_clusters(clustered):
 
 
 def test_one_cluster_can_be_sampled(clustered, tmp_path, refused):
-    words = ["--ckpt", str(clustered), "--steps", "2", "--device", "cpu", "--out", str(tmp_path)]
-    assert Inference.main([*words, "--class", "cluster 2", "--num", "2"]) == 0
-    with np.load(tmp_path / "samples.npz") as samples:
-        assert samples["arr_1"].tolist() == [2, 2]
+    found = []
+    for name in ("cluster 2", "2", "cluster 0"):
+        out = tmp_path / name
+        words = ["--ckpt", str(clustered), "--steps", "2", "--device", "cpu", "--out", str(out)]
+        assert Inference.main([*words, "--class", name, "--num", "2"]) == 0
+        with np.load(out / "samples.npz") as samples:
+            assert samples.files == ["arr_0"]  # clusters are not labels of the dataset
+            found.append(samples["arr_0"])
+    assert (found[0] == found[1]).all()
+    assert (found[0] != found[2]).any()
     assert "unknown class '3'" in refused(Inference.main, *words, "--class", "3")
 
 
@@ -60,7 +83,40 @@ def test_clusters_are_not_mistaken_for_labels(clustered, tiny_data):
     assert evaluate.main(words) == 0
     measured = json.loads((clustered / "metrics.json").read_text())
     (distances,) = measured["distances"].values()
-    assert "requested" not in json.dumps(distances)
+    assert "shares" in distances
+    assert "as_asked" not in distances
+    y = torch.zeros(4, dtype=torch.int64)
+    assert known_labels(load_model(clustered).model, y) is None
+
+
+def test_the_dataset_may_have_more_labels_than_there_are_clusters(clustered):
+    many = SimpleNamespace(labels=torch.arange(10), name="many")
+    check_labels(load_model(clustered).model, many, many)  # type: ignore[arg-type]
+
+
+def test_the_feature_extractor_of_eval_every_knows_the_labels(tiny_data, tmp_path, monkeypatch):
+    seen = []
+    load = setup.load_feature_extractor
+    monkeypatch.setattr(
+        setup,
+        "load_feature_extractor",
+        lambda name, data, *rest: seen.append(data.classes) or load(name, data, *rest),
+    )
+    words = ["--eval-every", "2", "--eval-images", "4", "--max-steps", "2"]
+    assert fit(tiny_data, tmp_path, *WORDS, *words) == 0
+    assert seen == [("0", "1")]
+
+
+def test_clusters_of_cifar10_have_the_guidance_of_the_preset():
+    words = ["--dataset", "cifar10"]
+    assert train.parse_with_preset(words, "laptop").guidance == 4
+    assert train.parse_with_preset([*words, "--clusters", "10"], "laptop").guidance == 1.5
+
+
+def test_shares_that_do_not_fit_are_refused(clustered):
+    settings = {**load_model(clustered).model.hparams, "clusters": 4}
+    with pytest.raises(ValueError, match="3 numbers for 4 clusters and 3 classes"):
+        check_settings(settings)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def gray_images(levels: list[int]) -> torch.Tensor:
 def test_similar_images_are_in_one_cluster():
     images = gray_images([0, 1, 2, 3, 250, 251, 252, 120, 121])
     labels = nearest_centres(images, find_centres(images, 3))
-    assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2]  # the largest cluster comes first
+    assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2]  # the largest cluster is first
     assert labels.dtype == torch.int64
 
 
@@ -31,5 +31,5 @@ def test_clusters_are_the_same_again():
 def test_more_clusters_than_different_images_are_refused():
     images = gray_images([7, 7, 9, 9])
     assert nearest_centres(images, find_centres(images, 2)).tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
-    with pytest.raises(ValueError, match="--clusters 3 needs as many different images"):
+    with pytest.raises(ValueError, match="need as many different images, and there are only 2"):
         find_centres(images, 3)
