@@ -131,7 +131,7 @@ def test_shares_that_do_not_fit_are_refused(clustered):
 )
 def test_impossible_clusters_are_refused(words, message, tiny_data, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        fit(tiny_data, tmp_path / "run", *words)
+        fit(tiny_data, tmp_path / "run", *words, "--max-steps", 2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
